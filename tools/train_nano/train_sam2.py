@@ -1,0 +1,435 @@
+"""Train SAM2-nano on clips of one moving object, as SAM 2 is trained, and export it into the package.
+
+    python tools/train_nano/train_sam2.py --out runs/sam2_nano --steps 6000
+    python tools/train_nano/train_sam2.py --out runs/sam2_nano --steps 6000 --resume
+    python tools/train_nano/train_sam2.py --out runs/sam2_nano --evaluate-only
+
+The clips come from the training classes of the domain "textures" (`cavsam.synth`); a clip shows one and the
+same object, never two of a class: to match another instance is what CAV-SAM has to add. Batch k is a function of
+(--seed, k), so a resumed run continues exactly where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import multiprocessing
+import queue
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hydra.utils import instantiate
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cavsam import synth
+
+PACKAGE = Path(__file__).resolve().parents[2] / "cavsam" / "nano" / "sam2"
+SIZE = 256
+LOSS_SIZE = 128  # masks are compared at half the image's size
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIPS_OF_LENGTH = {
+    2: 7,
+    3: 4,
+    4: 3,
+}  # batch size for each clip length: every step costs about the same
+PROMPTS = {"mask": 0.7, "box": 0.15, "points": 0.15}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """frames: uint8 (B, T, H, W, 3); masks: bool (B, T, H, W).
+
+    prompt: what is given on the frames in `prompted` (always the first; a second one only with masks).
+    points: float32 (B, P, 2) x, y in pixels, labels: int32 (B, P); both None for mask prompts.
+    """
+
+    frames: NDArray[np.uint8]
+    masks: NDArray[np.bool_]
+    prompt: str
+    prompted: tuple[int, ...]
+    points: NDArray[np.float32] | None
+    labels: NDArray[np.int32] | None
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+def make_batch(seed: int, step: int) -> Batch:
+    """The batch of one step, a function of its arguments alone."""
+    rng = np.random.default_rng([seed, step])
+    length = int(rng.choice([2, 3, 4], p=[0.6, 0.25, 0.15]))
+    names = synth.classes("textures", "train")
+    clips = []
+    for _ in range(CLIPS_OF_LENGTH[length]):
+        clips.append(
+            synth.clip(
+                names[int(rng.integers(len(names)))],
+                seed=synth.seed_of("train", int(rng.integers(len(synth.SEEDS["train"])))),
+                size=SIZE,
+                length=length,
+                motion="far" if rng.random() < 0.65 else "smooth",
+            )
+        )
+    frames = np.stack([clip.frames for clip in clips])
+    masks = np.stack([clip.masks for clip in clips])
+    prompt = str(rng.choice(list(PROMPTS), p=list(PROMPTS.values())))
+    prompted = (
+        (0, 1) if prompt == "mask" and length > 2 and masks[:, 1].any((1, 2)).all() and rng.random() < 0.4 else (0,)
+    )
+    points, labels = _prompt_points(rng, prompt, masks[:, 0])
+    return Batch(frames, masks, prompt, prompted, points, labels)
+
+
+def _prompt_points(
+    rng: np.random.Generator, prompt: str, masks: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32] | None, NDArray[np.int32] | None]:
+    if prompt == "mask":
+        return None, None
+    if prompt == "box":
+        corners = []
+        for mask in masks:
+            ys, xs = np.nonzero(mask)
+            box = np.array([[xs.min(), ys.min()], [xs.max(), ys.max()]], dtype=np.float32)
+            corners.append(box + rng.normal(0, 0.04, (2, 2)) * (box[1] - box[0]))
+        points = np.stack(corners).astype(np.float32)
+        return points, np.tile(np.array([2, 3], dtype=np.int32), (len(masks), 1))
+    count = int(rng.integers(1, 4))
+    labels = np.ones((len(masks), count), dtype=np.int32)
+    points = np.zeros((len(masks), count, 2), dtype=np.float32)
+    for b, mask in enumerate(masks):
+        for p in range(count):
+            labels[b, p] = 1 if p == 0 or rng.random() < 0.6 else 0
+            ys, xs = np.nonzero(mask if labels[b, p] else ~mask)
+            pick = int(rng.integers(len(ys)))
+            points[b, p] = xs[pick], ys[pick]
+    return points, labels
+
+
+def _produce(out: multiprocessing.Queue, seed: int, first: int, stop: int) -> None:
+    for step in range(first, stop):
+        out.put(make_batch(seed, step))
+
+
+def batches(seed: int, first: int, stop: int) -> Iterator[Batch]:
+    """The batches first .. stop-1 in order, made by a process of their own."""
+    context = multiprocessing.get_context("spawn")
+    ready: multiprocessing.Queue = context.Queue(maxsize=6)
+    process = context.Process(target=_produce, args=(ready, seed, first, stop), daemon=True)
+    process.start()
+    try:
+        for _ in range(first, stop):
+            while True:
+                try:
+                    yield ready.get(timeout=30)
+                    break
+                except queue.Empty:
+                    if not process.is_alive():
+                        raise RuntimeError("The process that makes the clips has ended early.") from None
+    finally:
+        process.terminate()
+
+
+# ------------------------------------------------------------------------------------------------ model
+
+
+def build_model() -> nn.Module:
+    """SAM2-nano with fresh weights (float32), from the package's own configuration."""
+    return instantiate(OmegaConf.load(PACKAGE / "sam2_nano.yaml").model, _recursive_=True)
+
+
+def initialise(model: nn.Module) -> None:
+    """Truncated normal weights for the trunk as in its paper, position embeddings included."""
+    trunk = model.image_encoder.trunk
+    for module in trunk.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02 if module.in_features > 64 else 0.05)
+            nn.init.zeros_(module.bias)
+    nn.init.trunc_normal_(trunk.pos_embed, std=0.02)
+    nn.init.trunc_normal_(trunk.pos_embed_window, std=0.02)
+    for block in model.memory_encoder.fuser.layers:
+        nn.init.constant_(block.gamma, 0.1)  # 1e-6 would need far more steps than these to come alive
+
+
+@dataclass(frozen=True)
+class FrameOutput:
+    """What the mask decoder said about one frame, before SAM2 overwrites absent objects with -1024.
+
+    masks: (B, M, 64, 64) logits; ious: (B, M) estimates in 0..1; presence: (B, 1) logits.
+    """
+
+    masks: Tensor
+    ious: Tensor
+    presence: Tensor
+    chosen: Tensor  # (B, 1, 256, 256) logits of the mask that SAM2 puts out
+
+
+def normalised(frames: NDArray[np.uint8]) -> Tensor:
+    """float32 (N, 3, H, W) with ImageNet's mean and deviation, from uint8 (N, H, W, 3)."""
+    images = torch.from_numpy(frames).permute(0, 3, 1, 2).float().div_(255)
+    images.sub_(torch.tensor(MEAN).view(3, 1, 1)).div_(torch.tensor(STD).view(3, 1, 1))
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def track(model: nn.Module, batch: Batch) -> list[FrameOutput | None]:
+    """Run SAM2 along the clips; None for a frame whose mask was given (there is nothing to learn from it)."""
+    count, length = batch.frames.shape[:2]
+    backbone = model.forward_image(normalised(batch.frames.swapaxes(0, 1).reshape(-1, *batch.frames.shape[2:])))
+    _, features, positions, sizes = model._prepare_backbone_features(backbone)
+    said: dict[str, tuple[Tensor, ...]] = {}
+    hook = model.sam_mask_decoder.register_forward_hook(lambda _m, _i, output: said.update(decoder=output))
+    memory: dict[str, dict[int, dict]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+    outputs: list[FrameOutput | None] = []
+    try:
+        for t in range(length):
+            part = slice(t * count, (t + 1) * count)
+            given = t in batch.prompted
+            points = None
+            if given and batch.points is not None and batch.labels is not None:
+                points = {
+                    "point_coords": torch.from_numpy(batch.points),
+                    "point_labels": torch.from_numpy(batch.labels),
+                }
+            masks = torch.from_numpy(batch.masks[:, t, None]).float() if given and points is None else None
+            out = model.track_step(
+                frame_idx=t,
+                is_init_cond_frame=given,
+                current_vision_feats=[feature[:, part] for feature in features],
+                current_vision_pos_embeds=[position[:, part] for position in positions],
+                feat_sizes=sizes,
+                point_inputs=points,
+                mask_inputs=masks,
+                output_dict=memory,
+                num_frames=length,
+            )
+            memory["cond_frame_outputs" if given else "non_cond_frame_outputs"][t] = out
+            low_res, ious, _, presence = said["decoder"]
+            frame = FrameOutput(low_res.float(), ious.float(), presence.float(), out["pred_masks_high_res"])
+            outputs.append(None if masks is not None else frame)
+    finally:
+        hook.remove()
+    return outputs
+
+
+# ------------------------------------------------------------------------------------------------ loss
+
+
+def frame_loss(output: FrameOutput, truth: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """SAM2's loss of one frame: 20 focal + dice on the best of the masks, IoU and presence heads.
+
+    truth: float (B, H, W) of 0 and 1. Masks and IoU count only where the object is there.
+    """
+    present = truth.flatten(1).any(1)
+    presence = F.binary_cross_entropy_with_logits(output.presence[:, 0], present.float())
+    parts = {"presence": presence.item()}
+    if not present.any():
+        return presence, parts
+    logits = F.interpolate(output.masks[present], size=(LOSS_SIZE, LOSS_SIZE), mode="bilinear", align_corners=False)
+    target = F.interpolate(truth[present, None], size=(LOSS_SIZE, LOSS_SIZE), mode="area").expand_as(logits)
+    probability = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    agreement = probability * target + (1 - probability) * (1 - target)
+    weight = 0.25 * target + 0.75 * (1 - target)
+    focal = (weight * (1 - agreement) ** 2 * cross_entropy).mean((2, 3))
+    overlap = 2 * (probability * target).sum((2, 3)) + 1
+    dice = 1 - overlap / (probability.sum((2, 3)) + target.sum((2, 3)) + 1)
+    per_mask = 20 * focal + dice
+    best = per_mask.argmin(1, keepdim=True)
+    with torch.no_grad():
+        hard, solid = logits > 0, target > 0.5
+        union = (hard | solid).sum((2, 3)).clamp(min=1)
+        actual = (hard & solid).sum((2, 3)) / union
+    mask_loss = per_mask.gather(1, best).mean()
+    iou = F.mse_loss(output.ious[present], actual)
+    parts |= {"mask": mask_loss.item(), "iou_head": iou.item(), "iou": float(actual.gather(1, best).mean())}
+    return mask_loss + iou + presence, parts
+
+
+def batch_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    """Mean loss over the frames that were not given, and its parts."""
+    losses, parts = [], []
+    for t, output in enumerate(track(model, batch)):
+        if output is not None:
+            loss, part = frame_loss(output, torch.from_numpy(batch.masks[:, t]).float())
+            losses.append(loss)
+            parts.append(part)
+    keys = {key for part in parts for key in part}
+    return torch.stack(losses).mean(), {
+        key: float(np.mean([part[key] for part in parts if key in part])) for key in sorted(keys)
+    }
+
+
+# ------------------------------------------------------------------------------------------------ evaluation
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: synth.Split, episodes: int) -> dict[str, float]:
+    """Mean IoU of tracked frames on classes and seeds of `split`, and how often presence is judged right.
+
+    smooth, far: clips of four frames, the first one's mask given. cross: an image of a class given with its
+    mask (reference) and another image of the class (target) as a clip of two frames: what the mode `concat` does.
+    """
+    model.eval()
+    names = synth.classes("textures", split)
+    figures: dict[str, float] = {}
+    right: list[bool] = []
+    for motion in ("smooth", "far"):
+        ious = []
+        for index in range(episodes):
+            clip = synth.clip(names[index % len(names)], seed=synth.seed_of(split, index), length=4, motion=motion)
+            batch = Batch(clip.frames[None], clip.masks[None], "mask", (0,), None, None)
+            for t, output in enumerate(track(model, batch)):
+                if output is None:
+                    continue
+                right.append(bool((output.presence[0, 0] > 0).item()) == bool(clip.masks[t].any()))
+                if clip.masks[t].any():
+                    ious.append(_iou(output, clip.masks[t]))
+        figures[motion] = float(np.mean(ious))
+    figures["presence"] = float(np.mean(right))
+    cross = []
+    for index in range(episodes):
+        name = names[index % len(names)]
+        pair = [synth.generate("textures", [name], seed=synth.seed_of(split, 10_000 + 2 * index + k)) for k in (0, 1)]
+        frames = np.stack([image.image for image in pair])[None]
+        masks = np.stack([image.masks[name] for image in pair])[None]
+        output = track(model, Batch(frames, masks, "mask", (0,), None, None))[1]
+        assert output is not None
+        cross.append(_iou(output, masks[0, 1]))
+    figures["cross"] = float(np.mean(cross))
+    return figures
+
+
+def _iou(output: FrameOutput, truth: NDArray[np.bool_]) -> float:
+    predicted = output.chosen[0, 0].numpy() > 0
+    return float((predicted & truth).sum() / (predicted | truth).sum())
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 200, decay: float = 0.3) -> float:
+    """Warm-up, plateau, then linear to zero over the last `decay` of the steps."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    left = (steps - step) / (decay * steps)
+    return peak * min(1.0, left)
+
+
+def export(state: dict[str, Tensor], path: Path) -> None:
+    """Write the weights as fp16 safetensors, in one move so that a reader never sees half a file."""
+    temporary = path.with_suffix(".partial")
+    save_file({name: tensor.half().contiguous() for name, tensor in state.items()}, temporary)
+    temporary.replace(path)
+
+
+def train(arguments: argparse.Namespace) -> nn.Module:
+    torch.manual_seed(arguments.seed)
+    model = build_model()
+    initialise(model)
+    model = model.to(memory_format=torch.channels_last)
+    average = copy.deepcopy(model).requires_grad_(False)
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
+        lr=arguments.lr,
+        betas=(0.9, 0.98),
+    )
+    first, spent = 0, 0.0
+    checkpoint = arguments.out / "checkpoint.pt"
+    if arguments.resume:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        model.load_state_dict(saved["model"])
+        average.load_state_dict(saved["average"])
+        optimiser.load_state_dict(saved["optimiser"])
+        first, spent = saved["step"], saved["seconds"]
+
+    def save(step: int) -> None:
+        temporary = checkpoint.with_suffix(".partial")
+        torch.save(
+            {
+                "model": model.state_dict(),
+                "average": average.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "step": step,
+                "seconds": spent + time.monotonic() - begun,
+            },
+            temporary,
+        )
+        temporary.replace(checkpoint)
+        export(average.state_dict(), arguments.export)
+
+    begun = time.monotonic()
+    saved_at = begun
+    recent: list[dict[str, float]] = []
+    with (arguments.out / "curve.jsonl").open("a") as curve:
+        for step, batch in enumerate(batches(arguments.seed, first, arguments.steps), start=first):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(step, arguments.steps, arguments.lr)
+            model.train()
+            loss, parts = batch_loss(model, batch)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            keep = min(arguments.ema, (step + 1) / (step + 10))
+            with torch.no_grad():
+                for kept, new in zip(average.parameters(), model.parameters(), strict=True):
+                    kept.lerp_(new, 1 - keep)
+            recent.append({"loss": loss.item(), "norm": norm.item(), **parts})
+            if (step + 1) % 25 == 0:
+                keys = sorted({key for entry in recent for key in entry})
+                means = {k: round(float(np.mean([e[k] for e in recent if k in e])), 4) for k in keys}
+                seconds = round(spent + time.monotonic() - begun, 1)
+                curve.write(json.dumps({"step": step + 1, "seconds": seconds, **means}) + "\n")
+                curve.flush()
+                recent.clear()
+            if time.monotonic() - saved_at > 180:
+                save(step + 1)
+                saved_at = time.monotonic()
+            if (step + 1) % arguments.evaluate_every == 0:
+                figures = {k: round(v, 4) for k, v in evaluate(average, "dev", 40).items()}
+                curve.write(json.dumps({"step": step + 1, "evaluation": figures}) + "\n")
+                curve.flush()
+    save(arguments.steps)
+    return average
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and the curve")
+    parser.add_argument("--export", type=Path, default=PACKAGE / "sam2_nano.safetensors")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--ema", type=float, default=0.998)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--evaluate-every", type=int, default=500)
+    parser.add_argument("--episodes", type=int, default=200, help="episodes of the final evaluation")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--evaluate-only", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.evaluate_only:
+        from safetensors.torch import load_file
+
+        model = build_model()
+        model.load_state_dict({name: tensor.float() for name, tensor in load_file(arguments.export).items()})
+    else:
+        model = train(arguments)
+    figures = {split: evaluate(model, split, arguments.episodes) for split in ("dev", "test")}
+    (arguments.out / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
