@@ -1,0 +1,243 @@
+"""TTGA, test-time geometric alignment (method, TTGA 1-4).
+
+SAM2's neck is tuned to the reference, whose prototype then prompts the frames in the middle of the pseudo video.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cavsam.errors import NumericalError
+from cavsam.recipe import Recipe
+from cavsam.tracking import Prompt, Tracker
+
+BINS = 256
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What the reference taught.
+
+    Attributes:
+        neck: parameters of the tuned neck by name; the model itself is not changed.
+        prototypes: float (labels, C), unit length, under the tuned neck.
+        losses: of each optimiser step.
+    """
+
+    neck: dict[str, Tensor]
+    prototypes: Tensor
+    losses: list[float]
+
+
+def align(
+    tracker: Tracker,
+    images: Tensor,
+    masks: Tensor,
+    trunk: Sequence[Tensor],
+    recipe: Recipe,
+    progress: Callable[[int, int], None] | None = None,
+) -> Alignment:
+    """Tune the neck by augmentative cyclic consistency on the references.
+
+    Args:
+        images: the K references, float (K, 3, S, S) in 0..1.
+        masks: float (K, labels, S, S) of 0 and 1; a label may be missing on some references, not on all.
+        trunk: `tracker.trunk(images)`.
+        progress: called with (done, steps).
+
+    Raises:
+        NumericalError: the loss is not finite.
+    """
+    generator = torch.Generator().manual_seed(recipe.seed + 2)
+    weights = {name: w.detach().clone().requires_grad_(True) for name, w in tracker.neck_weights.items()}
+    optimizer = torch.optim.Adam(weights.values(), lr=recipe.ttga_lr, weight_decay=recipe.ttga_weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, recipe.ttga_steps))
+    losses = []
+    with torch.enable_grad():
+        for step in range(recipe.ttga_steps):
+            chosen = int(torch.randint(len(images), (), generator=generator))
+            augmented, augmented_masks = augment(images[chosen], masks[chosen], generator)
+            loss = cyclic_loss(
+                tracker, trunk, masks, tracker.trunk(augmented[None]), augmented_masks[None], weights, recipe
+            )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+            if progress:
+                progress(step + 1, recipe.ttga_steps)
+    if not all(map(math.isfinite, losses)):
+        raise NumericalError("Aligning to the reference gave a loss that is not finite; lower ttga_lr.")
+    neck = {name: w.detach() for name, w in weights.items()}
+    with torch.no_grad():
+        features, _ = tracker.neck(trunk, neck)
+        return Alignment(neck, prototypes(features, masks), losses)
+
+
+def cyclic_loss(
+    tracker: Tracker,
+    trunk: Sequence[Tensor],
+    masks: Tensor,
+    augmented_trunk: Sequence[Tensor],
+    augmented_masks: Tensor,
+    weights: dict[str, Tensor],
+    recipe: Recipe,
+) -> Tensor:
+    """L_aug + L_cyc, averaged over the labels (method, TTGA 3); a scalar with gradients to `weights`.
+
+    Args:
+        trunk, masks: of the K references; masks float (K, labels, S, S).
+        augmented_trunk, augmented_masks: of one augmented reference; masks float (1, labels, S, S).
+    """
+    features, _ = tracker.neck(trunk, weights)
+    augmented, _ = tracker.neck(augmented_trunk, weights)
+    forward = activation(augmented, prototypes(features, masks))  # (1, labels, h, w)
+    if recipe.cycle_mask == "predicted":
+        way_back = torch.stack([binarise(a).float() for a in forward[0].detach()])[None]
+    else:
+        way_back = augmented_masks
+    backward = activation(features, prototypes(augmented, way_back))  # (K, labels, h, w)
+    # a label that the augmented reference does not show has no way back
+    shown = augmented_masks.flatten(2).any(dim=2)[0]
+    loss = _bce(forward, augmented_masks, recipe.temperature)
+    if shown.any():
+        loss = loss + _bce(backward[:, shown], masks[:, shown], recipe.temperature)
+    return loss
+
+
+def _grid(features: Tensor) -> tuple[int, int]:
+    return features.shape[-2], features.shape[-1]
+
+
+def _bce(similarity: Tensor, masks: Tensor, temperature: float) -> Tensor:
+    target = F.adaptive_avg_pool2d(masks, _grid(similarity))
+    return F.binary_cross_entropy_with_logits(similarity / temperature, target)
+
+
+def prototypes(features: Tensor, masks: Tensor) -> Tensor:
+    """Masked average pooling over all images together (method, TTGA 1).
+
+    Args:
+        features: (N, C, h, w).
+        masks: float (N, labels, H, W) in 0..1, averaged down to (h, w).
+
+    Returns:
+        (labels, C), unit length; zero for a label whose masks are all empty.
+    """
+    small = F.adaptive_avg_pool2d(masks, _grid(features))
+    pooled = torch.einsum("nchw,nlhw->lc", features, small)
+    # the mean and the sum have one direction, and only the direction counts for the cosine
+    return F.normalize(pooled, dim=1)
+
+
+def activation(features: Tensor, unit_prototypes: Tensor) -> Tensor:
+    """Cosine of every feature with every prototype: (N, C, h, w), (labels, C) -> (N, labels, h, w) in -1..1."""
+    return torch.einsum("nchw,lc->nlhw", F.normalize(features, dim=1), unit_prototypes)
+
+
+def otsu(values: Tensor) -> tuple[float, float]:
+    """Otsu's threshold of `values` and how well it separates them.
+
+    Returns:
+        The threshold (values above it are foreground) and the between-class share of the variance, 0..1; a constant
+        input gives its value and 0.
+    """
+    flat = values.detach().flatten().double().cpu()
+    low, high = flat.min(), flat.max()
+    if high - low < 1e-12:
+        return float(low), 0.0
+    counts = torch.histc(flat, bins=BINS, min=float(low), max=float(high))
+    width = (high - low) / BINS
+    centres = low + (torch.arange(BINS, dtype=torch.double) + 0.5) * width
+    below = counts.cumsum(0)
+    above = counts.flip(0).cumsum(0).flip(0)
+    mean_below = (counts * centres).cumsum(0) / below.clamp_min(1)
+    mean_above = ((counts * centres).flip(0).cumsum(0) / above.flip(0).clamp_min(1)).flip(0)
+    between = below[:-1] * above[1:] * (mean_below[:-1] - mean_above[1:]) ** 2
+    best = int(between.argmax())
+    total = len(flat)
+    variance = float(((centres - (counts * centres).sum() / total) ** 2 * counts).sum() / total)
+    separation = float(between[best]) / total**2 / variance if variance > 0 else 0.0
+    return float(centres[best]), min(1.0, separation)
+
+
+def binarise(similarity: Tensor) -> Tensor:
+    """Where a similarity map (h, w) lies above its own Otsu threshold: bool (h, w)."""
+    return similarity > otsu(similarity)[0]
+
+
+def pseudo_prompts(
+    tracker: Tracker, trunk: Sequence[Tensor], alignment: Alignment, frames: Sequence[int], recipe: Recipe
+) -> tuple[list[Prompt], Tensor]:
+    """Prompts for generated frames from their binarised activations (method, TTGA 4).
+
+    A frame whose activation is not clearly bimodal, or marks nothing, or everything, gets no prompt: a wrong prompt
+    hurts more than a missing one.
+
+    Args:
+        trunk: features of all frames of the video.
+        frames: indices of the frames that may be prompted.
+
+    Returns:
+        The prompts, and the activations of `frames`, float (len(frames), labels, h, w).
+    """
+    chosen = torch.as_tensor(list(frames), dtype=torch.long, device=trunk[0].device)
+    with torch.no_grad():
+        features, _ = tracker.neck([level[chosen] for level in trunk], alignment.neck)
+        maps = activation(features, alignment.prototypes)
+    size = (tracker.image_size, tracker.image_size)
+    prompts = []
+    for position, frame in enumerate(frames):
+        for label in range(maps.shape[1]):
+            threshold, separation = otsu(maps[position, label])
+            if separation < recipe.min_separation:
+                continue
+            full = F.interpolate(maps[position, label][None, None], size=size, mode="bilinear", align_corners=False)
+            mask = full[0, 0] > threshold
+            if mask.any() and not mask.all():
+                prompts.append(Prompt.of(frame, label, mask, recipe.pseudo_label))
+    return prompts, maps
+
+
+def augment(image: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A random affine and photometric change of a reference, the same affine for image and masks.
+
+    What the affine brings in from outside the picture is the picture mirrored, masks included.
+
+    Args:
+        image: float (3, S, S) in 0..1.
+        masks: float (labels, S, S) of 0 and 1.
+
+    Returns:
+        The same shapes; the masks stay 0 and 1.
+    """
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=generator))
+
+    angle, scale = uniform(-math.pi / 6, math.pi / 6), uniform(0.7, 1.4)
+    shear, flip = uniform(-0.15, 0.15), 1.0 if uniform(0, 1) < 0.5 else -1.0
+    shift_x, shift_y = uniform(-0.15, 0.15), uniform(-0.15, 0.15)
+    cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
+    matrix = torch.tensor(
+        [[flip * cos, flip * (shear * cos - sin), shift_x], [sin, shear * sin + cos, shift_y]],
+        device=image.device,
+    )
+    grid = F.affine_grid(matrix[None], [1, 1, *image.shape[-2:]], align_corners=False)
+    moved = F.grid_sample(image[None], grid, padding_mode="reflection", align_corners=False)[0]
+    moved_masks = F.grid_sample(masks[None], grid, padding_mode="reflection", align_corners=False)[0]
+
+    brightness, contrast, saturation = uniform(0.7, 1.3), uniform(0.7, 1.3), uniform(0.6, 1.4)
+    tint = torch.tensor([uniform(0.9, 1.1) for _ in range(3)], device=image.device).view(3, 1, 1)
+    moved = moved * brightness * tint
+    moved = (moved - moved.mean()) * contrast + moved.mean()
+    grey = moved.mean(dim=0, keepdim=True)
+    moved = grey + (moved - grey) * saturation
+    return moved.clamp(0, 1), (moved_masks > 0.5).float()

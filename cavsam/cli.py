@@ -1,0 +1,193 @@
+"""The `cavsam` command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from cavsam.errors import CavSamError, InvalidReference, RecipeError
+from cavsam.images import read_image, read_mask, write_mask
+from cavsam.recipe import Mode, Recipe
+from cavsam.sources import NAMES, ModelSources
+from cavsam.types import Reference
+
+TRY_OUT = "These are the bundled try-out models: they show how the method works, they are not for real work."
+
+DONE, SOME_FAILED, REFUSED = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, 1 when some targets failed, or 2 when nothing could be done."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return int(options.run(options))
+    except CavSamError as error:
+        print(f"cavsam: {error}", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        print("cavsam: stopped", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of every subcommand."""
+    parser = argparse.ArgumentParser(prog="cavsam", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    segment = commands.add_parser("segment", help="segment targets after one annotated reference image")
+    segment.add_argument("reference", metavar="REFERENCE", help="image with a known object")
+    segment.add_argument("mask", metavar="MASK", help="its mask: bright where the object is, same size")
+    segment.add_argument("targets", metavar="TARGET", nargs="+", help="images to segment")
+    segment.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for masks and results.json")
+    segment.add_argument("--class-name", metavar="TEXT", default="object", help="what the object is (default: object)")
+    add_method_arguments(segment)
+    segment.set_defaults(run=run_segment)
+
+    download = commands.add_parser("download", help="fetch the models ahead of their first use")
+    add_source_arguments(download)
+    download.set_defaults(run=run_download)
+    return parser
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that choose the models."""
+    parser.add_argument("--model", default="default", choices=NAMES, help="a pair of models (default: default)")
+    parser.add_argument("--sam2", metavar="SOURCE", help="SAM2: hub id, folder or checkpoint file")
+    parser.add_argument("--sam2-revision", metavar="REV", help="revision of the hub id")
+    parser.add_argument("--sam2-config", metavar="YAML", help="configuration of a SAM2 checkpoint file")
+    parser.add_argument("--diffusion", metavar="SOURCE", help="diffusion model: hub id, folder or checkpoint file")
+    parser.add_argument("--diffusion-revision", metavar="REV", help="revision of the hub id")
+
+
+def add_method_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that choose the models, the device and the recipe."""
+    add_source_arguments(parser)
+    parser.add_argument("--mode", choices=get_args(Mode), default="full", help="parts of the method (default: full)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random draw (default: 0)")
+    parser.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="another option of the recipe; repeatable",
+    )
+
+
+def sources_of(options: argparse.Namespace) -> ModelSources:
+    """The models that the options choose."""
+    fields = ("sam2", "sam2_revision", "sam2_config", "diffusion", "diffusion_revision")
+    return ModelSources.named(options.model).replace(**{name: getattr(options, name) for name in fields})
+
+
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """The recipe that the options choose; raises `RecipeError`."""
+    values: dict[str, Any] = {"mode": options.mode, "seed": options.seed}
+    for setting in options.set:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise RecipeError(f"--set needs NAME=VALUE, not {setting!r}.")
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text  # a word such as `delta`
+    return Recipe.from_dict(values)
+
+
+def run_download(options: argparse.Namespace) -> int:
+    """Fetch both models and say where they lie."""
+    from cavsam.models import download
+
+    for path in download(sources_of(options)):
+        print(path)
+    return DONE
+
+
+def run_segment(options: argparse.Namespace) -> int:
+    """Segment every target, write masks and results.json."""
+    recipe, sources = recipe_of(options), sources_of(options)
+    reference = _read_reference(options.reference, options.mask, options.class_name)
+    outputs = _output_files(options.targets, options.out, [options.reference, options.mask])
+    if sources.is_nano:
+        print(f"cavsam: {TRY_OUT}", file=sys.stderr)
+
+    from tqdm import tqdm
+
+    from cavsam.pipeline import CavSam
+
+    model = CavSam.from_pretrained(sources, device=options.device, recipe=recipe)
+    results = []
+    with tqdm(total=len(options.targets) + 1, unit="image", disable=None) as bar:
+        bar.set_description("reference")
+        adapted = model.adapt([reference], class_name=options.class_name)
+        bar.update()
+        bar.set_description("targets")
+        for result in model.segment(adapted, options.targets):
+            target, output = options.targets[result.index], outputs[result.index]
+            if result.error is None:
+                write_mask(result.masks.get(options.class_name, np.zeros(result.size, dtype=bool)), output)
+            else:
+                tqdm.write(f"cavsam: {target}: {result.error}", file=sys.stderr)
+            results.append(
+                {
+                    "target": target,
+                    "mask": None if result.error else str(output),
+                    "score": None if result.error else result.scores[options.class_name],
+                    "seconds": round(result.seconds, 3),
+                    "error": result.error,
+                }
+            )
+            # after every target, so that an interrupted run keeps what it has
+            _write_json(results, options.out / "results.json")
+            bar.update()
+    return SOME_FAILED if any(entry["error"] for entry in results) else DONE
+
+
+def _read_reference(image: str, mask: str, label: str) -> Reference:
+    if not label.strip():
+        raise InvalidReference("The class name is empty; leave --class-name out or say what the object is.")
+    return Reference(read_image(image), {label: read_mask(mask)})
+
+
+def _output_files(targets: Sequence[str], folder: Path, inputs: Sequence[str]) -> list[Path]:
+    """One file per target, `<stem>.png`; a stem that comes again gets a number. Makes the folder.
+
+    Raises:
+        CavSamError: the folder cannot be made, or a mask would overwrite one of the inputs.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CavSamError(f"The folder {folder} cannot be made ({error.strerror}); choose another --out.") from error
+    stems = [Path(target).stem for target in targets]
+    names: list[str] = []
+    for stem in stems:
+        name, number = stem, 2
+        while name in names or (name != stem and name in stems):
+            name, number = f"{stem}_{number}", number + 1
+        names.append(name)
+    outputs = [folder / f"{name}.png" for name in names]
+    precious = {Path(source).resolve() for source in [*targets, *inputs]}
+    for output in outputs:
+        if output.resolve() in precious:
+            raise CavSamError(f"The mask {output} would overwrite an input image; choose another --out.")
+    return outputs
+
+
+def _write_json(value: Any, path: Path) -> None:
+    partial = path.with_suffix(".json.partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,347 @@
+"""CAV-SAM from end to end: adapt to annotated references once, then segment any number of targets."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from cavsam import alignment, scoring, transition
+from cavsam.alignment import Alignment
+from cavsam.diffusion import LatentDiffusion
+from cavsam.errors import CavSamError, InvalidReference, ModelError
+from cavsam.images import ImageSource, Mask, read_image, resize_mask
+from cavsam.models import load_diffusion, load_tracker, select_device
+from cavsam.recipe import Recipe
+from cavsam.sources import ModelSources, fingerprint
+from cavsam.tracking import Prompt, Track, Tracker
+from cavsam.transition import Endpoint
+from cavsam.types import Progress, Reference, TargetResult
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AdaptedReference:
+    """What K references cost once; segmenting a target computes none of it again.
+
+    Attributes:
+        labels: names of the objects, in the order of the label axis below.
+        masks: bool (K, labels, S, S).
+        trunk: SAM2 backbone features of the references, each level (K, C, h, w).
+        descriptors: float (K, C), unit-length mean feature of each reference, to find the one most like a target.
+        prompt: text that the diffusion model is given.
+        alignment: the tuned neck and the prototypes; None in the modes without TTGA.
+        endpoints: adapter and inverted latent of each reference; empty in the modes without DBST.
+        fingerprint: of the models and the recipe that made this.
+        timings: step -> seconds.
+    """
+
+    labels: tuple[str, ...]
+    masks: Tensor
+    trunk: list[Tensor]
+    descriptors: Tensor
+    prompt: str
+    alignment: Alignment | None
+    endpoints: list[Endpoint]
+    fingerprint: str
+    timings: dict[str, float]
+
+
+class CavSam:
+    """Holds the two models. Not for use by several threads at once.
+
+    The diffusion model is only there in the modes that generate frames.
+    """
+
+    def __init__(
+        self, tracker: Tracker, diffusion: LatentDiffusion | None, recipe: Recipe, models: str = "custom"
+    ) -> None:
+        if recipe.generates_frames and diffusion is None:
+            raise ModelError(f"The mode {recipe.mode} needs a diffusion model; give one or choose concat or ttga.")
+        self.tracker = tracker
+        self.diffusion = diffusion
+        self.recipe = recipe
+        self.fingerprint = models
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | ModelSources = "default", *, device: str = "auto", recipe: Recipe | None = None
+    ) -> CavSam:
+        """Load a pair of models.
+
+        Args:
+            model: a name ("default", "paper", "nano") or the sources themselves.
+            device: "auto", "cpu", "cuda", "cuda:1", "mps".
+            recipe: hyperparameters; the defaults when None.
+
+        Raises:
+            ModelError: weights are missing, do not fit, or cannot be fetched; or there is no such device.
+        """
+        recipe = recipe or Recipe()
+        sources = ModelSources.named(model) if isinstance(model, str) else model
+        where = select_device(device)
+        tracker = load_tracker(sources, where, recipe.precision)
+        diffusion = load_diffusion(sources, where, recipe.precision) if recipe.generates_frames else None
+        return cls(tracker, diffusion, recipe, fingerprint(sources, recipe))
+
+    def adapt(
+        self,
+        references: Sequence[Reference],
+        *,
+        class_name: str | None = None,
+        progress: Progress | None = None,
+    ) -> AdaptedReference:
+        """Do once what depends on the references only.
+
+        Args:
+            references: one or more annotated images; a label need not be on all of them.
+            class_name: text for the diffusion model; the labels themselves when None.
+            progress: told of each step.
+
+        Raises:
+            InvalidReference: there is no reference.
+            NumericalError: a step gave values that are not finite.
+        """
+        if not references:
+            raise InvalidReference("There is no reference; annotate at least one image.")
+        clock = _Clock(progress)
+        labels = tuple(dict.fromkeys(label for reference in references for label in reference.masks))
+        prompt = class_name if class_name is not None else ", ".join(labels)
+        images = torch.stack([self._canvas(reference.image, self.tracker.image_size) for reference in references])
+        masks = torch.stack([self._mask_canvas(reference, labels) for reference in references])
+
+        with clock("encode"):
+            trunk = self.tracker.trunk(images)
+            descriptors = _descriptors(self.tracker.neck(trunk)[0])
+        aligned = None
+        if self.recipe.aligns:
+            with clock("align"):
+                aligned = alignment.align(self.tracker, images, masks.float(), trunk, self.recipe, clock.steps("align"))
+        endpoints = []
+        if self.recipe.generates_frames:
+            endpoints = [self._endpoint(reference.image, prompt, clock) for reference in references]
+        return AdaptedReference(
+            labels,
+            masks,
+            trunk,
+            descriptors,
+            prompt,
+            aligned,
+            endpoints,
+            self.fingerprint,
+            dict(clock.seconds),
+        )
+
+    def segment(
+        self,
+        adapted: AdaptedReference,
+        targets: Iterable[ImageSource],
+        *,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Iterator[TargetResult]:
+        """Segment targets one after another; a result does not depend on the other targets.
+
+        A target that cannot be read or computed gives a result with its `error`; the rest goes on.
+
+        Args:
+            adapted: from `adapt` of this object or of one with the same models and recipe.
+            targets: paths, encoded bytes, PIL images or arrays.
+            progress: told of each step within a target.
+            cancelled: asked before each target; True ends the iteration.
+
+        Raises:
+            ModelError: `adapted` was made with other models or another recipe.
+        """
+        if adapted.fingerprint != self.fingerprint:
+            raise ModelError("The reference was adapted with other models or another recipe; adapt it again.")
+        for index, target in enumerate(targets):
+            if cancelled and cancelled():
+                return
+            clock = _Clock(progress)
+            try:
+                result = self._segment_one(adapted, read_image(target), clock)
+            except CavSamError as error:
+                result = TargetResult(index, error=str(error))
+            except (RuntimeError, MemoryError) as error:
+                # out of memory or a fault in a kernel: this target is lost, the batch is not
+                log.exception("target %d failed", index)
+                result = TargetResult(index, error=f"The computation failed: {error}")
+            yield replace(result, index=index, seconds=clock.total(), timings=dict(clock.seconds))
+
+    def _segment_one(self, adapted: AdaptedReference, image: NDArray[np.uint8], clock: _Clock) -> TargetResult:
+        """The method on one target: fill the video, prompt it, track, read the last frame, check it backwards."""
+        target = self._canvas(image, self.tracker.image_size)
+        with clock("encode"):
+            target_trunk = self.tracker.trunk(target[None])
+            nearest = self._nearest(adapted, target_trunk)
+        between = self._transition(adapted, nearest, image, clock)
+        video = self._video(adapted, nearest, between, target_trunk, clock)
+        with clock("prompt"):
+            prompts = self._prompts(adapted, nearest, video)
+        neck = adapted.alignment.neck if adapted.alignment and self.recipe.propagate_with == "tuned" else None
+        target_frame = len(video[0]) - 1
+        with clock("track"):
+            track = self.tracker.track(video, prompts, len(adapted.labels), read=target_frame, neck_weights=neck)
+        found = _without_overlap(track.logits)
+        with clock("score"):
+            # the reference next to the transition is the last one of the video's head
+            reference_frame = len(adapted.masks) - 1
+            consistency = scoring.reverse_consistency(
+                self.tracker, video, found, adapted.masks[nearest], reference_frame, neck
+            )
+            scores = scoring.mask_scores(track, consistency)
+        return _result(adapted.labels, track, scores, (image.shape[0], image.shape[1]))
+
+    def _nearest(self, adapted: AdaptedReference, target_trunk: Sequence[Tensor]) -> int:
+        """Index of the reference whose features are most like the target's."""
+        descriptor = _descriptors(self.tracker.neck(target_trunk)[0])
+        return int((adapted.descriptors @ descriptor[0]).argmax())
+
+    def _transition(
+        self, adapted: AdaptedReference, nearest: int, image: NDArray[np.uint8], clock: _Clock
+    ) -> Tensor | None:
+        """Generated frames from the nearest reference to the target at SAM2's size, or None without DBST."""
+        if self.diffusion is None or not adapted.endpoints:
+            return None
+        target = self._endpoint(image, adapted.prompt, clock)
+        with clock("generate"):
+            frames = transition.frames_between(self.diffusion, adapted.endpoints[nearest], target, self.recipe)
+        size = (self.tracker.image_size, self.tracker.image_size)
+        return F.interpolate(frames, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+
+    def _video(
+        self,
+        adapted: AdaptedReference,
+        nearest: int,
+        between: Tensor | None,
+        target_trunk: Sequence[Tensor],
+        clock: _Clock,
+    ) -> list[Tensor]:
+        """Backbone features of the pseudo video: other references, nearest reference, generated frames, target."""
+        order = _reference_order(len(adapted.masks), nearest)
+        parts = [[level[order] for level in adapted.trunk]]
+        if between is not None:
+            with clock("encode"):
+                parts.append(self.tracker.trunk(between))
+        parts.append(list(target_trunk))
+        return [torch.cat(levels) for levels in zip(*parts, strict=True)]
+
+    def _prompts(self, adapted: AdaptedReference, nearest: int, video: Sequence[Tensor]) -> list[Prompt]:
+        """The references' masks, and pseudo-labels on the first generated frames."""
+        references = len(adapted.masks)
+        prompts = [
+            Prompt.of(frame, label, adapted.masks[index, label], self.recipe.reference_prompt)
+            for frame, index in enumerate(_reference_order(references, nearest))
+            for label in range(len(adapted.labels))
+            if adapted.masks[index, label].any()
+        ]
+        generated = len(video[0]) - references - 1
+        if adapted.alignment and generated:
+            count = int(generated * self.recipe.prompted_fraction)
+            middle = range(references, references + count)
+            prompts += alignment.pseudo_prompts(self.tracker, video, adapted.alignment, middle, self.recipe)[0]
+        return prompts
+
+    def _endpoint(self, image: NDArray[np.uint8], prompt: str, clock: _Clock) -> Endpoint:
+        assert self.diffusion is not None  # checked when the object was made
+        size = self.recipe.diffusion_size or self.diffusion.native_size
+        with clock("lora"):
+            fitted = transition.fit_image(
+                self.diffusion, self._canvas(image, size), prompt, self.recipe, clock.steps("lora")
+            )
+        with clock("invert"):
+            return transition.invert(self.diffusion, fitted, self.recipe)
+
+    def _canvas(self, image: NDArray[np.uint8], size: int) -> Tensor:
+        """Squash uint8 (H, W, 3) to the square that a model sees: float (3, size, size) in 0..1."""
+        squashed = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(squashed)).permute(2, 0, 1).float().to(self.tracker.device) / 255
+
+    def _mask_canvas(self, reference: Reference, labels: Sequence[str]) -> Tensor:
+        """Masks squashed like the image, bool (labels, S, S); an object thinner than a cell keeps its best pixel."""
+        size = self.tracker.image_size
+        canvas = np.zeros((len(labels), size, size), dtype=bool)
+        for index, label in enumerate(labels):
+            if label in reference.masks:
+                canvas[index] = _squash_mask(reference.masks[label], size)
+        return torch.from_numpy(canvas).to(self.tracker.device)
+
+
+def _squash_mask(mask: Mask, size: int) -> Mask:
+    squashed = resize_mask(mask, (size, size))
+    if not squashed.any():
+        rows, columns = np.nonzero(mask)
+        squashed[int(np.median(rows)) * size // mask.shape[0], int(np.median(columns)) * size // mask.shape[1]] = True
+    return squashed
+
+
+def _reference_order(count: int, nearest: int) -> list[int]:
+    """References in video order: the nearest stands next to the transition."""
+    return [index for index in range(count) if index != nearest] + [nearest]
+
+
+def _descriptors(features: Tensor) -> Tensor:
+    return F.normalize(features.mean(dim=(2, 3)), dim=1)
+
+
+def _without_overlap(logits: Tensor) -> Tensor:
+    """bool (labels, H, W) from logits: above 0, and a contested pixel goes to the highest."""
+    best = logits.max(dim=0, keepdim=True)
+    winner = torch.arange(len(logits), device=logits.device)[:, None, None] == best.indices
+    return winner & (logits > 0)
+
+
+def _result(labels: Sequence[str], track: Track, scores: Tensor, size: tuple[int, int]) -> TargetResult:
+    """Masks at the target's own size (H, W), found labels only."""
+    full = F.interpolate(track.logits[None].cpu(), size=size, mode="bilinear", align_corners=False)[0]
+    masks = _without_overlap(full).numpy()
+    return TargetResult(
+        index=0,
+        size=size,
+        masks={label: masks[i] for i, label in enumerate(labels) if masks[i].any()},
+        scores={label: round(float(scores[i]), 6) for i, label in enumerate(labels)},
+    )
+
+
+class _Clock:
+    """Seconds per step, and the caller's progress callback."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.started = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        if self.progress:
+            self.progress(step, 0, 1)
+        try:
+            yield
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds[step] += time.perf_counter() - start
+            if self.progress:
+                self.progress(step, 1, 1)
+
+    def steps(self, step: str) -> Callable[[int, int], None] | None:
+        """A callback for the inner loop of `step`, or None when nobody listens."""
+        progress = self.progress
+        return (lambda done, total: progress(step, done, total)) if progress else None
+
+    def total(self) -> float:
+        """Seconds since the clock was made."""
+        return time.perf_counter() - self.started

@@ -1,0 +1,151 @@
+"""All hyperparameters of the method, in one documented place; free of torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+from cavsam.errors import RecipeError
+
+Mode = Literal["concat", "ttga", "dbst", "full"]
+LoraMix = Literal["delta", "factor"]
+ReferencePrompt = Literal["mask", "box"]
+PropagateWith = Literal["tuned", "original"]
+PseudoLabel = Literal["mask", "box"]
+CycleMask = Literal["predicted", "true"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The hyperparameters of CAV-SAM (arXiv 2508.07759); the defaults are the paper's.
+
+    Where the paper and its released code contradict each other the choice is an option here, and `docs/method.md`
+    says what each reading measured.
+    """
+
+    mode: Mode = "full"
+    """`concat`: the two images only; `ttga`: + test-time alignment; `dbst`: + generated frames; `full`: both."""
+    seed: int = 0
+    """Seed of every random draw: LoRA initialisation, timesteps, noise, augmentations."""
+
+    # DBST: the pseudo video
+    frames: int = 9
+    """Generated frames between the two images."""
+    alpha_min: float = 0.2
+    """Interpolation weight of the first generated frame."""
+    alpha_max: float = 0.8
+    """Interpolation weight of the last generated frame."""
+    ddim_steps: int = 20
+    """Steps of DDIM inversion and of DDIM denoising."""
+    lora_rank: int = 16
+    """Rank of each adapter."""
+    lora_steps: int = 200
+    """Optimiser steps of each adapter."""
+    lora_lr: float = 2e-4
+    """AdamW learning rate of the adapters."""
+    lora_weight_decay: float = 1e-2
+    """AdamW weight decay of the adapters."""
+    lora_mix: LoraMix = "delta"
+    """Mix the weight changes B A (the paper's equation) or the factors A and B apart (its released code)."""
+    diffusion_size: int = 0
+    """Side in pixels at which diffusion runs; 0 means the model's own size (512 for Stable Diffusion)."""
+    frame_batch: int = 9
+    """Generated frames denoised together; lower it when memory is short."""
+
+    # TTGA: the alignment
+    ttga_steps: int = 100
+    """Optimiser steps of the augmentative cyclic consistency."""
+    ttga_lr: float = 1e-3
+    """Adam learning rate of the neck."""
+    ttga_weight_decay: float = 5e-4
+    """Adam weight decay of the neck."""
+    temperature: float = 1.0
+    """Divides the cosine before the sigmoid; 1 is the released code."""
+    cycle_mask: CycleMask = "predicted"
+    """Mask of the way back: the predicted one (ACC) or the true augmented one (ABC)."""
+    prompted_fraction: float = 0.5
+    """Share of the generated frames, counted from the reference, that may get a pseudo-label prompt."""
+    pseudo_label: PseudoLabel = "mask"
+    """Prompt the middle frames with the binarised activation itself or with its bounding box."""
+    min_separation: float = 0.6
+    """Otsu separability (between-class over total variance, 0..1) below which an activation is not trusted."""
+
+    # SAM2: the tracking
+    reference_prompt: ReferencePrompt = "mask"
+    """Prompt frame 0 with the reference mask (text of the paper) or its bounding box (its code)."""
+    propagate_with: PropagateWith = "tuned"
+    """Track on the features of the tuned neck or of the original one."""
+
+    # where and how it runs
+    precision: Precision = "auto"
+    """Arithmetic of the large models: `auto` is bfloat16 autocast on CUDA and float32 elsewhere."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name))
+        _check_range("frames", self.frames, 1, 64)
+        _check_range("alpha_min", self.alpha_min, 0.0, 1.0)
+        _check_range("alpha_max", self.alpha_max, self.alpha_min, 1.0)
+        _check_range("ddim_steps", self.ddim_steps, 1, 1000)
+        _check_range("lora_rank", self.lora_rank, 1, 1024)
+        _check_range("lora_steps", self.lora_steps, 0, 100_000)
+        _check_range("lora_lr", self.lora_lr, 0.0, 1.0)
+        _check_range("lora_weight_decay", self.lora_weight_decay, 0.0, 1.0)
+        _check_range("diffusion_size", self.diffusion_size, 0, 4096)
+        _check_range("frame_batch", self.frame_batch, 1, 64)
+        _check_range("ttga_steps", self.ttga_steps, 0, 100_000)
+        _check_range("ttga_lr", self.ttga_lr, 0.0, 1.0)
+        _check_range("ttga_weight_decay", self.ttga_weight_decay, 0.0, 1.0)
+        _check_range("temperature", self.temperature, 1e-3, 1e3)
+        _check_range("prompted_fraction", self.prompted_fraction, 0.0, 1.0)
+        _check_range("min_separation", self.min_separation, 0.0, 1.0)
+        _check_range("seed", self.seed, 0, 2**63 - 1)
+
+    @property
+    def generates_frames(self) -> bool:
+        """Whether DBST is part of the mode."""
+        return self.mode in ("dbst", "full")
+
+    @property
+    def aligns(self) -> bool:
+        """Whether TTGA is part of the mode."""
+        return self.mode in ("ttga", "full")
+
+    def replace(self, **changes: Any) -> Recipe:
+        """A copy with some fields changed; raises `RecipeError` on an unknown name or a bad value."""
+        return Recipe.from_dict({**self.to_dict(), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name, JSON-ready."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """Build from names and values; raises `RecipeError` on an unknown name or a bad value."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise RecipeError(f"The recipe has no option {name!r}; its options are {', '.join(sorted(known))}.")
+        return cls(**values)
+
+
+_HINTS = get_type_hints(Recipe)
+
+
+def _check_type(name: str, value: Any) -> None:
+    hint = _HINTS[name]
+    choices = get_args(hint)
+    if choices:
+        if value not in choices:
+            raise RecipeError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+        return
+    accepted = (int, float) if hint is float else hint
+    if not isinstance(value, accepted) or isinstance(value, bool):
+        raise RecipeError(f"{name} must be of type {hint.__name__}, not {value!r}.")
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise RecipeError(f"{name} must lie between {low:g} and {high:g}, not {value!r}.")

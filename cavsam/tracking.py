@@ -1,0 +1,199 @@
+"""SAM2 as a video tracker over frames in memory (the method's iVOS model)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import sam2.sam2_video_predictor
+import torch
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+from torch import Tensor
+from torch.func import functional_call
+from tqdm import tqdm
+
+from cavsam.errors import NumericalError
+
+# SAM2 draws a progress bar on stderr for every propagation and has no switch for it
+sam2.sam2_video_predictor.tqdm = functools.partial(tqdm, disable=True)
+
+PIXEL_MEAN = (0.485, 0.456, 0.406)
+PIXEL_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What SAM2 is told about one object on one frame: a mask, bool (S, S), or a box (x0, y0, x1, y1) in pixels."""
+
+    frame: int
+    label: int
+    mask: Tensor | None = None
+    box: tuple[float, float, float, float] | None = None
+
+    @classmethod
+    def of(cls, frame: int, label: int, mask: Tensor, kind: str) -> Prompt:
+        """A prompt of `kind` ("mask" or "box") made from a non-empty mask, bool (S, S)."""
+        return cls(frame, label, mask=mask) if kind == "mask" else cls(frame, label, box=bounding_box(mask))
+
+
+@dataclass(frozen=True)
+class Track:
+    """One frame of one propagation.
+
+    Attributes:
+        logits: float (labels, S, S); above 0 is the object.
+        object_scores: float (labels,), the logit that the object is on the frame at all.
+    """
+
+    logits: Tensor
+    object_scores: Tensor
+
+
+class Tracker:
+    """SAM2's image encoder and memory over sequences of frames. Holds the weights; no call changes them.
+
+    A frame is float (3, S, S) in 0..1 with S = `image_size`. Not for use by several threads at once.
+    """
+
+    def __init__(self, predictor: SAM2VideoPredictor, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+        self.predictor = predictor.eval().requires_grad_(False)
+        self.autocast = autocast
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.predictor.device
+
+    @property
+    def image_size(self) -> int:
+        """Side S in pixels of the square that every frame is squashed to."""
+        return int(self.predictor.image_size)
+
+    @property
+    def neck_weights(self) -> dict[str, Tensor]:
+        """The FPN neck's own parameters by name, not copied."""
+        return dict(self.predictor.image_encoder.neck.named_parameters())
+
+    @torch.no_grad()
+    def trunk(self, frames: Tensor) -> list[Tensor]:
+        """Backbone features of float (N, 3, S, S) in 0..1, one (N, C, h, w) per level, finest first."""
+        mean, std = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
+        with self.autocast():
+            return list(self.predictor.image_encoder.trunk((frames.to(self.device) - mean) / std))
+
+    def neck(self, trunk: Sequence[Tensor], weights: Mapping[str, Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The FPN neck over trunk features, with gradients to `weights` where they ask for them.
+
+        Args:
+            trunk: from `trunk`.
+            weights: parameters to use instead of the neck's own.
+
+        Returns:
+            Features of stride 16 (SAM2's `vision_features`), float32 (N, C, S/16, S/16), and all kept levels.
+        """
+        levels, _ = self._neck_with_positions(trunk, weights)
+        return levels[-1].float(), levels
+
+    def _neck_with_positions(
+        self, trunk: Sequence[Tensor], weights: Mapping[str, Tensor] | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        encoder = self.predictor.image_encoder
+        with self.autocast():
+            levels, positions = functional_call(encoder.neck, dict(weights or {}), (list(trunk),))
+        kept = len(levels) - encoder.scalp
+        return levels[:kept], positions[:kept]
+
+    @torch.inference_mode()
+    def track(
+        self,
+        trunk: Sequence[Tensor],
+        prompts: Sequence[Prompt],
+        labels: int,
+        *,
+        read: int,
+        neck_weights: Mapping[str, Tensor] | None = None,
+        reverse: bool = False,
+    ) -> Track:
+        """Prompt, propagate, and read one frame.
+
+        Args:
+            trunk: features of all N frames of the video, each level (N, C, h, w).
+            prompts: at least one for each label in 0..labels-1; none on the frame that is read.
+            labels: number of objects tracked.
+            read: index of the frame whose masks are returned.
+            neck_weights: a tuned neck; the model's own when None.
+            reverse: play from the last prompted frame back to the first.
+        """
+        with self.autocast():
+            state = self._state(trunk, neck_weights)
+            for prompt in sorted(prompts, key=lambda p: (p.label, p.frame)):
+                if prompt.mask is not None:
+                    self.predictor.add_new_mask(state, prompt.frame, prompt.label, prompt.mask)
+                else:
+                    self.predictor.add_new_points_or_box(state, prompt.frame, prompt.label, box=list(prompt.box or ()))
+            start = max(p.frame for p in prompts) if reverse else min(p.frame for p in prompts)
+            logits = None
+            for frame, _, masks in self.predictor.propagate_in_video(state, start_frame_idx=start, reverse=reverse):
+                if frame == read:
+                    logits = masks[:, 0].float()
+                    break
+        if logits is None:
+            raise ValueError(f"frame {read} is not on the way from frame {start} (reverse={reverse})")
+        outputs = [state["output_dict_per_obj"][index] for index in range(labels)]
+        scores = [
+            (out["cond_frame_outputs"].get(read) or out["non_cond_frame_outputs"][read])["object_score_logits"]
+            for out in outputs
+        ]
+        if not logits.isfinite().all():
+            raise NumericalError("SAM2 gave mask logits that are not finite; try precision float32.")
+        return Track(logits, torch.cat(scores).flatten().float())
+
+    def _state(self, trunk: Sequence[Tensor], neck_weights: Mapping[str, Tensor] | None) -> dict[str, Any]:
+        """What `SAM2VideoPredictor.init_state` makes from files, made from features of frames in memory."""
+        size, device = self.image_size, self.device
+        count = len(trunk[0])
+        levels, positions = self._neck_with_positions(trunk, neck_weights)
+        if self.predictor.use_high_res_features_in_sam:
+            decoder = self.predictor.sam_mask_decoder
+            levels = [decoder.conv_s0(levels[0]), decoder.conv_s1(levels[1]), *levels[2:]]
+        # the pixels of a frame are only passed through beside its features; nothing reads them
+        no_pixels = torch.empty(1, 3, 1, 1, device=device)
+        features = {
+            index: (
+                no_pixels,
+                {
+                    "backbone_fpn": [level[index : index + 1] for level in levels],
+                    "vision_pos_enc": [position[index : index + 1] for position in positions],
+                },
+            )
+            for index in range(count)
+        }
+        return {
+            "images": [None] * count,
+            "num_frames": count,
+            "offload_video_to_cpu": False,
+            "offload_state_to_cpu": False,
+            "video_height": size,
+            "video_width": size,
+            "device": device,
+            "storage_device": device,
+            "point_inputs_per_obj": {},
+            "mask_inputs_per_obj": {},
+            "cached_features": features,
+            "constants": {},
+            "obj_id_to_idx": {},
+            "obj_idx_to_id": {},
+            "obj_ids": [],
+            "output_dict_per_obj": {},
+            "temp_output_dict_per_obj": {},
+            "frames_tracked_per_obj": {},
+        }
+
+
+def bounding_box(mask: Tensor) -> tuple[float, float, float, float]:
+    """The box (x0, y0, x1, y1) in pixels around a non-empty mask, bool (H, W); the far edges are exclusive."""
+    rows, columns = (torch.nonzero(mask.any(dim=axis)).flatten() for axis in (1, 0))
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)

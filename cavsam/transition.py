@@ -1,0 +1,124 @@
+"""DBST, diffusion-based semantic transition: the frames between a reference and a target (method, DBST 1-4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cavsam import lora
+from cavsam.diffusion import LatentDiffusion
+from cavsam.errors import NumericalError
+from cavsam.recipe import Recipe
+
+PARALLEL = 1e-4
+"""Sine of the angle below which two latents count as parallel and slerp gives way to linear interpolation."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One end of a transition: an image as the diffusion model sees it.
+
+    Attributes:
+        adapter: bank of one adapter fitted to the image.
+        latent: float (C, h, w), the image's DDIM-inverted latent z^T under its adapter.
+        embedding: float (tokens, width) of the prompt.
+        losses: of each step of the adapter's fit.
+    """
+
+    adapter: lora.LoraBank
+    latent: Tensor
+    embedding: Tensor
+    losses: list[float]
+
+
+@dataclass(frozen=True)
+class FittedImage:
+    """An image with its adapter, not yet inverted.
+
+    Attributes:
+        adapter: bank of one adapter fitted to the image.
+        latent: float (1, C, h, w), the image's own latent z^0.
+        embedding: float (1, tokens, width) of the prompt.
+        losses: of each step of the fit.
+    """
+
+    adapter: lora.LoraBank
+    latent: Tensor
+    embedding: Tensor
+    losses: list[float]
+
+
+def fit_image(
+    model: LatentDiffusion,
+    image: Tensor,
+    prompt: str,
+    recipe: Recipe,
+    progress: Callable[[int, int], None] | None = None,
+) -> FittedImage:
+    """Encode `image`, float (3, D, D) in 0..1, and fit an adapter to it (method, DBST 1)."""
+    latent = model.encode(image[None])
+    embedding = model.embed([prompt])
+    adapter, losses = model.fit_loras(latent, embedding, recipe, progress)
+    return FittedImage(adapter, latent, embedding, losses)
+
+
+def invert(model: LatentDiffusion, fitted: FittedImage, recipe: Recipe) -> Endpoint:
+    """Follow the image back to noise under its own adapter (method, DBST 2)."""
+    with lora.attached(model.unet, fitted.adapter, torch.ones(1, 1, device=model.device)):
+        inverted = model.invert(fitted.latent, fitted.embedding, recipe.ddim_steps)
+    if not inverted.isfinite().all():
+        raise NumericalError("DDIM inversion gave values that are not finite; try precision float32.")
+    return Endpoint(fitted.adapter, inverted[0], fitted.embedding[0], fitted.losses)
+
+
+def frames_between(model: LatentDiffusion, reference: Endpoint, target: Endpoint, recipe: Recipe) -> Tensor:
+    """The generated frames from the reference's side to the target's, float (frames, 3, D, D) in 0..1."""
+    alphas = torch.linspace(recipe.alpha_min, recipe.alpha_max, recipe.frames, device=model.device)
+    bank = lora.LoraBank.joined([reference.adapter, target.adapter])
+    frames = []
+    for alpha in alphas.split(recipe.frame_batch):
+        latents = torch.stack([interpolate_latents(reference.latent, target.latent, float(a)) for a in alpha])
+        embeddings = torch.lerp(reference.embedding[None], target.embedding[None], alpha[:, None, None])
+        weights = torch.stack([1 - alpha, alpha], dim=1)
+        with lora.attached(model.unet, bank, weights, recipe.lora_mix):
+            frames.append(model.decode(model.denoise(latents, embeddings, recipe.ddim_steps)))
+    video = torch.cat(frames)
+    if not video.isfinite().all():
+        raise NumericalError("The generated frames are not finite; try precision float32.")
+    return video
+
+
+def interpolate_latents(first: Tensor, second: Tensor, alpha: float) -> Tensor:
+    """slerp of two latents (C, h, w), then AdaIN to the interpolated statistics (method, DBST 3)."""
+    return adain(slerp(first, second, alpha), first, second, alpha)
+
+
+def slerp(first: Tensor, second: Tensor, alpha: float) -> Tensor:
+    """Spherical interpolation along the angle between the two whole tensors.
+
+    Linear where the angle is so near 0 or pi that the sphere gives no direction.
+    """
+    cosine = torch.nn.functional.cosine_similarity(first.flatten().double(), second.flatten().double(), dim=0)
+    angle = torch.acos(cosine.clamp(-1, 1))
+    if torch.sin(angle) < PARALLEL:
+        return torch.lerp(first, second, alpha)
+    weights = torch.sin(torch.stack([(1 - alpha) * angle, alpha * angle])) / torch.sin(angle)
+    return weights[0].to(first) * first + weights[1].to(first) * second
+
+
+def adain(latent: Tensor, first: Tensor, second: Tensor, alpha: float, eps: float = 1e-6) -> Tensor:
+    """Give each channel of `latent` (C, h, w) the linearly interpolated mean and deviation of the two ends."""
+    mean = torch.lerp(_mean(first), _mean(second), alpha)
+    deviation = torch.lerp(_deviation(first), _deviation(second), alpha)
+    return (latent - _mean(latent)) / (_deviation(latent) + eps) * deviation + mean
+
+
+def _mean(latent: Tensor) -> Tensor:
+    return latent.mean(dim=(-2, -1), keepdim=True)
+
+
+def _deviation(latent: Tensor) -> Tensor:
+    return latent.std(dim=(-2, -1), keepdim=True)

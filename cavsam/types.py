@@ -1,0 +1,82 @@
+"""The data that goes into the method and comes out of it, as plain numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cavsam.errors import InvalidReference
+from cavsam.images import Mask
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a step, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One annotated image.
+
+    Attributes:
+        image: uint8 (H, W, 3).
+        masks: label -> bool (H, W), at least one, none empty.
+
+    Raises:
+        InvalidReference: the image or a mask cannot teach anything.
+    """
+
+    image: NDArray[np.uint8]
+    masks: dict[str, Mask]
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
+            raise InvalidReference(
+                f"The reference image must be uint8 (H, W, 3), not {self.image.dtype} {self.image.shape}."
+            )
+        if not self.masks:
+            raise InvalidReference("The reference has no mask; draw at least one.")
+        height, width = self.image.shape[:2]
+        for label, mask in self.masks.items():
+            if mask.dtype != np.bool_ or mask.ndim != 2:
+                raise InvalidReference(
+                    f"The reference mask of {label!r} must be bool (H, W), not {mask.dtype} {mask.shape}."
+                )
+            if mask.shape != (height, width):
+                raise InvalidReference(
+                    f"The reference mask of {label!r} has {mask.shape[1]}x{mask.shape[0]} pixels but its image has "
+                    f"{width}x{height}; give a mask drawn on this image."
+                )
+            if not mask.any():
+                raise InvalidReference(f"The reference mask of {label!r} is empty; draw the object.")
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    """What was found on one target.
+
+    Attributes:
+        index: position of the target in the input.
+        size: (H, W) of the target as displayed; (0, 0) when it could not be read.
+        masks: label -> bool (H, W) at the target's displayed size; a label that was not found is left out. Masks of
+            different labels do not overlap: a contested pixel goes to the label with the higher logit.
+        scores: label -> 0..1, an estimate without truth of how good the mask is; every label of the reference.
+        seconds: time spent on this target.
+        error: why there is no result, in one sentence; None when all went well.
+        timings: step -> seconds.
+    """
+
+    index: int
+    size: tuple[int, int] = (0, 0)
+    masks: dict[str, Mask] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    error: str | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """One number for the target: the mean over the labels found; 0 where none was."""
+        found = [self.scores[label] for label in self.masks]
+        return sum(found) / len(found) if found else 0.0
