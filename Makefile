@@ -1,0 +1,44 @@
+# make demo    a real Label Studio fills up with masks after one annotation (KEEP=1: the servers stay up)
+# make test    the whole test suite, with the real Label Studio and a real browser (ARGS="-k name" to choose)
+# See README.md for the settings; everything is set up on first use.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench lock clean
+
+PYTHON_BIN := .venv/bin/python
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## .venv and .venv-label-studio from the lock files (TORCH_INDEX_URL=... for another build of torch)
+	@tools/setup.sh main label-studio
+
+demo:  ## annotate one task, watch the rest being pre-annotated; results in demo-out/ (KEEP=1 leaves the servers running)
+	@tools/setup.sh main label-studio browser
+	@KEEP="$(KEEP)" $(PYTHON_BIN) -m tools.demo
+
+test:  ## the whole test suite (ARGS="..." goes to pytest)
+	@tools/setup.sh main label-studio browser
+	@$(PYTHON_BIN) -m pytest $(ARGS)
+
+lint:  ## ruff and mypy
+	@tools/setup.sh main
+	@$(PYTHON_BIN) -m ruff check .
+	@$(PYTHON_BIN) -m ruff format --check .
+	@$(PYTHON_BIN) -m mypy
+
+format:  ## let ruff write the formatting
+	@tools/setup.sh main
+	@$(PYTHON_BIN) -m ruff check --fix-only --quiet . ; $(PYTHON_BIN) -m ruff format .
+
+bench:  ## measure the modes of the method on generated episodes (ARGS="..." goes to cavsam bench)
+	@tools/setup.sh main
+	@.venv/bin/cavsam bench $(ARGS)
+
+lock:  ## write requirements/ from the installed environments
+	@$(PYTHON_BIN) tools/lock.py
+
+clean:  ## remove both environments and everything that was generated
+	rm -rf .venv .venv-label-studio .setup-lock demo-out build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
