@@ -1,6 +1,6 @@
 """Build the bundled try-out diffusion model with random weights, in the ordinary folder layout of diffusers.
 
-Run `python tools/train_nano/build_diffusion.py --out FOLDER`. `train_vae.py` and `train_unet.py` start from these
+Run `python -m tools.train_nano.build_diffusion --out FOLDER`. `train_vae.py` and `train_unet.py` start from these
 architectures and save into the same layout, so the folder loads exactly as a Stable Diffusion 2.1-base folder does.
 """
 
@@ -26,7 +26,7 @@ from cavsam.synth.shapes import SHAPES
 
 NATIVE_SIZE = 256  # pixels
 LATENT_CHANNELS = 12
-VAE_CHANNELS = (24, 48, 64, 96)  # four levels: one latent cell is 8 x 8 pixels
+VAE_CHANNELS = (16, 32, 64, 96)  # four levels: one latent cell is 8 x 8 pixels
 UNET_CHANNELS = (64, 96, 96)  # at 32 x 32, 16 x 16 and 8 x 8 latent cells
 TEXT_WIDTH = 96
 TOKENS = 24  # of a prompt, start and end included
