@@ -148,9 +148,14 @@ def otsu(values: Tensor) -> tuple[float, float]:
     Returns:
         The threshold (values above it are foreground) and the between-class share of the variance, 0..1; a constant
         input gives its value and 0.
+
+    Raises:
+        NumericalError: a value is not finite.
     """
     flat = values.detach().flatten().double().cpu()
     low, high = flat.min(), flat.max()
+    if not (low.isfinite() and high.isfinite()):
+        raise NumericalError("The activation is not finite; lower ttga_lr or use precision float32.")
     if high - low < 1e-12:
         return float(low), 0.0
     counts = torch.histc(flat, bins=BINS, min=float(low), max=float(high))

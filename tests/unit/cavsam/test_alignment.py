@@ -1,0 +1,215 @@
+"""TTGA's parts against loops and scikit-image, and what it may and may not change."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from skimage.filters import threshold_otsu
+
+from cavsam.alignment import (
+    Alignment,
+    activation,
+    align,
+    augment,
+    cyclic_loss,
+    otsu,
+    prototypes,
+    pseudo_prompts,
+)
+from cavsam.errors import NumericalError
+from cavsam.recipe import Recipe
+from cavsam.tracking import Tracker
+
+from .conftest import blob_picture
+
+
+@pytest.fixture
+def reference(tracker: Tracker, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """One picture (1, 3, S, S) and its two masks (1, 2, S, S)."""
+    blobs = blob_picture(rng, tracker.image_size, tracker.image_size)
+    image = torch.from_numpy(blobs.image).permute(2, 0, 1).float() / 255
+    masks = torch.from_numpy(np.stack(list(blobs.masks.values()))).float()
+    return image[None], masks[None]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_otsu_against_scikit_image(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    low = generator.normal(0.1, 0.05 + 0.03 * seed, 300)
+    values = np.concatenate([low, generator.normal(0.6, 0.1, 40 + 60 * seed)]).clip(-1, 1)
+    threshold, separation = otsu(torch.from_numpy(values))
+    assert threshold == pytest.approx(threshold_otsu(values), abs=1e-9)
+    below, above = values[values <= threshold], values[values > threshold]
+    between = len(below) * len(above) / len(values) ** 2 * (below.mean() - above.mean()) ** 2
+    assert separation == pytest.approx(between / values.var(), abs=0.02)  # up to the width of a bin
+
+
+def test_otsu_of_a_constant_separates_nothing() -> None:
+    assert otsu(torch.full((4, 4), 0.3)) == (pytest.approx(0.3), 0.0)
+
+
+def test_separation_tells_two_modes_from_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one = torch.randn(2000, generator=generator)
+    two = torch.cat([one[:1000] * 0.1, one[1000:] * 0.1 + 3])
+    assert otsu(two)[1] > 0.95
+    assert otsu(one)[1] < 0.7
+
+
+def test_prototypes_against_a_loop() -> None:
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(2, 5, 4, 4, generator=generator)
+    masks = (torch.rand(2, 3, 16, 16, generator=generator) > 0.6).float()
+    masks[1, 2] = 0  # a label may be missing on one image
+    for label, result in enumerate(prototypes(features, masks)):
+        total, weight = np.zeros(5), 0.0
+        for image in range(2):
+            for row in range(4):
+                for column in range(4):
+                    cell = masks[image, label, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].mean().item()
+                    total += cell * features[image, :, row, column].numpy()
+                    weight += cell
+        mean = total / weight
+        np.testing.assert_allclose(result.numpy(), mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_activation_is_the_cosine() -> None:
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(2, 5, 3, 4, generator=generator)
+    unit = F.normalize(torch.randn(2, 5, generator=generator), dim=1)
+    result = activation(features, unit)
+    assert result.shape == (2, 2, 3, 4)
+    expected = F.cosine_similarity(features[1, :, 2, 3], unit[0], dim=0)
+    assert result[1, 0, 2, 3].item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_only_the_two_coarse_laterals_learn_and_the_model_stays(
+    tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    images, masks = reference
+    before = {name: tensor.clone() for name, tensor in tracker.predictor.state_dict().items()}
+    aligned = align(tracker, images, masks, tracker.trunk(images), Recipe(mode="ttga", ttga_steps=5))
+    after = tracker.predictor.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(parameter.requires_grad for parameter in tracker.predictor.parameters())
+    changed = {name.split(".")[1] for name, tensor in tracker.neck_weights.items() if not torch.equal(tensor, aligned.neck[name])}
+    assert changed == {"0", "1"}  # convs.0 is the coarsest level
+    assert set(aligned.neck) == set(tracker.neck_weights)
+
+
+def test_alignment_lowers_the_loss_and_is_reproducible(
+    tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    images, masks = reference
+    trunk = tracker.trunk(images)
+    recipe = Recipe(mode="ttga", ttga_steps=40)
+    aligned, again = (align(tracker, images, masks, trunk, recipe) for _ in range(2))
+    assert aligned.losses == again.losses
+    assert all(torch.equal(aligned.neck[name], again.neck[name]) for name in aligned.neck)
+    assert np.mean(aligned.losses[-8:]) < np.mean(aligned.losses[:8])
+    other = align(tracker, images, masks, trunk, recipe.replace(seed=1))
+    assert other.losses != aligned.losses
+
+
+def test_loss_written_out(tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """L_aug + L_cyc from numpy for one label, with scikit-image's Otsu on the way back."""
+    images, masks = reference[0], reference[1][:, :1]
+    generator = torch.Generator().manual_seed(3)
+    changed, changed_masks = augment(images[0], masks[0], generator)
+    trunk, changed_trunk = tracker.trunk(images), tracker.trunk(changed[None])
+    weights = tracker.neck_weights
+    recipe = Recipe(mode="ttga", temperature=0.5)
+    loss = cyclic_loss(tracker, trunk, masks, changed_trunk, changed_masks[None], weights, recipe)
+
+    def flat(features: torch.Tensor) -> np.ndarray:
+        return features[0].flatten(1).numpy().astype(np.float64).T  # (cells, C)
+
+    def cosine(features: np.ndarray, prototype: np.ndarray) -> np.ndarray:
+        return features @ prototype / np.linalg.norm(features, axis=1) / np.linalg.norm(prototype)
+
+    def bce(similarity: np.ndarray, target: np.ndarray) -> float:
+        p = 1 / (1 + np.exp(-similarity / 0.5))
+        return float(-(target * np.log(p) + (1 - target) * np.log(1 - p)).mean())
+
+    with torch.no_grad():
+        f, g = flat(tracker.neck(trunk)[0]), flat(tracker.neck(changed_trunk)[0])
+    grid = tracker.image_size // 16
+    m, n = (F.avg_pool2d(x, 16).reshape(grid * grid).numpy() for x in (masks, changed_masks[None]))
+    forward = cosine(g, (f * m[:, None]).sum(0) / m.sum())
+    predicted = forward > threshold_otsu(forward)
+    backward = cosine(f, g[predicted].mean(0))
+    assert loss.item() == pytest.approx(bce(forward, n) + bce(backward, m), rel=1e-4)
+
+
+def test_true_mask_on_the_way_back_is_another_loss(
+    tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    images, masks = reference
+    trunk = tracker.trunk(images)
+    losses = [
+        align(tracker, images, masks, trunk, Recipe(mode="ttga", ttga_steps=3, cycle_mask=kind)).losses
+        for kind in ("predicted", "true")
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_augmentation_moves_image_and_mask_together() -> None:
+    """A picture that shows its own mask still shows it after the change."""
+    generator = torch.Generator().manual_seed(4)
+    mask = torch.zeros(1, 96, 96)
+    mask[0, 20:60, 30:80] = 1
+    moved = []
+    for _ in range(10):
+        image, masks = augment(mask.repeat(3, 1, 1), mask, generator)
+        assert set(masks.unique().tolist()) <= {0.0, 1.0}
+        # away from the edge, which interpolation blurs, the picture is bright exactly on the mask
+        inner, outer = 1 - F.max_pool2d(1 - masks, 5, 1, 2), F.max_pool2d(masks, 5, 1, 2)
+        assert image[0][inner[0] > 0].min() > image[0][outer[0] == 0].max() + 0.2
+        moved.append(masks)
+    assert not torch.equal(moved[0], moved[1])
+
+
+def test_pseudo_prompts_mark_what_looks_like_the_reference(tracker: Tracker) -> None:
+    """With a neck whose features are the prototype inside a square and its opposite outside, the prompt is the square."""
+    features = torch.zeros(1, 3, tracker.image_size, tracker.image_size)
+    trunk = tracker.trunk(features)
+    with torch.no_grad():
+        maps, _ = tracker.neck(trunk)
+    prototype = F.normalize(maps[0, :, 3, 3], dim=0)
+    flat = Alignment({}, prototype[None], [])
+    # a constant picture has no object: (nearly) constant activation must give no prompt or be refused as not bimodal
+    prompts, activations = pseudo_prompts(tracker, trunk, flat, [0], Recipe(min_separation=1.0))
+    assert prompts == []
+    assert activations.shape == (1, 1, tracker.image_size // 16, tracker.image_size // 16)
+
+
+def test_pseudo_prompt_follows_a_bimodal_activation(
+    tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    images, masks = reference
+    trunk = tracker.trunk(images)
+    aligned = align(tracker, images, masks, trunk, Recipe(mode="ttga", ttga_steps=60))
+    video = [torch.cat([level, level]) for level in trunk]
+    recipe = Recipe(min_separation=0.0)
+    prompts, maps = pseudo_prompts(tracker, video, aligned, [1], recipe)
+    assert [(prompt.frame, prompt.label) for prompt in prompts] == [(1, 0), (1, 1)]
+    for prompt in prompts:
+        assert prompt.mask is not None
+        full = F.interpolate(maps[0, prompt.label][None, None], scale_factor=16, mode="bilinear")[0, 0].numpy()
+        threshold = threshold_otsu(maps[0, prompt.label].double().numpy())
+        np.testing.assert_array_equal(prompt.mask.numpy(), full > np.float32(threshold))
+    boxes, _ = pseudo_prompts(tracker, video, aligned, [1], recipe.replace(pseudo_label="box"))
+    assert all(prompt.box is not None and prompt.mask is None for prompt in boxes)
+    untrusted, _ = pseudo_prompts(tracker, video, aligned, [1], recipe.replace(min_separation=1.0))
+    assert untrusted == []
+
+
+def test_a_loss_that_is_not_finite_is_an_error(
+    tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    images, masks = reference
+    trunk = [level * torch.nan for level in tracker.trunk(images)]
+    with pytest.raises(NumericalError, match="ttga_lr"):
+        align(tracker, images, masks, trunk, Recipe(mode="ttga", ttga_steps=1))
