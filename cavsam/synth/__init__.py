@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cavsam.synth import textures
+from cavsam.synth import cells, lesions, lungs, satellite, textures
 from cavsam.synth.raster import as_size
 from cavsam.synth.splits import SEEDS, SPLITS, Split, seed_of
 from cavsam.synth.types import SynthClip, SynthImage
@@ -27,14 +27,23 @@ __all__ = [
     "seed_of",
 ]
 
-DOMAINS: tuple[str, ...] = ("textures",)
+_DOMAINS = {module.DOMAIN: module for module in (textures, lesions, lungs, satellite, cells)}
+DOMAINS: tuple[str, ...] = tuple(_DOMAINS)
 MOTIONS: tuple[str, ...] = ("smooth", "far")
 
 
 def classes(domain: str, split: Split = "test") -> tuple[str, ...]:
-    """The class names of a domain in a split. Only "textures" has classes to train on."""
+    """The class names of a domain in a split.
+
+    The classes of "textures" differ between the splits. The other domains are never trained on: their training
+    split is empty, and development and test share the classes, not the seeds.
+    """
     _known(domain)
-    return textures.CLASSES[split]
+    if split not in SPLITS:
+        raise ValueError(f"Unknown split {split!r}; choose one of {', '.join(SPLITS)}.")
+    if domain == textures.DOMAIN:
+        return textures.CLASSES[split]
+    return () if split == "train" else tuple(_DOMAINS[domain].CLASSES)
 
 
 def generate(
@@ -45,19 +54,21 @@ def generate(
     size: int | tuple[int, int] = 256,
     avoid: Sequence[str] = (),
 ) -> SynthImage:
-    """An image of `domain` that shows an object of each of `classes`, none where it is empty.
+    """An image of `domain` that shows objects of each of `classes`, none where it is empty.
 
-    No object of a class in `avoid` is in it, but look-alikes of them are: what a target without the object
-    needs.
-    size: pixels, one side or (height, width).
+    Only `classes` get a mask. Other classes may be in view, but never one of `avoid`, of which there are
+    look-alikes instead: what a target without the object needs. size: pixels, one side or (height, width).
+    Raises ValueError for an unknown domain or class.
     """
     _known(domain)
-    return textures.generate(tuple(classes), seed=seed, size=as_size(size), avoid=tuple(avoid))
+    known = {name for split in SPLITS for name in _class_names(domain, split)}
+    unknown = [name for name in (*classes, *avoid) if name not in known]
+    if unknown:
+        raise ValueError(f"The domain {domain!r} has no class {unknown[0]!r}.")
+    return _DOMAINS[domain].generate(tuple(classes), seed=seed, size=as_size(size), avoid=tuple(avoid))
 
 
-def _known(domain: str) -> None:
-    if domain not in DOMAINS:
-        raise ValueError(f"Unknown domain {domain!r}; choose one of {', '.join(DOMAINS)}.")
+_class_names = classes  # `generate` has a parameter of the same name
 
 
 def clip(
@@ -73,3 +84,8 @@ def clip(
     if motion not in MOTIONS:
         raise ValueError(f"Unknown motion {motion!r}; choose one of {', '.join(MOTIONS)}.")
     return textures.clip(class_name, seed=seed, size=as_size(size), length=length, motion=motion, absent=absent)
+
+
+def _known(domain: str) -> None:
+    if domain not in _DOMAINS:
+        raise ValueError(f"Unknown domain {domain!r}; choose one of {', '.join(DOMAINS)}.")

@@ -83,16 +83,17 @@ def mix(a: Array, b: Array, weight: Array) -> Array:
     return a + (b - a) * weight[..., None]
 
 
-def photometric(rng: np.random.Generator, image: Array, *, strength: float = 1.0) -> Array:
-    """A photograph's accidents: exposure, gamma, colour cast, blur and sensor noise; float32 (H, W, 3)."""
+def photometric(rng: np.random.Generator, image: Array, *, strength: float = 1.0, grey: bool = False) -> Array:
+    """A photograph's accidents: exposure, gamma, colour cast (not if `grey`), blur and noise; float32 (H, W, 3)."""
     image = np.clip(image, 0.0, 1.0)
     image = image ** np.float32(np.exp(rng.uniform(-0.35, 0.35) * strength))
-    cast = 1.0 + rng.uniform(-0.1, 0.1, 3) * strength
+    cast = 1.0 + rng.uniform(-0.1, 0.1, 3) * (0.0 if grey else strength)
     image = image * (cast * rng.uniform(1 - 0.2 * strength, 1 + 0.1 * strength)).astype(np.float32)
     if rng.random() < 0.3 * strength:
         image = blurred(image, float(rng.uniform(0.4, 1.1)))
     sigma = float(rng.uniform(0.005, 0.035)) * strength
-    return image + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(sigma)
+    shape = (*image.shape[:2], 1) if grey else image.shape
+    return image + rng.standard_normal(shape, dtype=np.float32) * np.float32(sigma)
 
 
 def to_uint8(image: Array) -> NDArray[np.uint8]:

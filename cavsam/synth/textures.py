@@ -7,19 +7,19 @@ hue; colours, the pattern's scale and direction, the outline, pose, size and lig
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from cavsam.synth.objects import Instance, Pose, class_hue, draw_instance, paint
 from cavsam.synth.patterns import PATTERNS
 from cavsam.synth.raster import Array, Mask, extent, grid, hsv, mix, photometric, smooth_noise, to_uint8
+from cavsam.synth.scenes import ATTEMPTS, LARGEST, SMALLEST, Scene, finished
 from cavsam.synth.shapes import SHAPES
 from cavsam.synth.splits import CLASS_COUNTS, CLASS_ORDER_SEED, SPLITS, Split
 from cavsam.synth.types import SynthClip, SynthImage
 
 DOMAIN = "textures"
-SMALLEST, LARGEST = 0.01, 0.6  # visible part of the image that one class covers
 SPANS = (0.02, 0.5)  # drawn area of the main object, log-uniform
 
 
@@ -44,14 +44,8 @@ def generate(names: Sequence[str], *, seed: int, size: tuple[int, int], avoid: S
     Around them are look-alikes of the classes in `names` and `avoid` that belong to none of these.
     """
     rng = np.random.default_rng([seed, 1])
-    for _ in range(50):
-        scene = _still(rng, names, tuple(names) + tuple(avoid), size)
-        if all(SMALLEST <= scene.masks[name].mean() <= LARGEST for name in names):
-            break
-    else:
-        raise RuntimeError(f"No scene with {', '.join(names)} came out at seed {seed}.")
-    image = to_uint8(photometric(rng, scene.canvas))
-    return SynthImage(image=image, masks={name: scene.masks[name] for name in names}, domain=DOMAIN, seed=seed)
+    excluded = (*names, *avoid)
+    return finished(lambda r: _still(r, names, excluded, size), names, domain=DOMAIN, seed=seed, rng=rng)
 
 
 def clip(
@@ -64,17 +58,11 @@ def clip(
     of the picture or wholly covered in some of the frames after the first.
     """
     rng = np.random.default_rng([seed, 2])
-    for _ in range(50):
+    for _ in range(ATTEMPTS):
         frames, masks = _moving(rng, class_name, size, length, motion, absent)
         if SMALLEST <= masks[0].mean() <= LARGEST:
             return SynthClip(frames=frames, masks=masks, motion=motion, class_name=class_name, seed=seed)
     raise RuntimeError(f"No clip of {class_name} came out at seed {seed}.")
-
-
-@dataclass
-class _Scene:
-    canvas: Array
-    masks: dict[str, Mask]  # of the classes asked for
 
 
 def _words(name: str) -> tuple[str, str]:
@@ -83,7 +71,7 @@ def _words(name: str) -> tuple[str, str]:
     return shape, pattern
 
 
-def _still(rng: np.random.Generator, names: Sequence[str], excluded: Sequence[str], size: tuple[int, int]) -> _Scene:
+def _still(rng: np.random.Generator, names: Sequence[str], excluded: Sequence[str], size: tuple[int, int]) -> Scene:
     canvas = background(rng, size, excluded)
     cells = grid(size)
     masks: dict[str, Mask] = {name: np.zeros(size, dtype=bool) for name in names}
@@ -107,7 +95,7 @@ def _still(rng: np.random.Generator, names: Sequence[str], excluded: Sequence[st
             mask &= ~covered
         if name_or_none is not None:
             masks[name_or_none] |= covered
-    return _Scene(canvas, masks)
+    return Scene(canvas, masks)
 
 
 def _depth(rng: np.random.Generator, painted: list) -> int:

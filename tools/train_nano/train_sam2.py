@@ -34,7 +34,7 @@ from cavsam import synth
 
 PACKAGE = Path(__file__).resolve().parents[2] / "cavsam" / "nano" / "sam2"
 SIZE = 256
-LOSS_SIZE = 128  # masks are compared at half the image's size
+SMALL_SIZE = 128  # of the first steps, which cost a quarter: what an object is can be learned there
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIPS_OF_LENGTH = {
     2: 7,
@@ -63,18 +63,18 @@ class Batch:
 # ------------------------------------------------------------------------------------------------ data
 
 
-def make_batch(seed: int, step: int) -> Batch:
-    """The batch of one step, a function of its arguments alone."""
+def make_batch(seed: int, step: int, size: int) -> Batch:
+    """The batch of one step, a function of its arguments alone; twice as many clips at the small size."""
     rng = np.random.default_rng([seed, step])
     length = int(rng.choice([2, 3, 4], p=[0.6, 0.25, 0.15]))
     names = synth.classes("textures", "train")
     clips = []
-    for _ in range(CLIPS_OF_LENGTH[length]):
+    for _ in range(CLIPS_OF_LENGTH[length] * (2 if size == SMALL_SIZE else 1)):
         clips.append(
             synth.clip(
                 names[int(rng.integers(len(names)))],
                 seed=synth.seed_of("train", int(rng.integers(len(synth.SEEDS["train"])))),
-                size=SIZE,
+                size=size,
                 length=length,
                 motion="far" if rng.random() < 0.65 else "smooth",
             )
@@ -114,16 +114,16 @@ def _prompt_points(
     return points, labels
 
 
-def _produce(out: multiprocessing.Queue, seed: int, first: int, stop: int) -> None:
+def _produce(out: multiprocessing.Queue, seed: int, first: int, stop: int, small: int) -> None:
     for step in range(first, stop):
-        out.put(make_batch(seed, step))
+        out.put(make_batch(seed, step, SMALL_SIZE if step < small else SIZE))
 
 
-def batches(seed: int, first: int, stop: int) -> Iterator[Batch]:
-    """The batches first .. stop-1 in order, made by a process of their own."""
+def batches(seed: int, first: int, stop: int, small: int) -> Iterator[Batch]:
+    """The batches first .. stop-1 in order, made by a process of their own; those before `small` are small."""
     context = multiprocessing.get_context("spawn")
     ready: multiprocessing.Queue = context.Queue(maxsize=6)
-    process = context.Process(target=_produce, args=(ready, seed, first, stop), daemon=True)
+    process = context.Process(target=_produce, args=(ready, seed, first, stop, small), daemon=True)
     process.start()
     try:
         for _ in range(first, stop):
@@ -144,6 +144,16 @@ def batches(seed: int, first: int, stop: int) -> Iterator[Batch]:
 def build_model() -> nn.Module:
     """SAM2-nano with fresh weights (float32), from the package's own configuration."""
     return instantiate(OmegaConf.load(PACKAGE / "sam2_nano.yaml").model, _recursive_=True)
+
+
+def set_image_size(model: nn.Module, size: int) -> None:
+    """Make SAM2 work on images of `size` pixels: none of its weights depends on it."""
+    model.image_size = size
+    model.sam_image_embedding_size = size // model.backbone_stride
+    encoder = model.sam_prompt_encoder
+    encoder.input_image_size = (size, size)
+    encoder.image_embedding_size = (model.sam_image_embedding_size,) * 2
+    encoder.mask_input_size = (4 * model.sam_image_embedding_size,) * 2
 
 
 def initialise(model: nn.Module) -> None:
@@ -232,8 +242,9 @@ def frame_loss(output: FrameOutput, truth: Tensor) -> tuple[Tensor, dict[str, fl
     parts = {"presence": presence.item()}
     if not present.any():
         return presence, parts
-    logits = F.interpolate(output.masks[present], size=(LOSS_SIZE, LOSS_SIZE), mode="bilinear", align_corners=False)
-    target = F.interpolate(truth[present, None], size=(LOSS_SIZE, LOSS_SIZE), mode="area").expand_as(logits)
+    size = (truth.shape[1] // 2, truth.shape[2] // 2)
+    logits = F.interpolate(output.masks[present], size=size, mode="bilinear", align_corners=False)
+    target = F.interpolate(truth[present, None], size=size, mode="area").expand_as(logits)
     probability = logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     agreement = probability * target + (1 - probability) * (1 - target)
@@ -371,7 +382,9 @@ def train(arguments: argparse.Namespace) -> nn.Module:
     saved_at = begun
     recent: list[dict[str, float]] = []
     with (arguments.out / "curve.jsonl").open("a") as curve:
-        for step, batch in enumerate(batches(arguments.seed, first, arguments.steps), start=first):
+        data = batches(arguments.seed, first, arguments.steps, arguments.small_steps)
+        for step, batch in enumerate(data, start=first):
+            set_image_size(model, batch.frames.shape[2])
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, arguments.steps, arguments.lr)
             model.train()
@@ -408,6 +421,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and the curve")
     parser.add_argument("--export", type=Path, default=PACKAGE / "sam2_nano.safetensors")
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--small-steps", type=int, default=2500, help=f"steps at {SMALL_SIZE} pixels")
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--seed", type=int, default=0)
