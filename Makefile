@@ -16,7 +16,7 @@ setup:  ## .venv and .venv-label-studio from the lock files (TORCH_INDEX_URL=...
 
 demo:  ## annotate one task, watch the rest being pre-annotated; results in demo-out/ (KEEP=1 leaves the servers running)
 	@tools/setup.sh main label-studio browser
-	@KEEP="$(KEEP)" $(PYTHON_BIN) -m tools.demo
+	@KEEP="$(KEEP)" $(PYTHON_BIN) -u -m tools.demo
 
 test:  ## the whole test suite (ARGS="..." goes to pytest)
 	@tools/setup.sh main label-studio browser

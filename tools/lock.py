@@ -28,8 +28,8 @@ SEPARATE_PREFIXES = ("nvidia-", "cuda-")
 HEADER = "# {what}\n# Written by `make lock` from {where}; do not edit by hand.\n"
 
 
-def closure(requirements: list[str], extra_roots: set[str] = frozenset()) -> dict[str, str]:
-    """Name and version of every installed distribution that `requirements` lead to, except the SEPARATE ones.
+def closure(requirements: list[str], but: frozenset[str] = frozenset()) -> dict[str, str]:
+    """Name and version of every installed distribution that `requirements` lead to, except SEPARATE ones and `but`.
 
     Raises:
         PackageNotFoundError: something required is not installed in this environment.
@@ -51,7 +51,7 @@ def closure(requirements: list[str], extra_roots: set[str] = frozenset()) -> dic
             wanted = [{"extra": extra} for extra in extras] or [{"extra": ""}]
             if needed.marker is None or any(needed.marker.evaluate(environment) for environment in wanted):
                 waiting.append(needed)
-    return {name: version for name, version in pins.items() if name not in extra_roots}
+    return {name: version for name, version in pins.items() if name not in but}
 
 
 def write(name: str, pins: dict[str, str], what: str, where: str) -> None:
@@ -70,7 +70,7 @@ def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     runtime = closure(project["dependencies"])
     write("runtime.txt", runtime, "What cavsam and its backend need, without torch and sam2.", ".venv")
-    dev = closure(project["optional-dependencies"]["dev"], extra_roots=set(runtime))
+    dev = closure(project["optional-dependencies"]["dev"], but=frozenset(runtime))
     write("dev.txt", dev, "What the tests, the demo and the checks need on top of runtime.txt.", ".venv")
     server = frozen(ROOT / ".venv-label-studio" / "bin" / "python")
     server = {name: version for name, version in server.items() if name not in SEPARATE}

@@ -82,10 +82,8 @@ def stop(process: subprocess.Popen[bytes], patience: float = 20.0) -> None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(patience)
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # what is left of its group, if anything
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

@@ -1,0 +1,59 @@
+"""The demo's pictures: one generated domain, two labels, exact masks."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cavsam import synth
+
+COLOURS = ("#ff1f4b", "#00a2ff")  # of the two labels, in the editor and on the contact sheet
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One task's image uint8 (H, W, 3) with the truth, label -> bool (H, W)."""
+
+    name: str
+    image: NDArray[np.uint8]
+    truth: dict[str, NDArray[np.bool_]]
+
+    def png(self) -> bytes:
+        """The image as it is uploaded."""
+        buffer = io.BytesIO()
+        Image.fromarray(self.image).save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+def pictures(domain: str, labels: tuple[str, ...], count: int, *, first_seed: int, size: int) -> list[Picture]:
+    """`count` pictures of the test split that each show every label; the same ones on every call."""
+    made = []
+    for index in range(count):
+        seed = synth.seed_of("test", first_seed + index)
+        picture = synth.generate(domain, labels, seed=seed, size=size)
+        made.append(Picture(f"{domain}-{index + 1:02d}.png", picture.image, dict(picture.masks)))
+    return made
+
+
+def label_config(template: Path, labels: tuple[str, ...]) -> str:
+    """The labelling interface in `template` with its brush labels replaced by `labels`, in the demo's colours."""
+    root = ElementTree.fromstring(template.read_text(encoding="utf-8"))
+    (brush,) = root.iter("BrushLabels")
+    for old in list(brush):
+        brush.remove(old)
+    for label, colour in zip(labels, COLOURS, strict=True):
+        ElementTree.SubElement(brush, "Label", value=label, background=colour)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def names_in(config: str) -> tuple[str, str]:
+    """Names of the brush control and of the image it belongs to, as regions refer to them."""
+    (brush,) = ElementTree.fromstring(config).iter("BrushLabels")
+    return brush.attrib["name"], re.split(r",", brush.attrib["toName"])[0]
