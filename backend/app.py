@@ -1,0 +1,195 @@
+"""The HTTP side: what Label Studio calls a machine learning backend for, and nothing of the model."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Flask, Response, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from backend.errors import BackendError, InvalidRequest, LabelStudioDenied, LabelStudioError
+from backend.service import Note, Service
+from backend.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MODEL_CLASS = "CavSam"
+TRIAL_NOTICE = "try-out models (nano): for trying the backend out, not for real work"
+OPEN_PATHS = frozenset({"/health", "/webhook"})
+"""Called without basic auth: by health checks, and by Label Studio's webhooks, which only bring about a look."""
+
+STATUS_OF: tuple[tuple[type[BackendError], int], ...] = (
+    (InvalidRequest, 400),
+    (LabelStudioDenied, 502),
+    (LabelStudioError, 502),
+    (BackendError, 500),
+)
+
+
+def create_app(settings: Settings, service: Service) -> Flask:
+    """The application over a service; whoever starts the service also stops it."""
+    app = Flask(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = int(settings.max_request_mb * 1e6)
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # the provider Flask installs has it
+    _guard(app, settings)
+    _handle_errors(app)
+
+    def health() -> Response:
+        answer: dict[str, Any] = {
+            "status": "UP",
+            "model_class": MODEL_CLASS,
+            "model_version": service.base_version,
+            "work": service.worker.activity.state,
+        }
+        if service.trial_models:
+            answer["notice"] = TRIAL_NOTICE
+        if service.worker.activity.error:
+            answer["error"] = service.worker.activity.error
+        return jsonify(answer)
+
+    @app.get("/health")
+    def get_health() -> Response:
+        return health()
+
+    @app.get("/")
+    def index() -> Response:
+        return jsonify({**health().get_json(), **service.status()})
+
+    @app.post("/setup")
+    def setup() -> Response:
+        body = _body()
+        project = _project_number(body.get("project"))
+        version = service.setup(project, _text(body, "hostname"), _text(body, "access_token"))
+        return jsonify({"model_version": version})
+
+    @app.post("/predict")
+    def predict() -> Response:
+        body = _body()
+        tasks = _task_numbers(body.get("tasks"))
+        project = _project_number(body.get("project"))
+        if _is_interactive(body):
+            # the editor takes the first entry as its answer and stores nothing; smart tools are not served yet
+            empty = json.dumps({"result": [], "score": 0.0, "model_version": service.version_of(project)})
+            results = [empty] * len(tasks)
+        else:
+            results = service.predict(project, tasks)
+        return Response('{"results": [' + ", ".join(results) + "]}", mimetype="application/json")
+
+    @app.post("/webhook")
+    def webhook() -> tuple[Response, int]:
+        body = _body()
+        notes = webhook_notes(body)
+        for note in notes:
+            service.note(note)
+        if not notes:
+            service.note_all()
+        log.info("Webhook %s.", str(body.get("action"))[:60])
+        return jsonify({"status": "ok"}), 201
+
+    @app.get("/versions")
+    def versions() -> Response:
+        return jsonify({"versions": service.versions()})
+
+    return app
+
+
+def webhook_notes(body: Mapping[str, Any]) -> list[Note]:
+    """What an event says to look at; empty where it names no project (its payload is switched off)."""
+    action = str(body.get("action"))
+    described = body.get("project")
+    project = described.get("id") if isinstance(described, Mapping) else None
+    if not isinstance(project, int) or isinstance(project, bool):
+        return []
+    if action in ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED"):
+        annotations = [a for a in _as_list(body.get("annotation")) if isinstance(a, Mapping)]
+        tasks = frozenset(a["task"] for a in annotations if isinstance(a.get("task"), int))
+        if tasks:
+            # a skip is not listed among a task's annotations, so it must not be waited for
+            expected = [a for a in annotations if not a.get("was_cancelled")]
+            numbers = frozenset(a["id"] for a in expected if isinstance(a.get("id"), int))
+            return [Note(project, "touched", tasks, numbers)]
+    return [Note(project, "changed")]
+
+
+def _guard(app: Flask, settings: Settings) -> None:
+    if not settings.basic_auth_user:
+        return
+
+    @app.before_request
+    def check() -> Response | None:
+        if request.path in OPEN_PATHS:
+            return None
+        given = request.authorization
+        user = (given.username or "") if given else ""
+        password = (given.password or "") if given else ""
+        user_right = hmac.compare_digest(user.encode(), settings.basic_auth_user.encode())
+        password_right = hmac.compare_digest(password.encode(), settings.basic_auth_password.encode())
+        if given is not None and given.type == "basic" and user_right and password_right:
+            return None
+        answer = jsonify({"error": "Give the backend's user name and password (CAVSAM_BASIC_AUTH_USER)."})
+        answer.status_code = 401
+        answer.headers["WWW-Authenticate"] = 'Basic realm="cavsam"'
+        return answer
+
+
+def _handle_errors(app: Flask) -> None:
+    """Every error becomes one sentence for the caller; what a developer needs goes to the log."""
+
+    @app.errorhandler(BackendError)
+    def known(error: BackendError) -> tuple[Response, int]:
+        status = next(code for kind, code in STATUS_OF if isinstance(error, kind))
+        log.warning("%s %s: %s", request.method, request.path, error)
+        return jsonify({"error": str(error)}), status
+
+    @app.errorhandler(HTTPException)
+    def http(error: HTTPException) -> tuple[Response, int]:
+        if error.code == 413:
+            return jsonify({"error": "The request is larger than CAVSAM_MAX_REQUEST_MB allows."}), 413
+        return jsonify({"error": error.description or error.name}), error.code or 500
+
+    @app.errorhandler(Exception)
+    def unknown(error: Exception) -> tuple[Response, int]:
+        log.error("%s %s failed.", request.method, request.path, exc_info=error)
+        return jsonify({"error": "The backend failed on this request; its log says why."}), 500
+
+
+def _body() -> dict[str, Any]:
+    body = request.get_json(force=True, silent=True)
+    if not isinstance(body, dict):
+        raise InvalidRequest("The body must be a JSON object.")
+    return body
+
+
+def _project_number(value: Any) -> int:
+    """The number in Label Studio's `"number.created"`; a bare number works too."""
+    number = str(value).partition(".")[0]
+    if isinstance(value, bool) or not number.isascii() or not number.isdigit():
+        raise InvalidRequest("The field project must be like '12.1700000000', as Label Studio sends it.")
+    return int(number)
+
+
+def _task_numbers(tasks: Any) -> list[int]:
+    if not isinstance(tasks, list) or not all(isinstance(task, Mapping) for task in tasks):
+        raise InvalidRequest("The field tasks must be a list of tasks.")
+    numbers = [task.get("id") for task in tasks]
+    if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+        raise InvalidRequest("Each task must have its number in the field id.")
+    return numbers
+
+
+def _is_interactive(body: Mapping[str, Any]) -> bool:
+    params = body.get("params")
+    return isinstance(params, Mapping) and params.get("context") is not None
+
+
+def _text(body: Mapping[str, Any], name: str) -> str:
+    value = body.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

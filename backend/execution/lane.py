@@ -1,0 +1,184 @@
+"""The lane's own side: holds the model, turns regions into masks and masks into regions.
+
+Runs as `python -m backend.execution.lane`, started by `process.LaneProcess`, with two inherited file descriptors: one
+end of a connection for jobs and results, and a pipe that ends when the parent does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+from backend.regions import Slot, mask_names, prediction_region, reference_masks
+from cavsam.errors import CavSamError, InvalidReference, ModelError
+from cavsam.images import read_image
+from cavsam.recipe import Recipe
+from cavsam.sources import ModelSources
+from cavsam.types import Progress, Reference, TargetResult
+
+log = logging.getLogger(__name__)
+
+ADAPTED_KEPT = 2
+PROGRESS_PAUSE = 0.5
+
+
+class Segmenter(Protocol):
+    """What the lane asks of a model; `cavsam.CavSam` is one."""
+
+    def adapt(
+        self, references: Sequence[Reference], *, class_name: str | None = None, progress: Progress | None = None
+    ) -> Any:
+        """Do once what depends on the references only."""
+
+    def segment(
+        self, adapted: Any, targets: Iterable[str], *, progress: Progress | None = None
+    ) -> Iterator[TargetResult]:
+        """Segment targets, given as paths, one after the other."""
+
+
+def open_cavsam(options: Mapping[str, Any]) -> Segmenter:
+    """Load CAV-SAM as `options` (sources, recipe, device) say."""
+    from cavsam import CavSam
+
+    return CavSam.from_pretrained(
+        ModelSources(**options["sources"]), device=options["device"], recipe=Recipe.from_dict(options["recipe"])
+    )
+
+
+class Lane:
+    """A loaded model and the references it is adapted to, by the key of the reference and the image tag."""
+
+    def __init__(self, segmenter: Segmenter):
+        self._segmenter = segmenter
+        self._adapted: OrderedDict[tuple[str, str], tuple[Any, dict[str, Slot]]] = OrderedDict()
+
+    def run(self, job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        """Do one job: `{"reference": {"key", "regions", "images"}, "images"}`, images by the name of their tag.
+
+        Returns `{"event": "result", "regions", "score", "seconds"}`, `{"event": "failed", "message"}` where this
+        target gave no result, or `{"event": "bad_reference", "message"}` where no target can give one.
+        """
+        reference = job["reference"]
+        regions: list[dict[str, Any]] = []
+        scores: list[float] = []
+        seconds = 0.0
+        for to_name in sorted({region["to_name"] for region in reference["regions"]}):
+            path = job["images"].get(to_name)
+            if path is None:
+                continue  # a task need not have every image that the reference has
+            try:
+                adapted, slots = self._adapt(reference, to_name, progress)
+            except CavSamError as error:
+                return {"event": "bad_reference", "message": str(error)}
+            started = time.monotonic()
+            result = next(iter(self._segmenter.segment(adapted, [path], progress=progress)))
+            if result.error is not None:
+                return {"event": "failed", "message": result.error}
+            regions += [
+                prediction_region(slots[name], mask, _score(result.scores.get(name, 0.0)))
+                for name, mask in result.masks.items()
+                if mask.any()
+            ]
+            scores.append(_score(result.score))
+            seconds += time.monotonic() - started
+        if not scores:
+            return {"event": "failed", "message": "The task has none of the images that the reference has."}
+        return {"event": "result", "regions": regions, "score": sum(scores) / len(scores), "seconds": seconds}
+
+    def _adapt(self, reference: Mapping[str, Any], to_name: str, progress: Progress) -> tuple[Any, dict[str, Slot]]:
+        key = (reference["key"], to_name)
+        if key not in self._adapted:
+            path = reference["images"].get(to_name)
+            if path is None:
+                raise InvalidReference(f"The reference's task has no image for the tag {to_name!r}.")
+            image = read_image(path)
+            masks = reference_masks(reference["regions"], to_name, (image.shape[0], image.shape[1]))
+            names = mask_names(masks)
+            example = Reference(image, {names[slot]: mask for slot, mask in masks.items()})
+            adapted = self._segmenter.adapt([example], progress=progress)
+            self._adapted[key] = adapted, {name: slot for slot, name in names.items()}
+            while len(self._adapted) > ADAPTED_KEPT:
+                self._adapted.popitem(last=False)
+        self._adapted.move_to_end(key)
+        return self._adapted[key]
+
+
+def _score(value: float) -> float:
+    """A finite number from 0 to 1: Label Studio refuses the whole batch for anything else."""
+    return min(1.0, max(0.0, float(value))) if math.isfinite(value) else 0.0
+
+
+def serve(jobs: Connection, open_segmenter: Callable[[], Segmenter]) -> int:
+    """Load the model, then do jobs until the connection ends; returns the exit status."""
+    started = time.monotonic()
+    try:
+        lane = Lane(open_segmenter())
+    except ModelError as error:
+        _send(jobs, {"event": "model_error", "message": str(error)})
+        return 3
+    _send(jobs, {"event": "loaded", "seconds": time.monotonic() - started})
+    while True:
+        try:
+            job = json.loads(jobs.recv_bytes())
+        except EOFError:
+            return 0
+        try:
+            answer = lane.run(job, _Reporter(jobs))
+        except Exception as error:  # a fault of ours or of a library: this target fails, the next ones go on
+            log.exception("A task failed in the model's process.")
+            answer = {"event": "failed", "message": f"The model failed on this task ({type(error).__name__}: {error})."}
+        _send(jobs, answer)
+
+
+class _Reporter:
+    """Passes the steps of a job on, at most two a second."""
+
+    def __init__(self, jobs: Connection):
+        self._jobs = jobs
+        self._last = 0.0
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        if time.monotonic() - self._last >= PROGRESS_PAUSE:
+            self._last = time.monotonic()
+            _send(self._jobs, {"event": "progress", "step": step, "done": done, "total": total})
+
+
+def _send(jobs: Connection, message: Mapping[str, Any]) -> None:
+    jobs.send_bytes(json.dumps(message, separators=(",", ":")).encode())
+
+
+def _end_with(parent: int) -> None:
+    """End this process at once when the pipe `parent` ends: whoever would want our result is gone."""
+
+    def watch() -> None:
+        while os.read(parent, 1):
+            pass
+        os._exit(0)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the lane: the two file descriptors, the segmenter's import path, its options, the log level."""
+    connection, parent, segmenter, options, level = arguments
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us in order
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s lane: %(message)s", stream=sys.stderr)
+    _end_with(int(parent))
+    module, _, name = segmenter.partition(":")
+    factory = getattr(importlib.import_module(module), name)
+    return serve(Connection(int(connection)), lambda: factory(json.loads(options)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

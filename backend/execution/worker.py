@@ -1,0 +1,271 @@
+"""The thread that takes jobs from the ledger, one after the other, and has the lane do them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from backend.errors import (
+    ImageUnavailable,
+    LabelStudioError,
+    LaneDied,
+    LaneStopped,
+    ModelUnavailable,
+)
+from backend.execution.process import LaneProcess
+from backend.images import ImageFolder
+from backend.label_config import LabelConfig
+from backend.label_studio import LabelStudio
+from backend.ledger import Job, Ledger, ReferenceAnnotation
+from backend.reconcile import known_config
+
+log = logging.getLogger(__name__)
+
+LANE_ATTEMPTS = 2
+FETCH_DELAYS = (5.0, 20.0, 60.0)
+AWAY_DELAY = 20.0
+MODEL_DELAYS = (15.0, 30.0, 60.0, 300.0)
+IDLE = 30.0
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What the worker is doing, for people to see."""
+
+    state: str = "idle"
+    project: int | None = None
+    task: int | None = None
+    step: str = ""
+    done: int = 0
+    total: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the worker needs of the service: a client for a project, and someone to tell.
+
+    `finished(project, task)` after each job, whatever came of it; `refused(project)` when the reference taught nothing.
+    """
+
+    client: Callable[[int], LabelStudio]
+    finished: Callable[[int, int], None]
+    refused: Callable[[int], None]
+
+
+class Worker:
+    """Takes jobs, fetches their images, hands them to the lane, and stores what comes back."""
+
+    def __init__(self, ledger: Ledger, lane: LaneProcess, images: ImageFolder, hooks: Hooks):
+        self._ledger, self._lane, self._images, self._hooks = ledger, lane, images, hooks
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch-ahead")
+        self._ahead: Future[None] | None = None
+        self._model_failures = 0
+        self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
+        self.activity = Activity()
+
+    def start(self) -> None:
+        """Begin to take jobs."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look for jobs now."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End the lane and the thread; the job in work goes back into the queue."""
+        self._stopping.set()
+        self._wake.set()
+        self._lane.stop()
+        self._thread.join(10.0)
+        self._fetcher.shutdown(wait=False, cancel_futures=True)
+
+    def _work(self) -> None:
+        self._load_ahead()
+        while not self._stopping.is_set():
+            self._wake.clear()
+            job = self._ledger.take_next()
+            if job is None:
+                self.activity = Activity(error=self.activity.error)
+                pause = self._ledger.seconds_to_next()
+                self._wake.wait(IDLE if pause is None else min(pause + 0.05, IDLE))
+                continue
+            try:
+                self._do(job)
+            except Exception as error:
+                log.exception("Project %d, task %d: the job failed.", job.project, job.task)
+                self._ledger.fail(job, f"The backend failed on this task ({type(error).__name__}: {error}).")
+            self._hooks.finished(job.project, job.task)
+
+    def _load_ahead(self) -> None:
+        """Load the model before the first job, so that a missing checkpoint is known at once."""
+        self.activity = Activity("loading the model")
+        try:
+            self._lane.load(self._progress)
+        except ModelUnavailable as error:
+            self.activity = Activity("no model", error=str(error))
+            log.error("The model cannot be loaded: %s", error)
+        except LaneDied as error:
+            log.error("%s", error)
+        except LaneStopped:
+            return
+
+    def _do(self, job: Job) -> None:
+        self.activity = Activity("fetching", job.project, job.task)
+        reference = self._ledger.reference(job.project)
+        config = known_config(self._ledger, job.project)
+        if reference is None or config is None or not job.version.endswith(f"-r{reference.key}"):
+            self._ledger.put_back(job, counts=False, delay=1.0)  # the reference changed under us
+            return
+        paths = self._fetch(job, reference, config)
+        if paths is None:
+            return
+        reference_images, images = paths
+        self._fetch_ahead()
+        request = {
+            "reference": {"key": reference.key, "regions": reference.regions, "images": reference_images},
+            "images": images,
+        }
+        self.activity = Activity("working", job.project, job.task)
+        try:
+            answer = self._lane.run(request, self._progress)
+        except LaneStopped:
+            self._ledger.put_back(job, counts=False)
+            return
+        except ModelUnavailable as error:
+            self._wait_for_model(job, str(error))
+            return
+        except LaneDied as error:
+            self._after_crash(job, str(error))
+            return
+        self._model_failures = 0
+        if self._settle(job, reference, answer):
+            self._images.discard(images.values())
+
+    def _settle(self, job: Job, reference: ReferenceAnnotation, answer: dict[str, Any]) -> bool:
+        """Store the lane's answer; returns whether the job is over."""
+        if answer["event"] == "bad_reference":
+            log.warning(
+                "Project %d: annotation %d cannot be the reference: %s",
+                job.project,
+                reference.annotation,
+                answer["message"],
+            )
+            self._ledger.put_back(job, counts=False)
+            self._ledger.refuse_reference(job.project, reference.annotation, reference.key, answer["message"])
+            self._hooks.refused(job.project)
+            return False
+        if answer["event"] == "failed":
+            log.error("Project %d, task %d: %s", job.project, job.task, answer["message"])
+            self._ledger.fail(job, answer["message"])
+            return True
+        text = json.dumps(answer["regions"], separators=(",", ":"))
+        self._ledger.finish(job, text, answer["score"], answer["seconds"])
+        log.info(
+            "Project %d, task %d: %d regions, score %.2f, %.1f s.",
+            job.project,
+            job.task,
+            len(answer["regions"]),
+            answer["score"],
+            answer["seconds"],
+        )
+        return True
+
+    def _fetch(
+        self, job: Job, reference: ReferenceAnnotation, config: LabelConfig
+    ) -> tuple[dict[str, str], dict[str, str]] | None:
+        """Paths of the reference's and the task's images; `None` where the job was put back or failed."""
+        if self._ahead is not None:
+            wait([self._ahead])
+            self._ahead = None
+        to_names = {region["to_name"] for region in reference.regions}
+        try:
+            client = self._hooks.client(job.project)
+        except LabelStudioError as error:
+            self._without_label_studio(job, error)
+            return None
+        task = self._ledger.task(job.project, job.task)
+        reference_task = self._ledger.task(job.project, reference.task)
+        if task is None or reference_task is None:
+            self._ledger.put_back(job, counts=False, delay=5.0)  # deleted, or not listed yet
+            return None
+        try:
+            images = self._images.fetch(client, config, task, to_names)
+        except ImageUnavailable as error:
+            self._without_image(job, error)
+            return None
+        except LabelStudioError as error:
+            self._without_label_studio(job, error)
+            return None
+        try:
+            return self._images.fetch(client, config, reference_task, to_names), images
+        except ImageUnavailable as error:
+            self._ledger.put_back(job, counts=False, delay=0.0 if error.permanent else FETCH_DELAYS[1])
+            if not error.permanent:
+                log.warning("Project %d: %s Trying again in %.0f s.", job.project, error, FETCH_DELAYS[1])
+                return None
+            self._ledger.refuse_reference(job.project, reference.annotation, reference.key, str(error))
+            log.error("Project %d: the reference's image cannot be used. %s", job.project, error)
+            self._hooks.refused(job.project)
+        except LabelStudioError as error:
+            self._without_label_studio(job, error)
+        return None
+
+    def _without_image(self, job: Job, error: ImageUnavailable) -> None:
+        if error.permanent or job.attempts > len(FETCH_DELAYS):
+            log.error("Project %d, task %d: %s", job.project, job.task, error)
+            self._ledger.fail(job, str(error))
+            return
+        delay = FETCH_DELAYS[job.attempts - 1]
+        log.warning("Project %d, task %d: %s Trying again in %.0f s.", job.project, job.task, error, delay)
+        self._ledger.put_back(job, error=str(error), delay=delay)
+
+    def _without_label_studio(self, job: Job, error: LabelStudioError) -> None:
+        """Label Studio itself is away or refuses us, which is no fault of the task: it waits."""
+        log.warning("Project %d, task %d: %s Trying again in %.0f s.", job.project, job.task, error, AWAY_DELAY)
+        self._ledger.put_back(job, error=str(error), delay=AWAY_DELAY, counts=False)
+
+    def _fetch_ahead(self) -> None:
+        """Fetch the next job's images while the lane works."""
+        upcoming = self._ledger.peek_next()
+        if upcoming is not None:
+            self._ahead = self._fetcher.submit(self._fetch_quietly, upcoming)
+
+    def _fetch_quietly(self, job: Job) -> None:
+        task = self._ledger.task(job.project, job.task)
+        reference = self._ledger.reference(job.project)
+        config = known_config(self._ledger, job.project)
+        if task is None or reference is None or config is None:
+            return
+        to_names = {region["to_name"] for region in reference.regions}
+        try:
+            self._images.fetch(self._hooks.client(job.project), config, task, to_names)
+        except (ImageUnavailable, LabelStudioError) as error:
+            log.debug("Project %d, task %d: %s", job.project, job.task, error)  # met again when its turn comes
+
+    def _after_crash(self, job: Job, error: str) -> None:
+        if job.attempts >= LANE_ATTEMPTS:
+            log.error("Project %d, task %d: %s It happened twice; giving this task up.", job.project, job.task, error)
+            self._ledger.fail(job, f"{error} It happened {job.attempts} times on this task.")
+        else:
+            log.error("Project %d, task %d: %s Trying once more.", job.project, job.task, error)
+            self._ledger.put_back(job, error=error)
+
+    def _wait_for_model(self, job: Job, error: str) -> None:
+        delay = MODEL_DELAYS[min(self._model_failures, len(MODEL_DELAYS) - 1)]
+        self._model_failures += 1
+        self._ledger.put_back(job, error=error, counts=False)
+        self.activity = Activity("no model", error=error)
+        log.error("The model cannot be loaded: %s Trying again in %.0f s.", error, delay)
+        self._stopping.wait(delay)
+
+    def _progress(self, step: str, done: int, total: int) -> None:
+        now = self.activity
+        self.activity = Activity("working", now.project, now.task, step, done, total)

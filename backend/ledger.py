@@ -1,0 +1,643 @@
+"""What the backend remembers, in one SQLite file, so that nothing is computed twice and a restart goes on.
+
+A *job* is one task under one version. It has a state (queued, running, done, failed) and, once done, a delivery:
+
+- `open`: Label Studio does not have the result, and nobody is about to give it.
+- `reserved`: an open /predict request will give it, if it is finished in time.
+- `answered`: a /predict answer held it; until `delivery_until` Label Studio may still be storing it.
+- `pushing`: an import is under way; an import cut short counts as `answered`.
+- `delivered`: Label Studio has it.
+
+Only an `open` result may be reserved or pushed, and each change of hands is one transaction. That is what keeps a
+task from ending with two predictions of one version.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backend.errors import BackendError
+from backend.references import Candidate
+
+SCHEMA_VERSION = 1
+
+SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE projects (
+    id INTEGER PRIMARY KEY,
+    uid TEXT NOT NULL,
+    title TEXT NOT NULL DEFAULT '',
+    label_config TEXT NOT NULL DEFAULT '',
+    version TEXT NOT NULL DEFAULT '',
+    reference_key TEXT,
+    error TEXT,
+    reconciled_at REAL
+);
+CREATE TABLE tasks (
+    project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+    id INTEGER NOT NULL,
+    data TEXT NOT NULL,
+    annotated INTEGER NOT NULL DEFAULT 0,
+    annotations_read TEXT NOT NULL DEFAULT '',
+    predictions_read INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (project, id)
+);
+CREATE TABLE annotations (
+    id INTEGER PRIMARY KEY,
+    project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+    task INTEGER NOT NULL,
+    created_at TEXT NOT NULL,
+    key TEXT NOT NULL,
+    reason TEXT NOT NULL
+);
+CREATE INDEX annotations_of_task ON annotations (project, task);
+CREATE TABLE refusals (
+    annotation INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+    PRIMARY KEY (annotation, key)
+);
+CREATE TABLE reference_annotations (
+    project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+    key TEXT NOT NULL,
+    annotation INTEGER NOT NULL,
+    task INTEGER NOT NULL,
+    regions BLOB NOT NULL,
+    PRIMARY KEY (project, key)
+);
+CREATE TABLE jobs (
+    project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+    task INTEGER NOT NULL,
+    version TEXT NOT NULL,
+    state TEXT NOT NULL DEFAULT 'queued' CHECK (state IN ('queued', 'running', 'done', 'failed')),
+    priority INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    not_before REAL NOT NULL DEFAULT 0,
+    score REAL,
+    seconds REAL,
+    error TEXT,
+    result BLOB,
+    delivery TEXT NOT NULL DEFAULT 'open'
+        CHECK (delivery IN ('open', 'reserved', 'answered', 'pushing', 'delivered')),
+    delivery_owner TEXT,
+    delivery_until REAL,
+    updated_at REAL NOT NULL,
+    PRIMARY KEY (project, task, version)
+);
+CREATE INDEX jobs_by_state ON jobs (state, delivery);
+"""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project that Label Studio has named to us."""
+
+    id: int
+    uid: str
+    title: str
+    label_config: str
+    version: str
+    reference_key: str | None
+    error: str | None
+    reconciled_at: float | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as it was last listed; `annotations_read` is the `updated_at` its annotations were read under."""
+
+    project: int
+    id: int
+    data: dict[str, Any]
+    annotated: bool
+    annotations_read: str
+
+
+@dataclass(frozen=True)
+class ReferenceAnnotation:
+    """The annotation a project's predictions are learned from."""
+
+    project: int
+    key: str
+    annotation: int
+    task: int
+    regions: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task under one version; `result` is the JSON text of its regions once it is done."""
+
+    project: int
+    task: int
+    version: str
+    state: str
+    attempts: int
+    score: float | None
+    seconds: float | None
+    error: str | None
+    result: str | None
+    delivery: str
+    updated_at: float
+
+
+class Ledger:
+    """The SQLite file; one connection shared by the process's threads, each call one transaction."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.RLock()
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30.0)
+        self._connection.row_factory = sqlite3.Row
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = NORMAL")
+        self._connection.execute("PRAGMA foreign_keys = ON")
+        self._prepare(path)
+
+    def close(self) -> None:
+        """Close the file; later calls raise `sqlite3.ProgrammingError`."""
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def _rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._connection.execute(query, values).fetchall()
+
+    def _prepare(self, path: Path) -> None:
+        with self._transaction() as db:
+            tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+            if not tables:
+                for statement in SCHEMA.split(";"):
+                    db.execute(statement)
+                db.execute("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
+                return
+            row = db.execute("SELECT value FROM meta WHERE name = 'schema'").fetchone()
+        if int(row["value"]) != SCHEMA_VERSION:
+            raise BackendError(
+                f"The ledger {path} was written by another release (schema {row['value']}, this one uses "
+                f"{SCHEMA_VERSION}); move it away to start afresh, or use that release."
+            )
+
+    # projects
+
+    def note_project(self, project: int, uid: str) -> bool:
+        """Remember a project; returns whether it was new.
+
+        A known number with another `uid` is another project (Label Studio was set up afresh), so all that was
+        remembered under that number is forgotten.
+        """
+        with self._transaction() as db:
+            known = db.execute("SELECT uid FROM projects WHERE id = ?", (project,)).fetchone()
+            if known is not None and known["uid"] == uid:
+                return False
+            db.execute("DELETE FROM projects WHERE id = ?", (project,))
+            db.execute("INSERT INTO projects (id, uid) VALUES (?, ?)", (project, uid))
+            return True
+
+    def forget_project(self, project: int) -> None:
+        """Drop a project and all that belongs to it."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM projects WHERE id = ?", (project,))
+
+    def projects(self) -> list[Project]:
+        """All known projects."""
+        return [_project(row) for row in self._rows("SELECT * FROM projects ORDER BY id")]
+
+    def project(self, project: int) -> Project | None:
+        """One project, if it is known."""
+        rows = self._rows("SELECT * FROM projects WHERE id = ?", project)
+        return _project(rows[0]) if rows else None
+
+    def describe_project(self, project: int, title: str, label_config: str) -> None:
+        """Store what the API says of a project."""
+        with self._transaction() as db:
+            db.execute("UPDATE projects SET title = ?, label_config = ? WHERE id = ?", (title, label_config, project))
+
+    def set_project_error(self, project: int, error: str | None) -> None:
+        """Store why a project cannot be worked on, or that it can."""
+        with self._transaction() as db:
+            db.execute("UPDATE projects SET error = ? WHERE id = ?", (error, project))
+
+    def mark_reconciled(self, project: int) -> None:
+        """Note that the ledger agreed with Label Studio just now."""
+        with self._transaction() as db:
+            db.execute("UPDATE projects SET error = NULL, reconciled_at = ? WHERE id = ?", (time.time(), project))
+
+    def set_version(self, project: int, version: str) -> None:
+        """Give a project's present reference another version, as after a change of settings."""
+        self.set_reference(project, version, self.reference(project))
+
+    # tasks and annotations
+
+    def replace_tasks(self, project: int, tasks: Sequence[Task]) -> int:
+        """Store the project's tasks as listed; those not listed are dropped with their jobs. Returns how many."""
+        with self._transaction() as db:
+            known = {row["id"] for row in db.execute("SELECT id FROM tasks WHERE project = ?", (project,))}
+            gone = known - {task.id for task in tasks}
+            for task in gone:
+                for table, column in (("tasks", "id"), ("annotations", "task"), ("jobs", "task")):
+                    db.execute(f"DELETE FROM {table} WHERE project = ? AND {column} = ?", (project, task))
+            db.executemany(
+                "INSERT INTO tasks (project, id, data, annotated) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (project, id) DO UPDATE SET data = excluded.data, annotated = excluded.annotated",
+                [(project, task.id, json.dumps(task.data), task.annotated) for task in tasks],
+            )
+            return len(gone)
+
+    def tasks(self, project: int) -> list[Task]:
+        """All tasks of a project by number."""
+        return [_task(row) for row in self._rows("SELECT * FROM tasks WHERE project = ? ORDER BY id", project)]
+
+    def task(self, project: int, task: int) -> Task | None:
+        """One task, if it is known."""
+        rows = self._rows("SELECT * FROM tasks WHERE project = ? AND id = ?", project, task)
+        return _task(rows[0]) if rows else None
+
+    def task_of_annotation(self, project: int, annotation: int) -> int | None:
+        """The task an annotation was last seen on."""
+        rows = self._rows("SELECT task FROM annotations WHERE project = ? AND id = ?", project, annotation)
+        return int(rows[0]["task"]) if rows else None
+
+    def replace_annotations(self, project: int, task: int, candidates: Sequence[Candidate], read_under: str) -> None:
+        """Store what a task's annotations are; `read_under` is the task's `updated_at` they were read under."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM annotations WHERE project = ? AND task = ?", (project, task))
+            db.executemany(
+                "INSERT OR REPLACE INTO annotations VALUES (?, ?, ?, ?, ?, ?)",
+                [(c.annotation, project, task, c.created_at, c.key, c.reason) for c in candidates],
+            )
+            db.execute(
+                "UPDATE tasks SET annotations_read = ? WHERE project = ? AND id = ?", (read_under, project, task)
+            )
+
+    def forget_annotations_read(self, project: int) -> None:
+        """Have all annotations judged again, as after a change of the labelling configuration."""
+        with self._transaction() as db:
+            db.execute("UPDATE tasks SET annotations_read = '' WHERE project = ?", (project,))
+
+    def candidates(self, project: int) -> list[Candidate]:
+        """All annotations of a project as the policy sees them, without their regions."""
+        rows = self._rows(
+            "SELECT a.*, r.reason AS refused FROM annotations a "
+            "LEFT JOIN refusals r ON r.annotation = a.id AND r.key = a.key WHERE a.project = ?",
+            project,
+        )
+        return [
+            Candidate(r["id"], r["task"], r["created_at"], r["key"], r["reason"] or r["refused"] or "") for r in rows
+        ]
+
+    def refuse_reference(self, project: int, annotation: int, key: str, reason: str) -> None:
+        """Note that an annotation turned out to be unusable as it is now."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO refusals VALUES (?, ?, ?, ?)", (annotation, key, reason, project))
+
+    # the reference
+
+    def set_reference(self, project: int, version: str, reference: ReferenceAnnotation | None) -> None:
+        """Make `reference` the project's, under `version`; unfinished jobs of other versions are dropped."""
+        with self._transaction() as db:
+            if reference is not None:
+                db.execute(
+                    "INSERT OR REPLACE INTO reference_annotations VALUES (?, ?, ?, ?, ?)",
+                    (project, reference.key, reference.annotation, reference.task, _packed(reference.regions)),
+                )
+            key = reference.key if reference else None
+            db.execute("UPDATE projects SET reference_key = ?, version = ? WHERE id = ?", (key, version, project))
+            db.execute(
+                "DELETE FROM jobs WHERE project = ? AND version != ? AND state IN ('queued', 'failed')",
+                (project, version),
+            )
+
+    def reference(self, project: int) -> ReferenceAnnotation | None:
+        """The project's present reference."""
+        rows = self._rows(
+            "SELECT r.* FROM reference_annotations r JOIN projects p ON p.id = r.project "
+            "AND p.reference_key = r.key WHERE p.id = ?",
+            project,
+        )
+        if not rows:
+            return None
+        row = rows[0]
+        regions = json.loads(zlib.decompress(row["regions"]))
+        return ReferenceAnnotation(row["project"], row["key"], row["annotation"], row["task"], regions)
+
+    # jobs
+
+    def queue(self, project: int, version: str, tasks: Iterable[int], *, priority: int = 0) -> int:
+        """Queue tasks that have no job under this version yet, and raise the others' priority; returns how many."""
+        now = time.time()
+        with self._transaction() as db:
+            before = db.total_changes
+            db.executemany(
+                "INSERT OR IGNORE INTO jobs (project, task, version, priority, updated_at) VALUES (?, ?, ?, ?, ?)",
+                [(project, task, version, priority, now) for task in tasks],
+            )
+            return db.total_changes - before
+
+    def raise_priority(self, project: int, version: str, tasks: Iterable[int], priority: int) -> None:
+        """Have some queued tasks done before others."""
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE jobs SET priority = max(priority, ?) WHERE project = ? AND version = ? AND task = ?",
+                [(priority, project, version, task) for task in tasks],
+            )
+
+    def retry_failed(self, project: int, version: str, tasks: Iterable[int], *, older_than: float) -> None:
+        """Queue failed tasks again whose failure is at least `older_than` seconds old."""
+        limit = time.time() - older_than
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE jobs SET state = 'queued', attempts = 0, not_before = 0 WHERE project = ? AND version = ? "
+                "AND task = ? AND state = 'failed' AND updated_at < ?",
+                [(project, version, task, limit) for task in tasks],
+            )
+
+    def take_next(self) -> Job | None:
+        """Mark the most urgent queued job of a present version as running and return it."""
+        with self._transaction() as db:
+            row = db.execute(f"{_NEXT_JOB} LIMIT 1", (time.time(),)).fetchone()
+            if row is None:
+                return None
+            db.execute(
+                "UPDATE jobs SET state = 'running', attempts = attempts + 1, updated_at = ? "
+                "WHERE project = ? AND task = ? AND version = ?",
+                (time.time(), row["project"], row["task"], row["version"]),
+            )
+            return _job(row, state="running", attempts=row["attempts"] + 1)
+
+    def peek_next(self) -> Job | None:
+        """The job that `take_next` would give."""
+        rows = self._rows(f"{_NEXT_JOB} LIMIT 1", time.time())
+        return _job(rows[0]) if rows else None
+
+    def seconds_to_next(self) -> float | None:
+        """How long until a queued job may be tried; `None` where none is queued."""
+        rows = self._rows(
+            "SELECT min(j.not_before) AS first FROM jobs j JOIN projects p ON p.id = j.project "
+            "AND p.version = j.version WHERE j.state = 'queued'"
+        )
+        first = rows[0]["first"]
+        return None if first is None else max(0.0, first - time.time())
+
+    def finish(self, job: Job, result: str, score: float, seconds: float) -> None:
+        """Store a finished job; `result` is the JSON text of its regions."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE jobs SET state = 'done', result = ?, score = ?, seconds = ?, error = NULL, updated_at = ? "
+                "WHERE project = ? AND task = ? AND version = ?",
+                (zlib.compress(result.encode()), score, seconds, time.time(), job.project, job.task, job.version),
+            )
+
+    def fail(self, job: Job, error: str, seconds: float | None = None) -> None:
+        """Store why a job gave no result."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE jobs SET state = 'failed', error = ?, seconds = ?, updated_at = ? "
+                "WHERE project = ? AND task = ? AND version = ?",
+                (error, seconds, time.time(), job.project, job.task, job.version),
+            )
+
+    def put_back(self, job: Job, *, error: str | None = None, delay: float = 0.0, counts: bool = True) -> None:
+        """Queue a running job again, to be tried after `delay` seconds; `counts` keeps the attempt counted."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE jobs SET state = 'queued', error = ?, not_before = ?, attempts = attempts - ?, updated_at = ? "
+                "WHERE project = ? AND task = ? AND version = ? AND state = 'running'",
+                (error, time.time() + delay, 0 if counts else 1, time.time(), job.project, job.task, job.version),
+            )
+
+    def recover(self, lease: float) -> int:
+        """After a restart: queue the running jobs again, settle hand-overs cut short; returns how many were running."""
+        with self._transaction() as db:
+            requeued = db.execute("UPDATE jobs SET state = 'queued', not_before = 0 WHERE state = 'running'").rowcount
+            db.execute("UPDATE jobs SET delivery = 'open', delivery_owner = NULL WHERE delivery = 'reserved'")
+            db.execute(
+                "UPDATE jobs SET delivery = 'answered', delivery_owner = NULL, delivery_until = ? "
+                "WHERE delivery = 'pushing'",
+                (time.time() + lease,),
+            )
+            return requeued
+
+    def jobs(self, project: int, version: str, tasks: Iterable[int] | None = None) -> dict[int, Job]:
+        """The jobs of a version by task, without their results."""
+        query = f"SELECT {_LIGHT} FROM jobs WHERE project = ? AND version = ?"
+        if tasks is None:
+            return {row["task"]: _job(row) for row in self._rows(query, project, version)}
+        found = {}
+        for chunk in _chunks(tasks):
+            marks = ",".join("?" * len(chunk))
+            for row in self._rows(f"{query} AND task IN ({marks})", project, version, *chunk):
+                found[row["task"]] = _job(row)
+        return found
+
+    def job(self, project: int, task: int, version: str) -> Job | None:
+        """One job with its result."""
+        rows = self._rows("SELECT * FROM jobs WHERE project = ? AND task = ? AND version = ?", project, task, version)
+        return _job(rows[0]) if rows else None
+
+    def counts(self, project: int, version: str) -> dict[str, int]:
+        """How many jobs of a version are queued, running, done, failed and delivered."""
+        row = self._rows(
+            "SELECT sum(state = 'queued') AS queued, sum(state = 'running') AS running, sum(state = 'done') AS done, "
+            "sum(state = 'failed') AS failed, sum(delivery = 'delivered') AS delivered "
+            "FROM jobs WHERE project = ? AND version = ?",
+            project,
+            version,
+        )[0]
+        return {name: row[name] or 0 for name in ("queued", "running", "done", "failed", "delivered")}
+
+    def mean_seconds(self, project: int, version: str) -> float | None:
+        """Mean time of the last finished jobs of a version."""
+        row = self._rows(
+            "SELECT avg(seconds) AS mean FROM (SELECT seconds FROM jobs WHERE project = ? AND version = ? "
+            "AND state = 'done' AND seconds IS NOT NULL ORDER BY updated_at DESC LIMIT 10)",
+            project,
+            version,
+        )[0]
+        return None if row["mean"] is None else float(row["mean"])
+
+    def versions(self) -> list[str]:
+        """All versions that have finished jobs, and the present ones."""
+        rows = self._rows(
+            "SELECT DISTINCT version FROM jobs WHERE state = 'done' UNION "
+            "SELECT version FROM projects WHERE version != '' ORDER BY version"
+        )
+        return [row["version"] for row in rows]
+
+    # handing results over
+
+    def reserve(self, project: int, version: str, tasks: Iterable[int], owner: str) -> set[int]:
+        """Promise results, finished or not, to one /predict request; returns the tasks it got."""
+        got = set()
+        with self._transaction() as db:
+            for task in tasks:
+                changed = db.execute(
+                    "UPDATE jobs SET delivery = 'reserved', delivery_owner = ? WHERE project = ? AND version = ? "
+                    "AND task = ? AND delivery = 'open'",
+                    (owner, project, version, task),
+                ).rowcount
+                if changed:
+                    got.add(task)
+        return got
+
+    def answer(self, project: int, version: str, tasks: Sequence[int], owner: str, lease: float) -> dict[int, Job]:
+        """Hand the finished ones of some reserved results to their request; they count as answered from now."""
+        answered = {}
+        with self._transaction() as db:
+            for task in tasks:
+                row = db.execute(
+                    "UPDATE jobs SET delivery = 'answered', delivery_until = ?, delivery_owner = NULL "
+                    "WHERE project = ? AND version = ? AND task = ? AND delivery = 'reserved' "
+                    "AND delivery_owner = ? AND state = 'done' RETURNING *",
+                    (time.time() + lease, project, version, task, owner),
+                ).fetchone()
+                if row is not None:
+                    answered[task] = _job(row)
+        return answered
+
+    def release(self, owner: str) -> int:
+        """Give back what a /predict request reserved and did not answer."""
+        with self._transaction() as db:
+            return db.execute(
+                "UPDATE jobs SET delivery = 'open', delivery_owner = NULL "
+                "WHERE delivery = 'reserved' AND delivery_owner = ?",
+                (owner,),
+            ).rowcount
+
+    def claim_push(self, project: int, version: str, limit: int) -> list[Job]:
+        """Take up to `limit` finished results that nobody has, to push them; in the order they were finished."""
+        with self._transaction() as db:
+            rows = db.execute(
+                "SELECT * FROM jobs WHERE project = ? AND version = ? AND state = 'done' AND delivery = 'open' "
+                "AND not_before <= ? ORDER BY updated_at, task LIMIT ?",
+                (project, version, time.time(), limit),
+            ).fetchall()
+            db.executemany(
+                "UPDATE jobs SET delivery = 'pushing' WHERE project = ? AND version = ? AND task = ?",
+                [(project, version, row["task"]) for row in rows],
+            )
+        return [_job(row) for row in rows]
+
+    def mark_delivered(self, project: int, version: str, tasks: Iterable[int]) -> None:
+        """Label Studio has these; a job is made for those that we never computed."""
+        now = time.time()
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT INTO jobs (project, task, version, state, delivery, updated_at) "
+                "VALUES (?, ?, ?, 'done', 'delivered', ?) ON CONFLICT DO UPDATE SET delivery = 'delivered', "
+                "state = iif(state = 'running', 'running', 'done'), delivery_owner = NULL, delivery_until = NULL",
+                [(project, task, version, now) for task in tasks],
+            )
+
+    def mark_open(self, project: int, version: str, tasks: Iterable[int], *, delay: float = 0.0) -> None:
+        """Label Studio does not have these, and will not get them from what is under way.
+
+        Those without a stored result are computed again.
+        """
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE jobs SET delivery = 'open', delivery_owner = NULL, delivery_until = NULL, not_before = ?, "
+                "state = iif(state = 'done' AND result IS NULL, 'queued', state) "
+                "WHERE project = ? AND version = ? AND task = ?",
+                [(time.time() + delay, project, version, task) for task in tasks],
+            )
+
+    def mark_in_doubt(self, project: int, version: str, tasks: Iterable[int], lease: float) -> None:
+        """Label Studio may be storing these; look again after `lease` seconds."""
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE jobs SET delivery = 'answered', delivery_owner = NULL, delivery_until = ? "
+                "WHERE project = ? AND version = ? AND task = ?",
+                [(time.time() + lease, project, version, task) for task in tasks],
+            )
+
+    def mark_rejected(self, project: int, version: str, task: int, error: str) -> None:
+        """Label Studio will not take this result."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE jobs SET state = 'failed', delivery = 'open', delivery_until = NULL, error = ?, updated_at = ? "
+                "WHERE project = ? AND version = ? AND task = ?",
+                (error, time.time(), project, version, task),
+            )
+
+    def answered(self, project: int, version: str) -> dict[int, float]:
+        """Results whose storing is not confirmed: task -> the time until which Label Studio may be at it."""
+        rows = self._rows(
+            "SELECT task, delivery_until FROM jobs WHERE project = ? AND version = ? AND delivery = 'answered'",
+            project,
+            version,
+        )
+        return {row["task"]: row["delivery_until"] for row in rows}
+
+    def has_deliveries(self, project: int) -> bool:
+        """Whether a present result of the project waits to be pushed or confirmed."""
+        return bool(
+            self._rows(
+                "SELECT 1 FROM jobs j JOIN projects p ON p.id = j.project AND p.version = j.version WHERE p.id = ? "
+                "AND (j.delivery = 'answered' OR (j.state = 'done' AND j.delivery = 'open')) LIMIT 1",
+                project,
+            )
+        )
+
+    def predictions_read(self, project: int) -> dict[int, int]:
+        """Under how many predictions each task was last searched for duplicates."""
+        rows = self._rows("SELECT id, predictions_read FROM tasks WHERE project = ?", project)
+        return {row["id"]: row["predictions_read"] for row in rows}
+
+    def set_predictions_read(self, project: int, task: int, count: int) -> None:
+        """Note that a task with `count` predictions was searched for duplicates."""
+        with self._transaction() as db:
+            db.execute("UPDATE tasks SET predictions_read = ? WHERE project = ? AND id = ?", (count, project, task))
+
+
+_LIGHT = "project, task, version, state, attempts, score, seconds, error, NULL AS result, delivery, updated_at"
+_NEXT_JOB = (
+    "SELECT j.* FROM jobs j JOIN projects p ON p.id = j.project AND p.version = j.version "
+    "WHERE j.state = 'queued' AND j.not_before <= ? ORDER BY j.priority DESC, j.project, j.task"
+)
+
+
+def _chunks(tasks: Iterable[int], size: int = 500) -> Iterator[list[int]]:
+    numbers = list(tasks)
+    for start in range(0, len(numbers), size):
+        yield numbers[start : start + size]
+
+
+def _packed(value: Any) -> bytes:
+    return zlib.compress(json.dumps(value, separators=(",", ":")).encode())
+
+
+def _project(row: sqlite3.Row) -> Project:
+    return Project(**{name: row[name] for name in row.keys()})  # noqa: SIM118 - a Row is no mapping
+
+
+def _task(row: sqlite3.Row) -> Task:
+    return Task(row["project"], row["id"], json.loads(row["data"]), bool(row["annotated"]), row["annotations_read"])
+
+
+def _job(row: sqlite3.Row, **changes: Any) -> Job:
+    values = {name: row[name] for name in Job.__dataclass_fields__}
+    if values["result"] is not None:
+        values["result"] = zlib.decompress(values["result"]).decode()
+    return Job(**values | changes)

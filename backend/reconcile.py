@@ -1,0 +1,138 @@
+"""Bringing the ledger into line with a project as Label Studio has it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from backend.errors import LabelConfigError, LabelStudioError, LabelStudioNotFound
+from backend.label_config import LabelConfig, parse_label_config
+from backend.label_studio import LabelStudio
+from backend.ledger import Ledger, Project, ReferenceAnnotation, Task
+from backend.references import Candidate, choose_first, examine
+
+log = logging.getLogger(__name__)
+
+UNANNOTATED, ANNOTATED, REQUESTED = 0, -10, 10
+
+
+def store_project(ledger: Ledger, project: int, found: Mapping[str, Any], version: str) -> Project:
+    """Store what the API `found` of a project; its annotations are judged anew when the configuration changed.
+
+    What the configuration holds that is not supported is told once, when it is first seen. A project that is new to
+    the ledger starts under `version`. Returns the project as the ledger had it.
+
+    Raises `LabelConfigError` where the configuration cannot be read.
+    """
+    if ledger.note_project(project, str(found.get("created_at"))):
+        ledger.set_reference(project, version, None)
+    known = ledger.project(project)
+    if known is None:
+        raise LabelStudioNotFound(f"Project {project} was forgotten.")
+    xml = str(found.get("label_config") or "")
+    config = parse_label_config(xml)
+    if xml != known.label_config:
+        for notice in config.notices:
+            log.warning("Project %d: %s", project, notice)
+        ledger.forget_annotations_read(project)
+    ledger.describe_project(project, str(found.get("title") or ""), xml)
+    return known
+
+
+def known_config(ledger: Ledger, project: int) -> LabelConfig | None:
+    """The project's configuration as it was last read."""
+    known = ledger.project(project)
+    if known is None or not known.label_config:
+        return None
+    try:
+        return parse_label_config(known.label_config)
+    except LabelConfigError:
+        return None
+
+
+def read_tasks(ledger: Ledger, client: LabelStudio, project: int, config: LabelConfig) -> dict[int, int]:
+    """List the project's tasks and judge the annotations that are new or changed since they were last read.
+
+    Returns how many predictions each task has.
+    """
+    listed = list(client.tasks(project))
+    tasks = [Task(project, int(t["id"]), t.get("data") or {}, bool(t.get("total_annotations")), "") for t in listed]
+    gone = ledger.replace_tasks(project, tasks)
+    if gone:
+        log.info("Project %d: %d tasks were deleted.", project, gone)
+    read_under = {task.id: task.annotations_read for task in ledger.tasks(project)}
+    for found in listed:
+        task = int(found["id"])
+        # annotating a task renews its updated_at; the counts tell of deletions that do not
+        state = f"{found.get('updated_at')} {found.get('total_annotations')} {found.get('cancelled_annotations')}"
+        if read_under[task] == state:
+            continue
+        if found.get("total_annotations"):
+            read_annotations(ledger, client, project, task, config, read_under=state)
+        else:
+            ledger.replace_annotations(project, task, [], state)
+    return {int(found["id"]): int(found.get("total_predictions") or 0) for found in listed}
+
+
+def read_annotations(
+    ledger: Ledger, client: LabelStudio, project: int, task: int, config: LabelConfig, *, read_under: str = ""
+) -> list[Candidate]:
+    """Judge one task's annotations as they are now."""
+    try:
+        annotations = client.annotations(task)
+    except LabelStudioNotFound:
+        annotations = []
+    candidates = [examine(annotation, config) for annotation in annotations]
+    ledger.replace_annotations(project, task, candidates, read_under)
+    return candidates
+
+
+def resolve_reference(
+    ledger: Ledger, client: LabelStudio, project: Project, config: LabelConfig
+) -> ReferenceAnnotation | None:
+    """The annotation that the policy chooses now, with its regions; the ledger's own where it is still the one."""
+    for _ in range(3):
+        chosen = choose_first(ledger.candidates(project.id))
+        if chosen is None:
+            return None
+        present = ledger.reference(project.id)
+        if present is not None and (present.annotation, present.key) == (chosen.annotation, chosen.key):
+            return present
+        fresh = _examined(client, chosen.annotation, config)
+        if fresh is not None and fresh.key == chosen.key:
+            return ReferenceAnnotation(project.id, fresh.key, fresh.annotation, fresh.task, fresh.regions)
+        # edited or deleted since it was judged
+        read_annotations(ledger, client, project.id, chosen.task, config)
+    raise LabelStudioError(f"The annotations of project {project.id} keep changing; trying again later.")
+
+
+def _examined(client: LabelStudio, annotation: int, config: LabelConfig) -> Candidate | None:
+    try:
+        return examine(client.annotation(annotation), config)
+    except LabelStudioNotFound:
+        return None
+
+
+def why_no_reference(candidates: list[Candidate]) -> str:
+    """One sentence for the log and the status page."""
+    if not candidates:
+        return "No task is annotated yet; annotate one and the others follow."
+    reasons = "; ".join(f"annotation {c.annotation} on task {c.task}: {c.reason}" for c in candidates[:3])
+    return f"No annotation can be the reference ({reasons})."
+
+
+def unqueued_tasks(ledger: Ledger, project: int, version: str, reference: ReferenceAnnotation) -> list[Task]:
+    """The tasks that have no job under the version, but the reference's own."""
+    jobs = ledger.jobs(project, version)
+    return [task for task in ledger.tasks(project) if task.id != reference.task and task.id not in jobs]
+
+
+def queue_tasks(ledger: Ledger, project: int, version: str, reference: ReferenceAnnotation) -> int:
+    """Queue the tasks that have no job yet; those that a person annotated come last. Returns how many."""
+    tasks = unqueued_tasks(ledger, project, version, reference)
+    waiting = [task.id for task in tasks if not task.annotated]
+    annotated = [task.id for task in tasks if task.annotated]
+    return ledger.queue(project, version, waiting, priority=UNANNOTATED) + ledger.queue(
+        project, version, annotated, priority=ANNOTATED
+    )

@@ -1,0 +1,234 @@
+"""Every setting of the backend, read once from the environment and checked before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+from urllib.parse import urlsplit
+
+from backend.errors import SettingsError
+from cavsam.errors import CavSamError
+from cavsam.recipe import Recipe
+from cavsam.sources import ModelSources
+
+PREFIX = "CAVSAM_"
+DATA_DIR = Path("cavsam-data")
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+def _setting(default: Any, description: str, *, aliases: tuple[str, ...] = (), secret: bool = False) -> Any:
+    """A field of `Settings`: its default, one sentence for the table, other names in the environment."""
+    metadata = {"description": description, "aliases": aliases, "secret": secret}
+    return dataclasses.field(default=default, metadata=metadata, repr=not secret)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one backend process; the environment variable of `name` is `CAVSAM_NAME`."""
+
+    label_studio_url: str = _setting(
+        "",
+        "Address of Label Studio as this machine reaches it, such as `http://label-studio:8080`. Without it the "
+        "address that Label Studio names when it connects is used.",
+        aliases=("LABEL_STUDIO_URL",),
+    )
+    label_studio_api_key: str = _setting(
+        "",
+        "Key for Label Studio's API: a personal access token or a legacy token. Without it the legacy token that "
+        "Label Studio hands over is used, which works only where legacy tokens are enabled.",
+        aliases=("LABEL_STUDIO_API_KEY",),
+        secret=True,
+    )
+    model: str = _setting(
+        "default", "Model pair: `default` (SAM2.1 tiny, SD 2.1-base), `paper`, or `nano` (bundled, for trying out)."
+    )
+    sam2: str = _setting("", "SAM2 weights instead of the pair's: hub id, folder or checkpoint file.")
+    sam2_revision: str = _setting("", "Revision (branch, tag or commit) of `CAVSAM_SAM2` on the hub.")
+    sam2_config: str = _setting("", "SAM2 configuration, when the checkpoint's name does not tell it.")
+    diffusion: str = _setting("", "Diffusion weights instead of the pair's: hub id, folder or checkpoint file.")
+    diffusion_revision: str = _setting("", "Revision of `CAVSAM_DIFFUSION` on the hub.")
+    device: str = _setting("auto", "Where the model runs: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
+    mode: str = _setting("full", "How much of the method runs: `concat`, `ttga`, `dbst` or `full`.")
+    recipe: str = _setting("", 'Other hyperparameters as a JSON object, such as `{"lora_steps": 100}`.')
+    data_dir: Path = _setting(DATA_DIR, "Folder of the ledger and of images in work.")  # noqa: RUF009 - a field
+    host: str = _setting("127.0.0.1", "Address to listen on; `0.0.0.0` for all of the machine's.")
+    port: int = _setting(9090, "Port to listen on; `0` takes a free one.")
+    threads: int = _setting(16, "Requests answered at the same time.")
+    predict_deadline: float = _setting(80.0, "Seconds after which /predict answers with what is finished.")
+    answer_lease: float = _setting(
+        120.0, "Seconds that Label Studio has to store what /predict answered before it is pushed instead."
+    )
+    reconcile_interval: float = _setting(60.0, "Seconds between two looks at a project for what events missed.")
+    quiet_period: float = _setting(
+        5.0, "Seconds without further edits before a *changed* reference is learned anew; the first is at once."
+    )
+    push_batch: int = _setting(50, "Predictions pushed in one call.")
+    push_interval: float = _setting(1.0, "Seconds between two pushes, so that finished tasks gather.")
+    api_timeout: float = _setting(30.0, "Seconds to wait for an answer of Label Studio's API.")
+    max_image_mb: float = _setting(200.0, "Largest image file that is fetched, in MB.")
+    max_request_mb: float = _setting(64.0, "Largest request body that is accepted, in MB.")
+    max_answer_mb: float = _setting(32.0, "Largest answer of /predict in MB; the rest is pushed.")
+    basic_auth_user: str = _setting("", "User name that Label Studio must give (HTTP basic auth); empty for none.")
+    basic_auth_password: str = _setting("", "Password to `CAVSAM_BASIC_AUTH_USER`.", secret=True)
+    log_level: str = _setting("INFO", "`DEBUG`, `INFO`, `WARNING` or `ERROR`.")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label_studio_url", self.label_studio_url.strip().rstrip("/"))
+        object.__setattr__(self, "label_studio_api_key", self.label_studio_api_key.strip())
+        object.__setattr__(self, "log_level", self.log_level.upper())
+        problems = [*self._problems(), *self._method_problems()]
+        if problems:
+            raise SettingsError("\n".join(problems))
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+        """Settings from the environment, `overrides` first; empty variables count as not set.
+
+        Raises `SettingsError` with one line per problem.
+        """
+        environ = os.environ if environ is None else environ
+        types = get_type_hints(cls)
+        values: dict[str, Any] = {}
+        problems: list[str] = []
+        for field in dataclasses.fields(cls):
+            if overrides.get(field.name) is not None:
+                values[field.name] = types[field.name](overrides[field.name])
+                continue
+            for variable in (variable_of(field.name), *field.metadata["aliases"]):
+                text = environ.get(variable, "").strip()
+                if not text:
+                    continue
+                try:
+                    values[field.name] = types[field.name](text)
+                except ValueError:
+                    kind = "a whole number" if types[field.name] is int else "a number"
+                    problems.append(f"{variable} must be {kind}, not {text!r}.")
+                break
+        if problems:
+            raise SettingsError("\n".join(problems))
+        return cls(**values)
+
+    def sources(self) -> ModelSources:
+        """Where the weights come from."""
+        return ModelSources.named(self.model).replace(
+            sam2=self.sam2 or None,
+            sam2_revision=self.sam2_revision or None,
+            sam2_config=self.sam2_config or None,
+            diffusion=self.diffusion or None,
+            diffusion_revision=self.diffusion_revision or None,
+        )
+
+    def method(self) -> Recipe:
+        """The method's hyperparameters."""
+        overrides = json.loads(self.recipe) if self.recipe else {}
+        if not isinstance(overrides, dict):
+            raise ValueError("not a JSON object")
+        return Recipe.from_dict({"mode": self.mode, **overrides})
+
+    def _problems(self) -> list[str]:
+        problems = []
+        if self.label_studio_url and not _is_http_url(self.label_studio_url):
+            problems.append(
+                f"LABEL_STUDIO_URL must be a web address such as http://localhost:8080, not {self.label_studio_url!r}."
+            )
+        if self.label_studio_api_key and not self.label_studio_url:
+            # an address named by whoever calls us must not be sent a key that was configured here
+            problems.append("LABEL_STUDIO_API_KEY needs LABEL_STUDIO_URL: the address that the key belongs to.")
+        if not self.label_studio_api_key.isascii() or any(c.isspace() for c in self.label_studio_api_key):
+            problems.append("LABEL_STUDIO_API_KEY must be one token without spaces; copy it again from Label Studio.")
+        if not DEVICE.fullmatch(self.device):
+            problems.append(f"CAVSAM_DEVICE must be auto, cpu, cuda, cuda:1 or mps, not {self.device!r}.")
+        problems += _not_one_of("log_level", self.log_level, LOG_LEVELS)
+        problems += _not_between("port", self.port, 0, 65535)
+        problems += _not_between("threads", self.threads, 2, 256)
+        problems += _not_between("push_batch", self.push_batch, 1, 500)
+        problems += _not_between("predict_deadline", self.predict_deadline, 0.0, 95.0)
+        problems += _not_between("answer_lease", self.answer_lease, 0.1, 3600.0)
+        problems += _not_between("reconcile_interval", self.reconcile_interval, 1.0, 86400.0)
+        problems += _not_between("quiet_period", self.quiet_period, 0.0, 3600.0)
+        problems += _not_between("push_interval", self.push_interval, 0.0, 60.0)
+        problems += _not_between("api_timeout", self.api_timeout, 0.5, 600.0)
+        for name in ("max_image_mb", "max_request_mb", "max_answer_mb"):
+            problems += _not_between(name, getattr(self, name), 0.1, 4096.0)
+        if bool(self.basic_auth_user) != bool(self.basic_auth_password):
+            problems.append("Set both CAVSAM_BASIC_AUTH_USER and CAVSAM_BASIC_AUTH_PASSWORD, or neither.")
+        return problems
+
+    def _method_problems(self) -> list[str]:
+        try:
+            self.sources()
+            self.method()
+        except CavSamError as error:
+            return [str(error)]
+        except ValueError:
+            return [f'CAVSAM_RECIPE must be a JSON object such as {{"lora_steps": 100}}, not {self.recipe!r}.']
+        return []
+
+
+class SettingRow(NamedTuple):
+    """One line of the table of settings."""
+
+    variable: str
+    default: str
+    description: str
+
+
+def setting_rows() -> list[SettingRow]:
+    """Every setting in the order of the README's table, with its default as it would be written."""
+    rows = []
+    for field in dataclasses.fields(Settings):
+        names = (*field.metadata["aliases"], variable_of(field.name))
+        rows.append(SettingRow(names[0], _written(field.default), field.metadata["description"]))
+    return rows
+
+
+def settings_table() -> str:
+    """The settings as a Markdown table."""
+    lines = ["| Variable | Default | Meaning |", "|---|---|---|"]
+    for row in setting_rows():
+        default = f"`{row.default}`" if row.default else ""
+        lines.append(f"| `{row.variable}` | {default} | {row.description} |")
+    return "\n".join(lines)
+
+
+def variable_of(name: str) -> str:
+    """The environment variable of a setting: `data_dir` -> `CAVSAM_DATA_DIR`."""
+    return PREFIX + name.upper()
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Variables with our prefix that mean nothing: most likely misspelt."""
+    known = {variable_of(field.name) for field in dataclasses.fields(Settings)}
+    return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+
+
+def _written(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _is_http_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # raises on a port that is no number
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+def _not_one_of(name: str, value: str, choices: tuple[str, ...]) -> list[str]:
+    if value in choices:
+        return []
+    return [f"{variable_of(name)} must be one of {', '.join(choices)}, not {value!r}."]
+
+
+def _not_between(name: str, value: float, low: float, high: float) -> list[str]:
+    if low <= value <= high:  # false for NaN
+        return []
+    return [f"{variable_of(name)} must be between {_written(low)} and {_written(high)}, not {_written(value)}."]

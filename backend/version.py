@@ -1,0 +1,19 @@
+"""The name a prediction carries: what made it, so that equal names mean equal predictions."""
+
+from __future__ import annotations
+
+import cavsam
+from backend.settings import Settings
+from cavsam.sources import fingerprint
+
+
+def base_version(settings: Settings) -> str:
+    """Code, models, mode and a hash of models and recipe: `cavsam-0.1.0-nano-full-3f2a9c1b`."""
+    sources, recipe = settings.sources(), settings.method()
+    name = "nano" if sources.is_nano else sources.name
+    return f"cavsam-{cavsam.__version__}-{name}-{recipe.mode}-{fingerprint(sources, recipe)}"
+
+
+def model_version(base: str, reference_key: str | None) -> str:
+    """The base with the reference's hash: `cavsam-0.1.0-nano-full-3f2a9c1b-r8d1e22f0`; the base where there is none."""
+    return f"{base}-r{reference_key}" if reference_key else base
