@@ -99,14 +99,14 @@ def open_task(
             page.wait_for_selector(".konvajs-content canvas", timeout=60_000)
             page.wait_for_load_state("networkidle", timeout=60_000)
             deadline = time.monotonic() + 30
-            view, before = _view(page), None
+            view, before = _view(page, picture), None
             while time.monotonic() < deadline and not (
                 before is not None
                 and np.array_equal(view.window, before.window)
                 and all(view.tinted(picture, colour).sum() > 30 for colour in colours)
             ):
                 time.sleep(0.5)
-                view, before = _view(page), view
+                view, before = _view(page, picture), view
         finally:
             browser.close()
     Image.fromarray(view.window).save(screenshot)
@@ -118,10 +118,12 @@ def resized(mask: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool
     return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST), dtype=bool)
 
 
-def _view(page: Page) -> EditorView:
-    png = page.screenshot()
-    window = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-    box = page.locator(".konvajs-content").first.bounding_box()
-    assert box is not None
-    left, top = round(box["x"]), round(box["y"])
-    return EditorView(window, window[top : top + round(box["height"]), left : left + round(box["width"])])
+def _view(page: Page, picture: NDArray[np.uint8]) -> EditorView:
+    window = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
+    stage = page.locator(".konvajs-content").first.bounding_box()
+    assert stage is not None
+    # The image fills the stage's width or its height and lies in the upper left corner.
+    scale = min(stage["width"] / picture.shape[1], stage["height"] / picture.shape[0])
+    left, top = round(stage["x"]), round(stage["y"])
+    right, bottom = left + round(picture.shape[1] * scale), top + round(picture.shape[0] * scale)
+    return EditorView(window, window[top:bottom, left:right])

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Make what the Makefile's targets need; each part is done once and costs milliseconds afterwards.
 #
-#   tools/setup.sh runtime        .venv: cavsam and its backend alone (what the container image needs)
+#   tools/setup.sh packages       .venv: the packages that cavsam and its backend need (a layer of the container image)
+#   tools/setup.sh runtime        .venv: the same, and cavsam itself
 #   tools/setup.sh main           .venv: the same, with what the tests and the demo need
 #   tools/setup.sh label-studio   .venv-label-studio: Label Studio from its own lock file, and an empty migrated database
 #   tools/setup.sh browser        Debian's chromium, for the screenshots
 #
 # Environment: TORCH_INDEX_URL   package index that torch and torchvision come from (e.g. the CPU builds, which are
 #                                much smaller, on a machine without a GPU); the ordinary index when empty
+#              WITH_CUDA         1 or 0: with torchvision, as on a machine with CUDA, or without; found out when empty
 #              VENV, VENV_LABEL_STUDIO   other places for the two environments
 #              PYTHON            another name for Python 3.11
 set -euo pipefail
@@ -62,13 +64,17 @@ new_environment() { # $1: environment, $2: GiB of disk needed
     "$1/bin/python" -m pip install --quiet --no-deps -r requirements/installers.txt
 }
 
-has_cuda() { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; }
+# WITH_CUDA=1 or 0 decides where the machine that builds is not the one that runs (a container image).
+has_cuda() {
+    [ -z "${WITH_CUDA:-}" ] || { [ "$WITH_CUDA" = 1 ]; return; }
+    command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1
+}
 
 from_torch_index() { # the rest: a command
     if [ -n "${TORCH_INDEX_URL:-}" ]; then PIP_INDEX_URL=$TORCH_INDEX_URL "$@"; else "$@"; fi
 }
 
-setup_main() { # lock files
+setup_packages() { # lock files
     local stamp gigabytes=3 locks=("$@") pip=("$venv/bin/python" -m pip install --quiet)
     stamp=$(stamp_of "$venv" requirements/{installers,torch,torchvision,sam2}.txt "${locks[@]}")
     if ! is_done "$venv" "$stamp"; then
@@ -85,9 +91,12 @@ setup_main() { # lock files
         SAM2_BUILD_CUDA=0 "${pip[@]}" --no-deps --no-build-isolation -r requirements/sam2.txt
         printf '%s\n' "$stamp" >"$venv/.setup-done"
     fi
-    # The package itself, in place; again only when its description changed.
+}
+
+# The package itself, in place; again only when its description changed.
+setup_project() {
     if ! cmp -s pyproject.toml "$venv/.setup-pyproject"; then
-        "${pip[@]}" --no-deps --no-build-isolation -e .
+        "$venv/bin/python" -m pip install --quiet --no-deps --no-build-isolation -e .
         cp pyproject.toml "$venv/.setup-pyproject"
     fi
 }
@@ -133,10 +142,11 @@ if command -v flock >/dev/null 2>&1; then
 fi
 for part in "$@"; do
     case $part in
-        runtime) setup_main requirements/runtime.txt ;;
-        main) setup_main requirements/runtime.txt requirements/dev.txt ;;
+        packages) setup_packages requirements/runtime.txt ;;
+        runtime) setup_packages requirements/runtime.txt; setup_project ;;
+        main) setup_packages requirements/runtime.txt requirements/dev.txt; setup_project ;;
         label-studio) setup_label_studio ;;
         browser) setup_browser ;;
-        *) fail "unknown part '$part'; there are runtime, main, label-studio and browser." ;;
+        *) fail "unknown part '$part'; there are packages, runtime, main, label-studio and browser." ;;
     esac
 done
