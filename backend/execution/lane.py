@@ -170,14 +170,16 @@ def _end_with(parent: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the lane: the two file descriptors, the segmenter's import path, its options, the log level."""
-    connection, parent, segmenter, options, level = arguments
+    """Run the lane; the arguments are the two file descriptors, and the first message says which model to open."""
+    connection, parent = arguments
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us in order
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s lane: %(message)s", stream=sys.stderr)
     _end_with(int(parent))
-    module, _, name = segmenter.partition(":")
+    jobs = Connection(int(connection))
+    spec = json.loads(jobs.recv_bytes())
+    logging.basicConfig(level=spec["log_level"], format="%(asctime)s %(levelname)s lane: %(message)s")
+    module, _, name = spec["segmenter"].partition(":")
     factory = getattr(importlib.import_module(module), name)
-    return serve(Connection(int(connection)), lambda: factory(json.loads(options)))
+    return serve(jobs, lambda: factory(spec["options"]))
 
 
 if __name__ == "__main__":

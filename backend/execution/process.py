@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -134,16 +134,7 @@ def _start(spec: LaneSpec) -> _Running:
     watched, life = os.pipe()
     try:
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "backend.execution.lane",
-                str(theirs.fileno()),
-                str(watched),
-                spec.segmenter,
-                json.dumps(spec.options),
-                spec.log_level,
-            ],
+            [sys.executable, "-m", "backend.execution.lane", str(theirs.fileno()), str(watched)],
             pass_fds=(theirs.fileno(), watched),
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             stdin=subprocess.DEVNULL,
@@ -151,6 +142,7 @@ def _start(spec: LaneSpec) -> _Running:
     finally:
         theirs.close()
         os.close(watched)
+    ours.send_bytes(json.dumps(asdict(spec)).encode())
     return _Running(process, ours, life)
 
 

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from backend.errors import BackendError
+from backend.ledger import Job, Ledger, ReferenceAnnotation, Task
+from backend.references import Candidate
+
+VERSION = "cavsam-r1"
+REGIONS = [{"from_name": "tag", "labels": ["cat"], "rle": [1, 2, 3]}]
+
+
+def fill(ledger: Ledger, tasks: int = 4) -> None:
+    """Project 1 with tasks 1..n; the annotation 9 of task 1 is its reference; the others are queued."""
+    ledger.note_project(1, "made on Monday")
+    ledger.replace_tasks(1, [Task(1, n, {"image": f"/{n}.png"}, n == 1, "") for n in range(1, tasks + 1)])
+    ledger.set_reference(1, VERSION, ReferenceAnnotation(1, "r1", 9, 1, REGIONS))
+    ledger.queue(1, VERSION, range(2, tasks + 1))
+
+
+def finish_next(ledger: Ledger, result: str = "[]", score: float = 0.5) -> Job:
+    job = ledger.take_next()
+    assert job is not None
+    ledger.finish(job, result, score, 1.5)
+    return job
+
+
+def test_everything_survives_a_restart(tmp_path: Path):
+    path = tmp_path / "ledger.sqlite3"
+    first = Ledger(path)
+    fill(first)
+    done = finish_next(first, '[{"id": "ü"}]', 0.25)
+    running = first.take_next()
+    assert running is not None
+    first.reserve(1, VERSION, [4], "somebody")
+    first.close()
+
+    second = Ledger(path)
+    assert second.recover(lease=60) == 1
+    (project,) = second.projects()
+    assert (project.uid, project.version, project.reference_key) == ("made on Monday", VERSION, "r1")
+    reference = second.reference(1)
+    assert reference is not None
+    assert (reference.annotation, reference.task, reference.regions) == (9, 1, REGIONS)
+    job = second.job(1, done.task, VERSION)
+    assert job is not None
+    assert (job.state, job.result, job.score, job.seconds) == ("done", '[{"id": "ü"}]', 0.25, 1.5)
+    assert second.counts(1, VERSION) == {"queued": 2, "running": 0, "done": 1, "failed": 0, "delivered": 0}
+    again = second.take_next()
+    assert again is not None
+    assert (again.task, again.attempts) == (running.task, 2)
+    assert second.reserve(1, VERSION, [4], "another") == {4}  # the promise ended with the process that made it
+    second.close()
+
+
+def test_nothing_is_queued_or_computed_twice(ledger: Ledger):
+    fill(ledger)
+    taken = [finish_next(ledger).task for _ in range(3)]
+    assert taken == [2, 3, 4]
+    assert ledger.queue(1, VERSION, [2, 3, 4]) == 0
+    assert ledger.take_next() is None
+
+
+def test_urgent_tasks_come_first_and_annotated_last(ledger: Ledger):
+    fill(ledger, 6)
+    ledger.raise_priority(1, VERSION, [5], 10)
+    ledger.queue(1, VERSION, [7], priority=-10)
+    ledger.queue(1, VERSION, [1], priority=0)
+    assert [finish_next(ledger).task for _ in range(7)] == [5, 1, 2, 3, 4, 6, 7]
+
+
+def test_a_changed_reference_drops_what_is_not_done_and_keeps_what_is(ledger: Ledger):
+    fill(ledger)
+    finish_next(ledger)
+    ledger.set_reference(1, "cavsam-r2", ReferenceAnnotation(1, "r2", 10, 2, REGIONS))
+    assert ledger.take_next() is None
+    assert ledger.versions() == [VERSION, "cavsam-r2"]
+    ledger.set_reference(1, VERSION, ReferenceAnnotation(1, "r1", 9, 1, REGIONS))
+    ledger.queue(1, VERSION, [2, 3, 4])
+    assert [finish_next(ledger).task for _ in range(2)] == [3, 4]
+
+
+def test_deleted_tasks_take_their_jobs_along(ledger: Ledger):
+    fill(ledger)
+    assert ledger.replace_tasks(1, [Task(1, 1, {}, True, ""), Task(1, 3, {}, False, "")]) == 2
+    assert set(ledger.jobs(1, VERSION)) == {3}
+    assert [task.id for task in ledger.tasks(1)] == [1, 3]
+
+
+def test_another_project_of_the_same_number_starts_empty(ledger: Ledger):
+    fill(ledger)
+    assert not ledger.note_project(1, "made on Monday")
+    assert ledger.note_project(1, "made on Tuesday")
+    assert ledger.tasks(1) == []
+    assert ledger.reference(1) is None
+    assert ledger.take_next() is None
+
+
+def test_refusals_hold_until_the_annotation_changes(ledger: Ledger):
+    fill(ledger)
+    ledger.replace_annotations(1, 1, [Candidate(9, 1, "t", "r1")], "")
+    ledger.refuse_reference(1, 9, "r1", "its mask is empty")
+    assert [c.reason for c in ledger.candidates(1)] == ["its mask is empty"]
+    ledger.replace_annotations(1, 1, [Candidate(9, 1, "t", "r1")], "read again")
+    assert not ledger.candidates(1)[0].usable
+    ledger.replace_annotations(1, 1, [Candidate(9, 1, "t", "other")], "edited")
+    assert ledger.candidates(1)[0].usable
+
+
+def test_a_result_has_one_taker(ledger: Ledger):
+    fill(ledger)
+    for _ in range(3):
+        finish_next(ledger)
+    assert ledger.reserve(1, VERSION, [2, 3], "request") == {2, 3}
+    assert [job.task for job in ledger.claim_push(1, VERSION, 10)] == [4]
+    assert ledger.reserve(1, VERSION, [2, 4], "other request") == set()
+    assert ledger.claim_push(1, VERSION, 10) == []
+    assert set(ledger.answer(1, VERSION, [2, 3, 4], "request", lease=60)) == {2, 3}
+    assert ledger.answer(1, VERSION, [2], "request", lease=60) == {}
+    assert set(ledger.answered(1, VERSION)) == {2, 3}
+    assert ledger.claim_push(1, VERSION, 10) == []
+
+
+def test_unfinished_reservations_are_given_back(ledger: Ledger):
+    fill(ledger)
+    finish_next(ledger)
+    ledger.reserve(1, VERSION, [2, 3], "request")
+    assert set(ledger.answer(1, VERSION, [2, 3], "request", lease=60)) == {2}  # 3 is not finished
+    assert ledger.release("request") == 1
+    finish_next(ledger)
+    assert [job.task for job in ledger.claim_push(1, VERSION, 10)] == [3]
+
+
+def test_a_push_cut_short_is_in_doubt_after_a_restart(ledger: Ledger):
+    fill(ledger)
+    finish_next(ledger)
+    ledger.claim_push(1, VERSION, 10)
+    ledger.recover(lease=60)
+    assert set(ledger.answered(1, VERSION)) == {2}
+    assert ledger.claim_push(1, VERSION, 10) == []
+
+
+def test_only_one_of_many_takers_gets_each_result(ledger: Ledger):
+    fill(ledger, 41)
+    for _ in range(40):
+        finish_next(ledger)
+    got: list[int] = []
+    barrier = threading.Barrier(6)
+
+    def take(number: int) -> None:
+        barrier.wait()
+        for _ in range(20):
+            if number % 2:
+                got.extend(job.task for job in ledger.claim_push(1, VERSION, 3))
+            else:
+                got.extend(ledger.reserve(1, VERSION, range(2, 42, 5), f"request {number}"))
+
+    threads = [threading.Thread(target=take, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == sorted(set(got))
+    assert len(got) == 40
+
+
+def test_what_label_studio_already_has_is_not_computed(ledger: Ledger):
+    fill(ledger)
+    ledger.mark_delivered(1, VERSION, [2, 3, 4])
+    assert ledger.take_next() is None
+    ledger.mark_open(1, VERSION, [3])  # deleted there, and we never had the result
+    job = ledger.take_next()
+    assert job is not None
+    assert job.task == 3
+
+
+def test_failed_jobs_are_tried_again_on_request_only_when_old(ledger: Ledger):
+    fill(ledger, 2)
+    job = ledger.take_next()
+    assert job is not None
+    ledger.fail(job, "no image")
+    ledger.retry_failed(1, VERSION, [2], older_than=60)
+    assert ledger.take_next() is None
+    ledger.retry_failed(1, VERSION, [2], older_than=0)
+    again = ledger.take_next()
+    assert again is not None
+    assert again.attempts == 1
+
+
+def test_a_job_put_back_waits_its_delay(ledger: Ledger):
+    fill(ledger, 2)
+    job = ledger.take_next()
+    assert job is not None
+    ledger.put_back(job, error="later", delay=100)
+    assert ledger.take_next() is None
+    wait = ledger.seconds_to_next()
+    assert wait is not None
+    assert 90 < wait <= 100
+
+
+def test_a_ledger_of_another_release_is_refused(tmp_path: Path):
+    path = tmp_path / "ledger.sqlite3"
+    Ledger(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE meta SET value = '99' WHERE name = 'schema'")
+    with pytest.raises(BackendError, match="another release"):
+        Ledger(path)
