@@ -1,0 +1,1 @@
+"""Measuring the method on images whose truth is known."""

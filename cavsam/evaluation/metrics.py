@@ -1,0 +1,128 @@
+"""Figures of few-shot segmentation from what each episode counted; numpy only.
+
+The protocol of PATNet and HSNet on the CD-FSS benchmark: intersection and union of the foreground are added up per
+class over all episodes, then the mean over the classes is taken. FB-IoU, the mean of foreground and background IoU
+with all classes pooled, is a different figure and never mixed with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pixels of one episode: of the foreground and of the background, in both masks and in either."""
+
+    class_name: str
+    intersection: int
+    union: int
+    background_intersection: int
+    background_union: int
+
+    @property
+    def iou(self) -> float:
+        """Foreground IoU of this episode alone; 1 where both masks are empty."""
+        return self.intersection / self.union if self.union else 1.0
+
+
+def count(class_name: str, predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Counts:
+    """Compare two bool (H, W) masks; raises ValueError when their sizes differ."""
+    if predicted.shape != truth.shape:
+        raise ValueError(f"The masks differ in size: {predicted.shape} and {truth.shape}.")
+    both, either = int((predicted & truth).sum()), int((predicted | truth).sum())
+    return Counts(class_name, both, either, int(truth.size) - either, int(truth.size) - both)
+
+
+def mean_iou(episodes: Sequence[Counts]) -> float:
+    """Mean over the classes of summed intersection over summed union, 0..1; nan without episodes."""
+    return float(_mean_iou(_Table.of(episodes), np.ones((1, len(episodes))))[0])
+
+
+def foreground_background_iou(episodes: Sequence[Counts]) -> float:
+    """Mean of the pooled foreground and the pooled background IoU, 0..1; nan without episodes."""
+    if not episodes:
+        return float("nan")
+    foreground = sum(e.intersection for e in episodes) / max(1, sum(e.union for e in episodes))
+    background = sum(e.background_intersection for e in episodes) / max(1, sum(e.background_union for e in episodes))
+    return (foreground + background) / 2
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its 95% bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def interval(domains: Sequence[Sequence[Counts]], seed: int = 0) -> Interval:
+    """The mean over `domains` of the mean IoU, with episodes resampled within each domain."""
+    draws = _resampled(domains, seed)
+    value = float(np.mean([mean_iou(episodes) for episodes in domains])) if domains else float("nan")
+    return _interval(value, draws)
+
+
+def paired_difference(first: Sequence[Sequence[Counts]], second: Sequence[Sequence[Counts]], seed: int = 0) -> Interval:
+    """`second` minus `first` over the same episodes in the same order, drawn together in each resample.
+
+    Raises ValueError when the episodes do not match.
+    """
+    for one, other in zip(first, second, strict=True):
+        if [e.class_name for e in one] != [e.class_name for e in other]:
+            raise ValueError("A paired difference needs the same episodes in the same order.")
+    draws = _resampled(second, seed) - _resampled(first, seed)
+    value = np.mean([mean_iou(episodes) for episodes in second]) - np.mean([mean_iou(episodes) for episodes in first])
+    return _interval(float(value), draws)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Pixels by episode and class, each float (N, classes), zero outside the episode's class."""
+
+    intersection: NDArray[np.float64]
+    union: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, episodes: Sequence[Counts]) -> _Table:
+        names = sorted({episode.class_name for episode in episodes})
+        member = np.array([[e.class_name == name for name in names] for e in episodes], dtype=float)
+        member = member.reshape(len(episodes), len(names))
+        intersection = np.array([e.intersection for e in episodes], dtype=float)[:, None]
+        union = np.array([e.union for e in episodes], dtype=float)[:, None]
+        return cls(member * intersection, member * union)
+
+
+def _mean_iou(table: _Table, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean IoU of each row of `weights` (R, N), how often each episode counts; classes not drawn are left out."""
+    intersection, union = weights @ table.intersection, weights @ table.union
+    drawn = union > 0
+    ratio = np.divide(intersection, union, out=np.zeros_like(union), where=drawn)
+    classes = drawn.sum(axis=1)
+    return np.divide(ratio.sum(axis=1), classes, out=np.full(len(weights), np.nan), where=classes > 0)
+
+
+def _resampled(domains: Sequence[Sequence[Counts]], seed: int) -> NDArray[np.float64]:
+    """(RESAMPLES,) means over domains; the draws depend on the seed and the numbers of episodes alone."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros(RESAMPLES)
+    for episodes in domains:
+        size = len(episodes)
+        weights = rng.multinomial(size, np.full(size, 1 / size), size=RESAMPLES).astype(float)
+        total += _mean_iou(_Table.of(episodes), weights) / len(domains)
+    return total
+
+
+def _interval(value: float, draws: NDArray[np.float64]) -> Interval:
+    usable = draws[~np.isnan(draws)]
+    if not len(usable):
+        return Interval(value, float("nan"), float("nan"))
+    low, high = np.percentile(usable, [2.5, 97.5])
+    return Interval(value, float(low), float(high))

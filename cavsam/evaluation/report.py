@@ -1,0 +1,235 @@
+"""The report of a benchmark run: JSON, Markdown, a plot and a contact sheet, from the records alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from scipy.ndimage import binary_erosion
+
+from cavsam.evaluation.episodes import episode
+from cavsam.evaluation.metrics import (
+    Counts,
+    Interval,
+    foreground_background_iou,
+    interval,
+    mean_iou,
+    paired_difference,
+)
+
+if TYPE_CHECKING:
+    from cavsam.evaluation.bench import Record
+
+BASELINE = "concat"
+TILE = 160
+
+
+def write(
+    out: Path, records: Sequence[Record], setting: dict[str, Any], modes: Sequence[str], domains: Sequence[str]
+) -> str:
+    """Write report.json, report.md, report.png and episodes.png into `out`; returns the Markdown."""
+    summary = summarise(records, modes, domains)
+    text = markdown(summary, setting)
+    (out / "report.json").write_text(json.dumps({"setting": setting, **summary}, indent=2) + "\n")
+    (out / "report.md").write_text(text)
+    plot(summary, out / "report.png")
+    contact_sheet(out, records, setting, modes[-1], domains, out / "episodes.png")
+    return text
+
+
+def summarise(records: Sequence[Record], modes: Sequence[str], domains: Sequence[str]) -> dict[str, Any]:
+    """All figures. IoU over the targets that show the object; the others say how often a mode abstains rightly."""
+    modes = [mode for mode in modes if any(record.mode == mode for record in records)]
+    kept = sorted(records, key=lambda record: (record.domain, record.index))
+    shown = {
+        mode: [[r.counts for r in kept if r.mode == mode and r.domain == d and not r.absent] for d in domains]
+        for mode in modes
+    }
+    figures = {}
+    for mode in modes:
+        own = [record for record in kept if record.mode == mode]
+        absent = [record for record in own if record.absent]
+        figures[mode] = {
+            "domains": {d: _domain_figures(counts) for d, counts in zip(domains, shown[mode], strict=True)},
+            "mean_iou": asdict(interval([counts for counts in shown[mode] if counts])),
+            "mean_with_background": float(
+                np.mean([foreground_background_iou(counts) for counts in shown[mode] if counts])
+            ),
+            "abstained_on_absent": {
+                "of": len(absent),
+                "right": sum(record.union == 0 for record in absent),
+            },
+            "missed_though_shown": sum(record.intersection == 0 for record in own if not record.absent),
+            "seconds_per_target": float(np.mean([record.target_seconds for record in own])),
+            "seconds_per_reference_set": float(np.mean([record.adapt_seconds for record in own])),
+            "errors": sum(record.error is not None for record in own),
+        }
+    return {
+        "modes": figures,
+        "differences": {
+            f"{mode} - {BASELINE}": asdict(_difference(kept, BASELINE, mode, domains))
+            for mode in modes
+            if mode != BASELINE and BASELINE in modes
+        },
+        "episodes": {d: len({r.index for r in kept if r.domain == d}) for d in domains},
+    }
+
+
+def _domain_figures(counts: Sequence[Counts]) -> dict[str, Any]:
+    if not counts:
+        return {"mean_iou": None, "with_background": None, "episodes": 0}
+    names = sorted({c.class_name for c in counts})
+    return {
+        "mean_iou": asdict(interval([counts])),
+        "with_background": foreground_background_iou(counts),
+        "episodes": len(counts),
+        "classes": {name: mean_iou([c for c in counts if c.class_name == name]) for name in names},
+    }
+
+
+def _difference(records: Sequence[Record], first: str, second: str, domains: Sequence[str]) -> Interval:
+    """Over the episodes that both modes have run."""
+    pairs: list[tuple[list[Counts], list[Counts]]] = []
+    for domain in domains:
+        found = [
+            {r.index: r.counts for r in records if r.domain == domain and r.mode == mode and not r.absent}
+            for mode in (first, second)
+        ]
+        common = sorted(set(found[0]) & set(found[1]))
+        if common:
+            pairs.append(([found[0][index] for index in common], [found[1][index] for index in common]))
+    return paired_difference([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+
+
+def markdown(summary: dict[str, Any], setting: dict[str, Any]) -> str:
+    """The figures as tables."""
+    modes, domains = list(summary["modes"]), list(summary["episodes"])
+    counts = ", ".join(f"{domain} {number}" for domain, number in summary["episodes"].items())
+    lines = [
+        "# SynthFSS",
+        "",
+        f"{setting['shots']}-shot, split {setting['split']}, models {setting['models']} "
+        f"({setting['fingerprint']}). Episodes: {counts}.",
+        "",
+        "Mean IoU in percent: foreground intersection and union added up per class, then the mean over the classes "
+        "(the protocol of PATNet and HSNet), over the targets that show the object. 95% bootstrap intervals.",
+        "",
+        "| mode | " + " | ".join(domains) + " | mean |",
+        "|---|" + "---|" * (len(domains) + 1),
+    ]
+    for mode in modes:
+        figures = summary["modes"][mode]
+        cells = [_cell(figures["domains"][domain]["mean_iou"]) for domain in domains]
+        lines.append(f"| {mode} | " + " | ".join([*cells, _cell(figures["mean_iou"])]) + " |")
+    if summary["differences"]:
+        lines += ["", "| paired difference | points | 95% interval |", "|---|---|---|"]
+        for name, value in summary["differences"].items():
+            bounds = f"{100 * value['low']:+.1f} to {100 * value['high']:+.1f}"
+            lines.append(f"| {name} | {100 * value['value']:+.2f} | {bounds} |")
+    lines += [
+        "",
+        "Another figure, not to be compared with the above: IoU *with background* (mean of the pooled foreground and "
+        "background IoU), absent objects, and time.",
+        "",
+        "| mode | with background | nothing found where nothing is | nothing right though shown | s per target "
+        "| s per reference | errors |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for mode in modes:
+        f = summary["modes"][mode]
+        absent = f["abstained_on_absent"]
+        lines.append(
+            f"| {mode} | {100 * f['mean_with_background']:.1f} | {absent['right']} of {absent['of']} "
+            f"| {f['missed_though_shown']} | {f['seconds_per_target']:.2f} | {f['seconds_per_reference_set']:.2f} "
+            f"| {f['errors']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: dict[str, float] | None) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value['value']:.1f} ({100 * value['low']:.1f} to {100 * value['high']:.1f})"
+
+
+def plot(summary: dict[str, Any], path: Path) -> None:
+    """Mean IoU of each mode by domain, with its intervals, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    modes, domains = list(summary["modes"]), [*summary["episodes"], "mean"]
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    width = 0.8 / max(1, len(modes))
+    for number, mode in enumerate(modes):
+        figures = summary["modes"][mode]
+        values = [figures["domains"][d]["mean_iou"] for d in domains[:-1]] + [figures["mean_iou"]]
+        places = [i + (number - (len(modes) - 1) / 2) * width for i, value in enumerate(values) if value]
+        heights = np.array([100 * value["value"] for value in values if value])
+        low = np.array([100 * value["low"] for value in values if value])
+        high = np.array([100 * value["high"] for value in values if value])
+        # a percentile interval need not contain the figure itself
+        errors = np.maximum(np.stack([heights - low, high - heights]), 0)
+        axes.bar(places, heights, width, yerr=errors, capsize=2, label=mode, error_kw={"linewidth": 0.8})
+    axes.set_xticks(range(len(domains)), domains)
+    axes.set_ylabel("mean IoU (%), 95% interval")
+    axes.set_ylim(0, 100)
+    axes.legend(ncols=len(modes), frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def contact_sheet(
+    out: Path,
+    records: Sequence[Record],
+    setting: dict[str, Any],
+    mode: str,
+    domains: Sequence[str],
+    path: Path,
+) -> None:
+    """Best, median and worst episode of each domain in `mode`: reference, truth and what was found."""
+    from cavsam.evaluation.bench import mask_path
+
+    rows = []
+    for domain in domains:
+        own = [r for r in records if r.domain == domain and r.mode == mode and not r.absent]
+        own.sort(key=lambda record: record.counts.iou, reverse=True)
+        if not own:
+            continue
+        row = []
+        for label, record in (("best", own[0]), ("median", own[len(own) // 2]), ("worst", own[-1])):
+            task = episode(domain, setting["split"], setting["shots"], record.index)
+            with Image.open(mask_path(out, record)) as stored:
+                found = np.array(stored, dtype=bool)
+            reference = task.references[0]
+            tiles = [
+                _outlined(reference.image, reference.masks[task.class_name], (255, 220, 0)),
+                _outlined(task.target.image, task.truth, (0, 255, 255)),
+                _outlined(task.target.image, found, (255, 0, 255)),
+            ]
+            row.append(_titled(tiles, f"{domain}: {label}, {task.class_name}, IoU {record.counts.iou:.2f}"))
+        rows.append(np.concatenate(row, axis=1))
+    if rows:
+        Image.fromarray(np.concatenate(rows)).save(path)
+
+
+def _outlined(image: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[int, int, int]) -> NDArray[np.uint8]:
+    painted = image.copy()
+    painted[mask & ~binary_erosion(mask, iterations=2, border_value=1)] = colour
+    return painted
+
+
+def _titled(tiles: Sequence[NDArray[np.uint8]], title: str) -> NDArray[np.uint8]:
+    """Tiles side by side under a line of text, uint8 (TILE + 16, 3 * TILE + 8, 3)."""
+    small = [np.asarray(Image.fromarray(tile).resize((TILE, TILE))) for tile in tiles]
+    sheet = Image.new("RGB", (len(small) * TILE + 8, TILE + 16), "white")
+    for number, tile in enumerate(small):
+        sheet.paste(Image.fromarray(tile), (number * TILE, 16))
+    ImageDraw.Draw(sheet).text((2, 2), title, fill="black")
+    return np.asarray(sheet)
