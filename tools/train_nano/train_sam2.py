@@ -15,9 +15,11 @@ import argparse
 import copy
 import json
 import multiprocessing
+import os
 import queue
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,12 +38,21 @@ PACKAGE = Path(__file__).resolve().parents[2] / "cavsam" / "nano" / "sam2"
 SIZE = 256
 SMALL_SIZE = 128  # of the first steps, which cost a quarter: what an object is can be learned there
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CLIPS_OF_LENGTH = {
-    2: 7,
-    3: 4,
-    4: 3,
-}  # batch size for each clip length: every step costs about the same
+CLIPS_OF_LENGTH = {2: 6, 3: 4, 4: 3}  # batch size for each clip length: every step costs about the same
+FAR_PART = {SMALL_SIZE: 0.4, SIZE: 0.65}  # part of the clips with far jumps: the easy ones come first
 PROMPTS = {"mask": 0.7, "box": 0.15, "points": 0.15}
+
+
+@dataclass(frozen=True)
+class SinglePrompts:
+    """Boxes or points to segment frames by themselves, without memory, as SAM 2 learns on still images.
+
+    rows: (N,) numbers t * B + b of the frames that show the object; points, labels as in `Batch`, N of them.
+    """
+
+    rows: NDArray[np.int64]
+    points: NDArray[np.float32]
+    labels: NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -58,25 +69,26 @@ class Batch:
     prompted: tuple[int, ...]
     points: NDArray[np.float32] | None
     labels: NDArray[np.int32] | None
+    single: SinglePrompts | None = None
 
 
 # ------------------------------------------------------------------------------------------------ data
 
 
 def make_batch(seed: int, step: int, size: int) -> Batch:
-    """The batch of one step, a function of its arguments alone; twice as many clips at the small size."""
+    """The batch of one step, a function of its arguments alone."""
     rng = np.random.default_rng([seed, step])
     length = int(rng.choice([2, 3, 4], p=[0.6, 0.25, 0.15]))
     names = synth.classes("textures", "train")
     clips = []
-    for _ in range(CLIPS_OF_LENGTH[length] * (2 if size == SMALL_SIZE else 1)):
+    for _ in range(CLIPS_OF_LENGTH[length]):
         clips.append(
             synth.clip(
                 names[int(rng.integers(len(names)))],
                 seed=synth.seed_of("train", int(rng.integers(len(synth.SEEDS["train"])))),
                 size=size,
                 length=length,
-                motion="far" if rng.random() < 0.65 else "smooth",
+                motion="far" if rng.random() < FAR_PART[size] else "smooth",
             )
         )
     frames = np.stack([clip.frames for clip in clips])
@@ -85,15 +97,17 @@ def make_batch(seed: int, step: int, size: int) -> Batch:
     prompted = (
         (0, 1) if prompt == "mask" and length > 2 and masks[:, 1].any((1, 2)).all() and rng.random() < 0.4 else (0,)
     )
-    points, labels = _prompt_points(rng, prompt, masks[:, 0])
-    return Batch(frames, masks, prompt, prompted, points, labels)
+    points, labels = (None, None) if prompt == "mask" else _drawn_points(rng, prompt, masks[:, 0])
+    flat = masks.swapaxes(0, 1).reshape(-1, *masks.shape[2:])
+    rows = np.flatnonzero(flat.any((1, 2)))
+    single = SinglePrompts(rows, *_drawn_points(rng, str(rng.choice(["box", "points"])), flat[rows]))
+    return Batch(frames, masks, prompt, prompted, points, labels, single)
 
 
-def _prompt_points(
+def _drawn_points(
     rng: np.random.Generator, prompt: str, masks: NDArray[np.bool_]
-) -> tuple[NDArray[np.float32] | None, NDArray[np.int32] | None]:
-    if prompt == "mask":
-        return None, None
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """A jittered box (as two corners, labels 2 and 3) or one to three clicks (labels 1 and 0) for each mask."""
     if prompt == "box":
         corners = []
         for mask in masks:
@@ -115,8 +129,16 @@ def _prompt_points(
 
 
 def _produce(out: multiprocessing.Queue, seed: int, first: int, stop: int, small: int) -> None:
+    parent = os.getppid()
     for step in range(first, stop):
-        out.put(make_batch(seed, step, SMALL_SIZE if step < small else SIZE))
+        batch = make_batch(seed, step, SMALL_SIZE if step < small else SIZE)
+        while True:
+            try:
+                out.put(batch, timeout=10)
+                break
+            except queue.Full:
+                if os.getppid() != parent:  # the training was killed
+                    return
 
 
 def batches(seed: int, first: int, stop: int, small: int) -> Iterator[Batch]:
@@ -189,18 +211,66 @@ def normalised(frames: NDArray[np.uint8]) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def track(model: nn.Module, batch: Batch) -> list[FrameOutput | None]:
-    """Run SAM2 along the clips; None for a frame whose mask was given (there is nothing to learn from it)."""
-    count, length = batch.frames.shape[:2]
-    backbone = model.forward_image(normalised(batch.frames.swapaxes(0, 1).reshape(-1, *batch.frames.shape[2:])))
-    _, features, positions, sizes = model._prepare_backbone_features(backbone)
+@dataclass(frozen=True)
+class Encoded:
+    """Image features of all frames, frame by frame: each tensor (h * w, T * B, C), finest level first."""
+
+    features: list[Tensor]
+    positions: list[Tensor]
+    sizes: list[tuple[int, int]]
+
+    def rows(self, rows: slice | Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        return [level[:, rows] for level in self.features], [level[:, rows] for level in self.positions]
+
+
+def encode(model: nn.Module, batch: Batch) -> Encoded:
+    images = batch.frames.swapaxes(0, 1).reshape(-1, *batch.frames.shape[2:])
+    _, features, positions, sizes = model._prepare_backbone_features(model.forward_image(normalised(images)))
+    return Encoded(features, positions, sizes)
+
+
+@contextmanager
+def listening(model: nn.Module) -> Iterator[dict[str, tuple[Tensor, ...]]]:
+    """What the mask decoder last said, under "decoder": masks, IoU estimates, tokens, presence."""
     said: dict[str, tuple[Tensor, ...]] = {}
     hook = model.sam_mask_decoder.register_forward_hook(lambda _m, _i, output: said.update(decoder=output))
+    try:
+        yield said
+    finally:
+        hook.remove()
+
+
+def single(model: nn.Module, encoded: Encoded, prompts: SinglePrompts) -> FrameOutput:
+    """Segment frames by themselves from boxes or points."""
+    features, positions = encoded.rows(torch.from_numpy(prompts.rows))
+    with listening(model) as said:
+        out = model.track_step(
+            frame_idx=0,
+            is_init_cond_frame=True,
+            current_vision_feats=features,
+            current_vision_pos_embeds=positions,
+            feat_sizes=encoded.sizes,
+            point_inputs={
+                "point_coords": torch.from_numpy(prompts.points),
+                "point_labels": torch.from_numpy(prompts.labels),
+            },
+            mask_inputs=None,
+            output_dict={},
+            num_frames=1,
+            run_mem_encoder=False,
+        )
+    low_res, ious, _, presence = said["decoder"]
+    return FrameOutput(low_res.float(), ious.float(), presence.float(), out["pred_masks_high_res"])
+
+
+def track(model: nn.Module, batch: Batch, encoded: Encoded) -> list[FrameOutput | None]:
+    """Run SAM2 along the clips; None for a frame whose mask was given (there is nothing to learn from it)."""
+    count, length = batch.frames.shape[:2]
     memory: dict[str, dict[int, dict]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
     outputs: list[FrameOutput | None] = []
-    try:
+    with listening(model) as said:
         for t in range(length):
-            part = slice(t * count, (t + 1) * count)
+            features, positions = encoded.rows(slice(t * count, (t + 1) * count))
             given = t in batch.prompted
             points = None
             if given and batch.points is not None and batch.labels is not None:
@@ -212,9 +282,9 @@ def track(model: nn.Module, batch: Batch) -> list[FrameOutput | None]:
             out = model.track_step(
                 frame_idx=t,
                 is_init_cond_frame=given,
-                current_vision_feats=[feature[:, part] for feature in features],
-                current_vision_pos_embeds=[position[:, part] for position in positions],
-                feat_sizes=sizes,
+                current_vision_feats=features,
+                current_vision_pos_embeds=positions,
+                feat_sizes=encoded.sizes,
                 point_inputs=points,
                 mask_inputs=masks,
                 output_dict=memory,
@@ -224,8 +294,6 @@ def track(model: nn.Module, batch: Batch) -> list[FrameOutput | None]:
             low_res, ious, _, presence = said["decoder"]
             frame = FrameOutput(low_res.float(), ious.float(), presence.float(), out["pred_masks_high_res"])
             outputs.append(None if masks is not None else frame)
-    finally:
-        hook.remove()
     return outputs
 
 
@@ -265,17 +333,24 @@ def frame_loss(output: FrameOutput, truth: Tensor) -> tuple[Tensor, dict[str, fl
 
 
 def batch_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-    """Mean loss over the frames that were not given, and its parts."""
+    """Mean loss over the tracked frames plus that of the frames segmented by themselves, and the parts."""
+    encoded = encode(model, batch)
     losses, parts = [], []
-    for t, output in enumerate(track(model, batch)):
+    for t, output in enumerate(track(model, batch, encoded)):
         if output is not None:
             loss, part = frame_loss(output, torch.from_numpy(batch.masks[:, t]).float())
             losses.append(loss)
             parts.append(part)
+    total = torch.stack(losses).mean()
     keys = {key for part in parts for key in part}
-    return torch.stack(losses).mean(), {
-        key: float(np.mean([part[key] for part in parts if key in part])) for key in sorted(keys)
-    }
+    means = {key: float(np.mean([part[key] for part in parts if key in part])) for key in sorted(keys)}
+    if batch.single is not None:
+        flat = batch.masks.swapaxes(0, 1).reshape(-1, *batch.masks.shape[2:])
+        truth = torch.from_numpy(flat[batch.single.rows]).float()
+        loss, part = frame_loss(single(model, encoded, batch.single), truth)
+        total = total + loss
+        means["single_iou"] = part["iou"]
+    return total, means
 
 
 # ------------------------------------------------------------------------------------------------ evaluation
@@ -297,7 +372,7 @@ def evaluate(model: nn.Module, split: synth.Split, episodes: int) -> dict[str, f
         for index in range(episodes):
             clip = synth.clip(names[index % len(names)], seed=synth.seed_of(split, index), length=4, motion=motion)
             batch = Batch(clip.frames[None], clip.masks[None], "mask", (0,), None, None)
-            for t, output in enumerate(track(model, batch)):
+            for t, output in enumerate(track(model, batch, encode(model, batch))):
                 if output is None:
                     continue
                 right.append(bool((output.presence[0, 0] > 0).item()) == bool(clip.masks[t].any()))
@@ -311,7 +386,8 @@ def evaluate(model: nn.Module, split: synth.Split, episodes: int) -> dict[str, f
         pair = [synth.generate("textures", [name], seed=synth.seed_of(split, 10_000 + 2 * index + k)) for k in (0, 1)]
         frames = np.stack([image.image for image in pair])[None]
         masks = np.stack([image.masks[name] for image in pair])[None]
-        output = track(model, Batch(frames, masks, "mask", (0,), None, None))[1]
+        pair_batch = Batch(frames, masks, "mask", (0,), None, None)
+        output = track(model, pair_batch, encode(model, pair_batch))[1]
         assert output is not None
         cross.append(_iou(output, masks[0, 1]))
     figures["cross"] = float(np.mean(cross))
