@@ -147,9 +147,11 @@ class Tracker:
             (out["cond_frame_outputs"].get(read) or out["non_cond_frame_outputs"][read])["object_score_logits"]
             for out in outputs
         ]
-        if not logits.isfinite().all():
-            raise NumericalError("SAM2 gave mask logits that are not finite; try precision float32.")
-        return Track(logits, torch.cat(scores).flatten().float())
+        object_scores = torch.cat(scores).flatten().float()
+        # where the object score is not a number SAM2 still writes finite logits that mean "no object"
+        if not (logits.isfinite().all() and object_scores.isfinite().all()):
+            raise NumericalError("SAM2 gave values that are not finite; try precision float32.")
+        return Track(logits, object_scores)
 
     def _state(self, trunk: Sequence[Tensor], neck_weights: Mapping[str, Tensor] | None) -> dict[str, Any]:
         """What `SAM2VideoPredictor.init_state` makes from files, made from features of frames in memory."""

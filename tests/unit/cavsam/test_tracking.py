@@ -64,9 +64,7 @@ def test_memory_state_equals_the_predictors_own_state(
     torch.testing.assert_close(track.object_scores, torch.tensor(scores), atol=1e-3, rtol=1e-3)
 
 
-def test_box_prompt_equals_the_predictors_own(
-    tracker: Tracker, frames: torch.Tensor, first_mask: torch.Tensor
-) -> None:
+def test_box_prompt_equals_the_predictors_own(tracker: Tracker, frames: torch.Tensor, first_mask: torch.Tensor) -> None:
     trunk = tracker.trunk(frames)
     by_box = tracker.track(trunk, [Prompt.of(0, 0, first_mask, "box")], 1, read=4)
     by_hand = tracker.track(trunk, [Prompt(0, 0, box=(40.0, 30.0, 110.0, 90.0))], 1, read=4)

@@ -105,7 +105,7 @@ def test_inversion_then_denoising_restores_the_latent(tokenizer_folder: Path, pr
         assert float(noise.std()) == pytest.approx(1.0, abs=0.1)
         restored = model.denoise(noise, embeddings, steps)
         errors.append(float((restored - start).norm() / start.norm()))
-    assert errors[0] < 0.1
+    assert errors[0] < 0.2
     assert errors[1] < errors[0] / 3
     assert errors[2] < errors[1] / 3
 
@@ -138,9 +138,11 @@ def test_a_frame_is_denoised_with_its_own_share_of_both_ends(diffusion: LatentDi
     """The frame at alpha = 0 is the reference's own reconstruction, with its own adapter."""
     pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(14))
     recipe = RECIPE.replace(alpha_min=0.0, alpha_max=1.0, frames=2)
-    ends = [invert(diffusion, fit_image(diffusion, p, name, recipe), recipe) for p, name in zip(pictures, "ab")]
+    ends = [
+        invert(diffusion, fit_image(diffusion, p, name, recipe), recipe) for p, name in zip(pictures, "ab", strict=True)
+    ]
     frames = frames_between(diffusion, *ends, recipe)
-    for end, frame in zip(ends, frames):
+    for end, frame in zip(ends, frames, strict=True):
         with lora.attached(diffusion.unet, end.adapter, torch.ones(1, 1)):
             expected = diffusion.decode(diffusion.denoise(end.latent[None], end.embedding[None], recipe.ddim_steps))
         torch.testing.assert_close(frame[None], expected, atol=2e-3, rtol=1e-2)
@@ -152,3 +154,13 @@ def test_encoding_is_the_scaled_posterior_mean(diffusion: LatentDiffusion) -> No
         mean = diffusion.vae.encode(pictures * 2 - 1).latent_dist.mean
     torch.testing.assert_close(diffusion.encode(pictures), mean * diffusion.vae.config.scaling_factor)
     assert diffusion.native_size == 64
+
+
+def test_the_two_ways_to_mix_adapters_give_different_frames(diffusion: LatentDiffusion) -> None:
+    pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(16))
+    recipe = RECIPE.replace(lora_lr=0.05)
+    ends = [
+        invert(diffusion, fit_image(diffusion, p, name, recipe), recipe) for p, name in zip(pictures, "ab", strict=True)
+    ]
+    delta, factor = (frames_between(diffusion, *ends, recipe.replace(lora_mix=mix)) for mix in ("delta", "factor"))
+    assert not torch.allclose(delta, factor, atol=1e-4)

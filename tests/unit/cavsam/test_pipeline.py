@@ -1,0 +1,251 @@
+"""The whole method on small random models: order, independence of targets, cleanliness, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cavsam import CavSam, Recipe, Reference, TargetResult
+from cavsam.diffusion import LatentDiffusion
+from cavsam.errors import InvalidReference, ModelError
+from cavsam.recipe import Mode
+from cavsam.tracking import Prompt, Tracker
+
+from .conftest import blob_picture
+
+QUICK = Recipe(frames=3, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3, min_separation=0.0)
+MODES: tuple[Mode, ...] = ("concat", "ttga", "dbst", "full")
+Build = Callable[..., CavSam]
+
+
+@pytest.fixture
+def build(tracker: Tracker, diffusion: LatentDiffusion) -> Build:
+    def make(**changes: object) -> CavSam:
+        recipe = QUICK.replace(**changes)
+        return CavSam(tracker, diffusion if recipe.generates_frames else None, recipe)
+
+    return make
+
+
+@pytest.fixture
+def reference(rng: np.random.Generator) -> Reference:
+    return blob_picture(rng, 150, 220)
+
+
+@pytest.fixture
+def targets(rng: np.random.Generator) -> list[np.ndarray]:
+    return [blob_picture(rng, height, width).image for height, width in ((90, 130), (200, 100), (64, 64))]
+
+
+def same(first: TargetResult, second: TargetResult) -> bool:
+    return first.scores == second.scores and all(
+        np.array_equal(first.masks.get(label, np.zeros(first.size)), second.masks.get(label, np.zeros(first.size)))
+        for label in first.scores
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_result_does_not_depend_on_the_other_targets(
+    build: Build, reference: Reference, targets: list[np.ndarray], mode: Mode
+) -> None:
+    model = build(mode=mode)
+    adapted = model.adapt([reference])
+    together = list(model.segment(adapted, targets))
+    backwards = list(model.segment(adapted, targets[::-1]))[::-1]
+    assert [result.index for result in together] == [0, 1, 2]
+    for one, other, target in zip(together, backwards, targets, strict=True):
+        assert one.error is None
+        assert one.size == target.shape[:2]
+        assert set(one.scores) == {"bright", "dark"}
+        assert all(0 <= score <= 1 for score in one.scores.values())
+        assert all(mask.shape == target.shape[:2] and mask.dtype == bool for mask in one.masks.values())
+        assert same(one, other)
+    assert any(result.masks for result in together)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_same_seed_same_result_and_models_untouched(
+    build: Build,
+    tracker: Tracker,
+    diffusion: LatentDiffusion,
+    reference: Reference,
+    targets: list[np.ndarray],
+    mode: Mode,
+) -> None:
+    parts = (tracker.predictor, diffusion.unet, diffusion.vae, diffusion.text_encoder)
+    before = [{name: tensor.clone() for name, tensor in part.state_dict().items()} for part in parts]
+    results = []
+    for _ in range(2):
+        model = build(mode=mode)
+        results.append(next(model.segment(model.adapt([reference]), targets[:1])))
+    assert same(*results)
+    for part, state in zip(parts, before, strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in part.state_dict().items())
+        assert not any(module._forward_hooks for module in part.modules())
+
+
+def test_one_reference_does_not_leak_into_another(
+    build: Build, reference: Reference, targets: list[np.ndarray], rng: np.random.Generator
+) -> None:
+    model = build()
+    alone = next(model.segment(model.adapt([reference]), targets[:1]))
+    adapted = model.adapt([reference])
+    other = model.adapt([blob_picture(rng, 60, 60)])
+    list(model.segment(other, targets[:1]))
+    assert same(alone, next(model.segment(adapted, targets[:1])))
+
+
+def test_concat_is_sam2_on_two_frames(build: Build, tracker: Tracker, reference: Reference) -> None:
+    """The simplest mode written out: squash, prompt frame 0, read frame 1, back to the target's size."""
+    from PIL import Image
+
+    model = build(mode="concat")
+    target = blob_picture(np.random.default_rng(9), 120, 170).image
+    result = next(model.segment(model.adapt([reference]), [target]))
+    size = tracker.image_size
+    frames = [
+        np.array(Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC)) for p in (reference.image, target)
+    ]
+    video = torch.stack([torch.from_numpy(f).permute(2, 0, 1).float() / 255 for f in frames])
+    prompts = []
+    for label, mask in enumerate(reference.masks.values()):
+        squashed = Image.fromarray(mask.astype(np.uint8) * 255).resize((size, size), Image.Resampling.BOX)
+        prompts.append(Prompt(0, label, mask=torch.from_numpy(np.asarray(squashed) >= 128)))
+    logits = tracker.track(tracker.trunk(video), prompts, 2, read=1).logits
+    full = F.interpolate(logits[None], size=(120, 170), mode="bilinear")[0].numpy()
+    for label, name in enumerate(reference.masks):
+        expected = (full[label] > 0) & (full[label] >= full.max(axis=0))
+        np.testing.assert_array_equal(result.masks.get(name, np.zeros_like(expected)), expected)
+
+
+def test_masks_do_not_overlap(build: Build, reference: Reference, targets: list[np.ndarray]) -> None:
+    same_place = Reference(reference.image, {"one": reference.masks["bright"], "two": reference.masks["bright"]})
+    model = build(mode="concat")
+    for result in model.segment(model.adapt([same_place]), targets):
+        assert sum(mask.astype(int) for mask in result.masks.values()).max() <= 1
+
+
+def test_options_of_the_recipe_reach_the_result(build: Build, reference: Reference, targets: list[np.ndarray]) -> None:
+    """Each of these changes what is computed, and is not silently dropped."""
+
+    def score(**changes: object) -> dict[str, float]:
+        model = build(**changes)
+        return next(model.segment(model.adapt([reference]), targets[:1])).scores
+
+    base = score(lora_lr=0.05)
+    assert score(lora_lr=0.05) == base
+    for change in (
+        {"reference_prompt": "box"},
+        {"propagate_with": "original"},
+        {"pseudo_label": "box"},
+        {"prompted_fraction": 0.0},
+        {"temperature": 0.1},
+        {"frames": 5},
+        {"seed": 1},
+        {"diffusion_size": 128},
+    ):
+        assert score(**({"lora_lr": 0.05} | change)) != base, change
+
+
+def test_more_references_and_a_label_that_is_not_on_all(
+    build: Build, reference: Reference, targets: list[np.ndarray], rng: np.random.Generator
+) -> None:
+    second = blob_picture(rng, 80, 110)
+    partial = Reference(second.image, {"dark": second.masks["dark"]})
+    model = build()
+    adapted = model.adapt([partial, reference])
+    assert adapted.labels == ("dark", "bright")
+    result = next(model.segment(adapted, targets[:1]))
+    assert result.error is None
+    assert set(result.scores) == {"dark", "bright"}
+
+
+def test_bad_targets_fail_alone(build: Build, reference: Reference, targets: list[np.ndarray]) -> None:
+    model = build()
+    adapted = model.adapt([reference])
+    results = list(model.segment(adapted, ["nowhere.png", targets[0], b"junk"]))
+    assert [result.error is None for result in results] == [False, True, False]
+    assert "nowhere.png" in str(results[0].error)
+    assert results[0].score == 0
+    assert same(results[1], next(model.segment(adapted, [targets[0]])))
+
+
+def test_not_a_number_is_an_error_for_that_target_alone(
+    build: Build, reference: Reference, targets: list[np.ndarray], tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(mode="concat")
+    adapted = model.adapt([reference])
+    expected = next(model.segment(adapted, targets[1:]))
+    trunk, calls = tracker.trunk, iter([torch.nan, 1.0])
+    monkeypatch.setattr(tracker, "trunk", lambda frames: trunk(frames * next(calls)))
+    first, second = model.segment(adapted, targets[:2])
+    assert "not finite" in str(first.error)
+    assert same(second, expected)
+
+
+def test_odd_sizes(build: Build) -> None:
+    thin = np.zeros((1, 40, 3), dtype=np.uint8)
+    dot = np.zeros((1, 40), dtype=bool)
+    dot[0, 17] = True
+    model = build(mode="concat")
+    adapted = model.adapt([Reference(thin, {"dot": dot})])
+    huge = np.zeros((900, 30, 3), dtype=np.uint8)
+    for result in model.segment(adapted, [np.zeros((1, 1, 3), dtype=np.uint8), huge]):
+        assert result.error is None
+        assert result.size in ((1, 1), (900, 30))
+
+
+def test_an_object_too_small_for_the_canvas_is_still_prompted(build: Build, tracker: Tracker) -> None:
+    image = np.zeros((3000, 40, 3), dtype=np.uint8)
+    mask = np.zeros((3000, 40), dtype=bool)
+    mask[1500, 20] = True
+    adapted = build(mode="concat").adapt([Reference(image, {"speck": mask})])
+    rows, columns = torch.nonzero(adapted.masks[0, 0], as_tuple=True)
+    assert len(rows) >= 1
+    assert abs(int(rows[0]) - tracker.image_size / 2) <= 1
+    assert abs(int(columns[-1]) - tracker.image_size / 2) <= tracker.image_size / 40
+
+
+def test_what_makes_no_reference_is_refused(rng: np.random.Generator) -> None:
+    image = rng.integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    full = np.ones((8, 9), dtype=bool)
+    for masks, message in (
+        ({}, "no mask"),
+        ({"cell": np.zeros((8, 9), dtype=bool)}, "'cell' is empty"),
+        ({"cell": np.ones((9, 8), dtype=bool)}, "8x9 pixels but its image has 9x8"),
+        ({"cell": full.astype(np.uint8)}, "must be bool"),
+    ):
+        with pytest.raises(InvalidReference, match=message):
+            Reference(image, masks)
+    with pytest.raises(InvalidReference, match="image"):
+        Reference(image[..., 0], {"cell": full})
+
+
+def test_misuse_is_refused(build: Build, tracker: Tracker, reference: Reference, targets: list[np.ndarray]) -> None:
+    with pytest.raises(InvalidReference, match="no reference"):
+        build().adapt([])
+    with pytest.raises(ModelError, match="diffusion model"):
+        CavSam(tracker, None, Recipe())
+    model = build(mode="concat")
+    foreign = dataclasses.replace(model.adapt([reference]), fingerprint="other")
+    with pytest.raises(ModelError, match="adapt it again"):
+        next(model.segment(foreign, targets))
+
+
+def test_progress_and_cancel(build: Build, reference: Reference, targets: list[np.ndarray]) -> None:
+    model = build()
+    steps: list[tuple[str, int, int]] = []
+    adapted = model.adapt([reference], progress=lambda *step: steps.append(step))
+    assert ("align", 3, 3) in steps
+    assert ("lora", 2, 3) in steps
+    done: list[TargetResult] = []
+    for result in model.segment(adapted, targets, cancelled=lambda: len(done) == 2):
+        done.append(result)
+    assert len(done) == 2
+    assert set(done[0].timings) == {"encode", "lora", "invert", "generate", "prompt", "track", "score"}
+    assert sum(done[0].timings.values()) <= done[0].seconds

@@ -1,0 +1,108 @@
+"""The recipe's border, and fingerprints that change with what they stand for and with nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cavsam.errors import ModelError, RecipeError
+from cavsam.recipe import Recipe
+from cavsam.sources import NANO, ModelSources, fingerprint
+
+
+def test_defaults_are_the_papers() -> None:
+    """The numbers of the method's specification."""
+    recipe = Recipe()
+    assert (recipe.mode, recipe.frames, recipe.alpha_min, recipe.alpha_max) == ("full", 9, 0.2, 0.8)
+    assert (recipe.lora_rank, recipe.lora_steps, recipe.lora_lr, recipe.lora_weight_decay) == (16, 200, 2e-4, 1e-2)
+    assert (recipe.ttga_steps, recipe.ttga_lr, recipe.ttga_weight_decay, recipe.ddim_steps) == (100, 1e-3, 5e-4, 20)
+
+
+def test_round_trip() -> None:
+    recipe = Recipe(mode="ttga", seed=5, lora_mix="factor")
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert recipe.replace(seed=6).seed == 6
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mode": "best"}, "concat, ttga, dbst, full"),
+        ({"steps": 3}, "no option 'steps'"),
+        ({"frames": 0}, "between 1 and 64"),
+        ({"frames": 2.5}, "type int"),
+        ({"frames": True}, "type int"),
+        ({"alpha_min": 0.9}, "alpha_max"),
+        ({"lora_lr": "fast"}, "type float"),
+        ({"seed": -1}, "seed"),
+        ({"lora_lr": float("nan")}, "lora_lr"),
+    ],
+)
+def test_bad_values_say_what_is_allowed(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_dict(values)
+
+
+def test_fingerprint_changes_with_each_option_of_the_recipe() -> None:
+    sources = ModelSources.named("default")
+    changed = {"mode": "ttga", "lora_mix": "factor", "reference_prompt": "box", "propagate_with": "original"}
+    changed |= {"pseudo_label": "box", "cycle_mask": "true", "precision": "bfloat16", "alpha_max": 0.9}
+    seen = {fingerprint(sources, Recipe())}
+    for field in dataclasses.fields(Recipe):
+        value = changed.get(field.name)
+        if value is None:
+            value = field.default / 2 if isinstance(field.default, float) else field.default + 1
+        seen.add(fingerprint(sources, Recipe(**{field.name: value})))
+    assert len(seen) == 1 + len(dataclasses.fields(Recipe))
+    assert all(len(text) == 8 and int(text, 16) >= 0 for text in seen)
+
+
+def test_fingerprint_follows_the_weights_and_not_their_place(tmp_path: Path) -> None:
+    here, there = tmp_path / "a" / "sam2", tmp_path / "b" / "sam2"
+    for folder in (here, there):
+        folder.mkdir(parents=True)
+        (folder / "weights.safetensors").write_bytes(b"weights" * 1000)
+    first, second = (ModelSources(sam2=str(folder), diffusion=str(folder)) for folder in (here, there))
+    assert fingerprint(first, Recipe()) == fingerprint(second, Recipe())
+    (there / "weights.safetensors").write_bytes(b"weightz" * 1000)
+    assert fingerprint(first, Recipe()) != fingerprint(second, Recipe())
+    shutil.rmtree(there)
+    assert fingerprint(first, Recipe()) == fingerprint(first, Recipe())
+
+
+def test_fingerprint_follows_hub_id_and_revision() -> None:
+    base = ModelSources.named("default")
+    variants = [base, base.replace(sam2="facebook/sam2.1-hiera-small"), base.replace(diffusion_revision="main")]
+    variants.append(ModelSources.named("paper"))
+    assert len({fingerprint(sources, Recipe()) for sources in variants}) == len(variants)
+
+
+def test_changing_a_source_drops_what_belonged_to_the_old_one() -> None:
+    pinned = ModelSources.named("default").replace(sam2_revision="abc", diffusion_revision="def")
+    moved = pinned.replace(sam2="facebook/sam2.1-hiera-large")
+    assert (moved.sam2_revision, moved.diffusion_revision, moved.name) == (None, "def", "custom")
+    assert pinned.replace(sam2=None) == pinned
+
+
+def test_nano_is_known_for_what_it_is() -> None:
+    assert ModelSources.named("nano").is_nano
+    assert not ModelSources.named("default").is_nano
+    assert ModelSources.named("default").replace(sam2=str(NANO / "sam2")).is_nano
+    with pytest.raises(ModelError, match="default, paper, nano"):
+        ModelSources.named("large")
+
+
+def test_settings_and_images_do_not_load_torch() -> None:
+    """A web process that imports the package must stay small."""
+    code = "import sys, cavsam, cavsam.errors, cavsam.images, cavsam.sources; cavsam.ModelSources.named('nano'); "
+    code += (
+        "cavsam.sources.fingerprint(cavsam.ModelSources.named('nano'), cavsam.Recipe()); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
