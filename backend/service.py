@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -93,7 +94,6 @@ class _Agenda:
     confirm_at: float | None = None
     failures: int = 0
     unconnected: int = 0
-    looks: int = 0
 
 
 class Service:
@@ -116,6 +116,7 @@ class Service:
         self.worker = Worker(self.ledger, self.lane, images, Hooks(self.client, self._finished, self._refused))
         self._notes: queue.SimpleQueue[Note | None] = queue.SimpleQueue()
         self._agendas: dict[int, _Agenda] = {}
+        self._looked: Counter[int] = Counter()
         self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._stopped = False
@@ -196,6 +197,8 @@ class Service:
         """
         deadline = time.monotonic() + self.settings.predict_deadline
         owner = uuid.uuid4().hex
+        if not tasks:
+            return []
         try:
             version = self._await_reference(project, tasks, deadline)
             if version is None:
@@ -259,8 +262,7 @@ class Service:
 
     def _looks(self, project: int) -> int:
         """How many times the coordinator has looked at a project, or tried to."""
-        agenda = self._agendas.get(project)
-        return agenda.looks if agenda else 0
+        return self._looked[project]
 
     def _request(self, project: int, version: str, tasks: Sequence[int]) -> None:
         """Have these tasks done next, those that failed a while ago once more."""
@@ -444,7 +446,7 @@ class Service:
             agenda.confirm_at = _sooner(agenda.confirm_at, time.monotonic())
         agenda.looked_at = time.monotonic()
         agenda.look_took = agenda.looked_at - started
-        agenda.looks += 1
+        self._looked[project] += 1
         pause = max(self.settings.reconcile_interval, agenda.look_took * LOOK_SHARE / 4)
         agenda.look_at = _sooner(agenda.look_at, agenda.looked_at + pause)
         if known.error:
@@ -553,6 +555,7 @@ class Service:
             log.warning("Project %d is forgotten: %s", project, error)
             self.ledger.forget_project(project)
         del self._agendas[project]
+        self._looked[project] += 1
         self._notify()
 
     def _put_off(self, project: int, agenda: _Agenda, error: str) -> None:
@@ -565,7 +568,7 @@ class Service:
         agenda.touched.clear()  # the next look sees them as well
         agenda.settle_at = agenda.push_at = agenda.confirm_at = None
         self.ledger.set_project_error(project, error)
-        agenda.looks += 1
+        self._looked[project] += 1
         self._notify()
 
     @contextmanager

@@ -1,0 +1,204 @@
+"""The calls of Label Studio over a real socket, in the shapes that 1.20 to 1.23 send."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable
+
+import pytest
+import requests
+
+from backend.app import webhook_notes
+from backend.service import Note
+from tests.unit.backend.conftest import RunningBackend
+from tests.unit.backend.fake_label_studio import LEGACY_KEY, FakeLabelStudio, brush, picture
+
+StartBackend = Callable[..., RunningBackend]
+
+
+@pytest.fixture
+def backend(start_backend: StartBackend) -> RunningBackend:
+    return start_backend()
+
+
+def post(backend: RunningBackend, path: str, body: object, **kwargs: object) -> requests.Response:
+    return requests.post(backend.url + path, json=body, timeout=30, **kwargs)
+
+
+def test_health_and_front_page_announce_the_try_out_models(backend: RunningBackend):
+    for path in ("/health", "/"):
+        answer = requests.get(backend.url + path, timeout=5)
+        assert answer.status_code == 200
+        assert answer.json()["status"] == "UP"
+        assert answer.json()["model_class"] == "CavSam"
+        assert "try-out" in answer.json()["notice"]
+        assert "nano" in answer.json()["model_version"]
+
+
+@pytest.mark.parametrize("extra", [None, {}, {"policy": "first", "nested": {"a": [1]}}, "text"])
+def test_setup_takes_any_extra_params(backend: RunningBackend, label_studio: FakeLabelStudio, extra: object):
+    project = label_studio.add_project()
+    body = {
+        "project": f"{project}.1767225600",
+        "schema": "<View/>",
+        "hostname": label_studio.url,
+        "access_token": LEGACY_KEY,
+        "extra_params": extra,
+    }
+    answer = post(backend, "/setup", body)
+    assert answer.json() == {"model_version": backend.service.base_version}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/setup", {}, "project must be like"),
+        ("/setup", {"project": "abc"}, "project must be like"),
+        ("/setup", [1], "JSON object"),
+        ("/predict", {"project": "1.2"}, "tasks must be a list"),
+        ("/predict", {"project": "1.2", "tasks": [1]}, "tasks must be a list of tasks"),
+        ("/predict", {"project": "1.2", "tasks": [{"data": {}}]}, "field id"),
+        ("/predict", {"tasks": []}, "project must be like"),
+        ("/webhook", "text", "JSON object"),
+    ],
+)
+def test_malformed_calls_get_a_sentence_and_no_traceback(backend: RunningBackend, path: str, body: object, words: str):
+    answer = post(backend, path, body)
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]
+    assert "Traceback" not in answer.text
+
+
+def test_not_json_and_unknown_paths(backend: RunningBackend):
+    answer = requests.post(backend.url + "/predict", data=b"{", timeout=5)
+    assert answer.status_code == 400
+    assert requests.get(backend.url + "/nowhere", timeout=5).status_code == 404
+    assert "error" in requests.get(backend.url + "/predict", timeout=5).json()
+
+
+def test_an_internal_error_shows_the_client_nothing(
+    backend: RunningBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def fail(*args: object) -> str:
+        raise RuntimeError("the inner secret")
+
+    monkeypatch.setattr(backend.service, "setup", fail)
+    answer = post(backend, "/setup", {"project": "1.2"})
+    assert answer.status_code == 500
+    assert "inner secret" not in answer.text
+    assert "inner secret" in caplog.text
+
+
+def test_250_tasks_with_8_megabytes_pass(backend: RunningBackend, label_studio: FakeLabelStudio):
+    project = label_studio.add_project()
+    numbers = [label_studio.add_task(project, image="x") for _ in range(250)]
+    label_studio.connected[project] = backend.url
+    filling = {"predictions": [{"id": 1, "result": ["x" * 32_000], "model_version": "other"}]}
+    body = {"project": f"{project}.1", "tasks": [{"id": n, "data": {}} | filling for n in numbers]}
+    assert post(backend, "/predict", body).json() == {"results": [[]] * 250}
+
+
+def test_a_body_over_the_limit_is_refused_in_words(start_backend: StartBackend):
+    backend = start_backend(max_request_mb=0.1)
+    answer = post(backend, "/predict", {"project": "1.1", "tasks": [], "filling": "x" * 200_000})
+    assert answer.status_code == 413
+    assert "CAVSAM_MAX_REQUEST_MB" in answer.json()["error"]
+
+
+def test_interactive_requests_get_an_empty_region_list(backend: RunningBackend):
+    body = {
+        "project": "1.2",
+        "tasks": [{"id": 5, "data": {}}],
+        "params": {"context": {"result": [{"type": "keypointlabels"}]}},
+    }
+    (answer,) = post(backend, "/predict", body).json()["results"]
+    assert answer["result"] == []
+
+
+def test_no_tasks_no_results(backend: RunningBackend):
+    assert post(backend, "/predict", {"project": "1.2", "tasks": []}).json() == {"results": []}
+
+
+def test_basic_auth_guards_all_but_health_and_webhook(start_backend: StartBackend):
+    backend = start_backend(basic_auth_user="me", basic_auth_password="päss")
+    body = {"project": "1.2"}
+    assert post(backend, "/setup", body).status_code == 401
+    assert post(backend, "/setup", body, auth=("me", "wrong")).status_code == 401
+    assert post(backend, "/setup", body, headers={"Authorization": "Bearer x"}).status_code == 401
+    assert post(backend, "/setup", body, auth=(b"me", "päss".encode())).status_code == 200
+    assert requests.get(backend.url + "/health", timeout=5).status_code == 200
+    assert post(backend, "/webhook", {"action": "PROJECT_UPDATED"}).status_code == 201
+
+
+def test_secrets_stay_out_of_log_and_answers(
+    backend: RunningBackend, label_studio: FakeLabelStudio, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.DEBUG)
+    project = label_studio.add_project()
+    label_studio.connect(project, backend.url)
+    label_studio.annotate(label_studio.add_task(project, picture((1, 9, 1, 9))), [brush((1, 9, 1, 9), "cat")])
+    answers = [requests.get(backend.url + path, timeout=5).text for path in ("/", "/health", "/versions")]
+    assert LEGACY_KEY not in caplog.text + "".join(answers)
+
+
+def test_answers_while_label_studio_is_slow(backend: RunningBackend, label_studio: FakeLabelStudio):
+    """The coordinator hangs in a call that never ends; the HTTP side does not notice."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hostname = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        service = backend.service
+        service.settings = service.settings.__class__(
+            data_dir=service.settings.data_dir, model="nano", api_timeout=20.0
+        )  # no configured address, so the one that never answers is used
+        post(backend, "/setup", {"project": "7.1", "hostname": hostname, "access_token": "x"})
+        connection, _ = silent.accept()
+        started = time.monotonic()
+        for _ in range(5):
+            assert requests.get(backend.url + "/health", timeout=1).ok
+            assert post(backend, "/setup", {"project": "7.1"}).ok
+            assert post(backend, "/webhook", {"action": "PROJECT_UPDATED", "project": {"id": 7}}).ok
+        assert time.monotonic() - started < 19  # that is: none of the fifteen waited for the silent server
+        connection.close()
+
+
+PROJECT = {"id": 3, "created_at": "2026-01-01T00:00:00Z", "label_config": "<View/>"}
+
+
+@pytest.mark.parametrize(
+    ("body", "notes"),
+    [
+        (
+            {"action": "ANNOTATION_CREATED", "project": PROJECT, "annotation": {"id": 9, "task": 4, "result": []}},
+            [Note(3, "touched", frozenset({4}), frozenset({9}))],
+        ),
+        (
+            {
+                "action": "ANNOTATION_CREATED",
+                "project": PROJECT,
+                "annotation": {"id": 9, "task": 4, "was_cancelled": True},
+            },
+            [Note(3, "touched", frozenset({4}), frozenset())],
+        ),
+        (
+            {
+                "action": "ANNOTATIONS_CREATED",
+                "project": PROJECT,
+                "annotation": [{"id": 9, "task": 4}, {"id": 10, "task": 5}],
+                "task": [{"id": 4}, {"id": 5}],
+            },
+            [Note(3, "touched", frozenset({4, 5}), frozenset({9, 10}))],
+        ),
+        ({"action": "ANNOTATIONS_DELETED", "project": PROJECT, "annotations": [{"id": 9}]}, [Note(3, "changed")]),
+        ({"action": "TASKS_CREATED", "project": PROJECT, "tasks": [{"id": 4}]}, [Note(3, "changed")]),
+        ({"action": "TASKS_DELETED", "project": PROJECT, "tasks": [{"id": 4}]}, [Note(3, "changed")]),
+        ({"action": "PROJECT_UPDATED", "project": PROJECT}, [Note(3, "changed")]),
+        ({"action": "START_TRAINING", "project": PROJECT}, [Note(3, "changed")]),
+        ({"action": "ANNOTATION_CREATED", "project": PROJECT, "annotation": None}, [Note(3, "changed")]),
+        ({"action": "ANNOTATION_CREATED"}, []),  # sent without payload
+        ({"action": "LABEL_LINK_CREATED", "project": None}, []),
+        ({"project": {"id": True}}, []),
+    ],
+)
+def test_events_say_where_to_look(body: dict, notes: list[Note]):
+    assert webhook_notes(body) == notes
