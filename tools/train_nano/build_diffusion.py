@@ -39,9 +39,9 @@ WORD_END = "</w>"
 
 
 def build_vae() -> AutoencoderKL:
-    """A VAE with random weights: 256 x 256 pixels to a latent (12, 32, 32)."""
+    """An untrained VAE: 256 x 256 pixels to a latent (12, 32, 32) that starts with the image in miniature."""
     levels = len(VAE_CHANNELS)
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -49,10 +49,69 @@ def build_vae() -> AutoencoderKL:
         block_out_channels=VAE_CHANNELS,
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
-        norm_num_groups=8,
+        norm_num_groups=2,
         sample_size=NATIVE_SIZE,
         mid_block_add_attention=False,
     )
+    start_as_thumbnail(vae)
+    return vae
+
+
+@torch.no_grad()
+def start_as_thumbnail(vae: AutoencoderKL, constant: float = 10.0) -> None:
+    """Set the weights so that the VAE averages 8 x 8 pixels into the first three latent channels and repeats them.
+
+    From random weights a small VAE learns detail long before colour, because each group norm takes away the mean
+    and the contrast that the next layer would need. Here the colours have a straight way through, in channels 0 to
+    2 of every level; the residual branches start at zero, and training adds what the miniature lacks.
+    """
+    for half, blocks in ((vae.encoder, vae.encoder.down_blocks), (vae.decoder, vae.decoder.up_blocks)):
+        _carry_colours(half.conv_in)
+        for block in (*blocks, half.mid_block):
+            for resnet in block.resnets:
+                nn.init.zeros_(resnet.conv2.weight)
+                nn.init.zeros_(resnet.conv2.bias)
+                if resnet.conv_shortcut is not None:
+                    _carry_colours(resnet.conv_shortcut)
+            for sampler in (*(getattr(block, "downsamplers", None) or ()), *(getattr(block, "upsamplers", None) or ())):
+                _carry_colours(sampler.conv)
+        shortcuts = [resnet.conv_shortcut for block in blocks for resnet in block.resnets]
+        _pass_last_norm(half, [conv for conv in shortcuts if conv is not None][-1], constant)
+    latents = vae.config.latent_channels
+    vae.encoder.conv_out.weight[latents:] *= 0.1  # a small log-variance, alike for every image
+    vae.encoder.conv_out.bias[latents:] = -4
+    for conv in (vae.quant_conv, vae.post_quant_conv):
+        nn.init.dirac_(conv.weight)
+        nn.init.zeros_(conv.bias)
+
+
+def _carry_colours(conv: nn.Conv2d) -> None:
+    """Make `conv` hand on its first three channels as they are, or averaged over 2 x 2 where it halves the size."""
+    conv.weight[:3] = 0
+    conv.bias[:3] = 0
+    middle = conv.kernel_size[0] // 2
+    taps = [(0, 0), (0, 1), (1, 0), (1, 1)] if conv.stride[0] == 2 else [(middle, middle)]
+    for row, column in taps:
+        conv.weight[[0, 1, 2], [0, 1, 2], row, column] = 1 / len(taps)
+
+
+def _pass_last_norm(half: nn.Module, before: nn.Conv2d, constant: float) -> None:
+    """Bring the colours through the last group norm and SiLU of an encoder or decoder.
+
+    `before` is the last convolution ahead of them. It gets, beside the colours, their negatives, since
+    silu(x) - silu(-x) = x, and two large opposite constants, which keep the norm's mean and scale nearly fixed.
+    """
+    before.weight[3:6] = -before.weight[:3]
+    before.bias[3:6] = 0
+    before.weight[6:8] = 0
+    before.bias[6:8] = torch.tensor([constant, -constant])
+    norm, out = half.conv_norm_out, half.conv_out
+    norm.weight[:6] = constant * (2 * norm.num_groups / norm.num_channels) ** 0.5
+    out.weight[:3] = 0
+    out.bias[:3] = 0
+    out.weight[:, :8] = 0
+    out.weight[[0, 1, 2], [0, 1, 2], 1, 1] = 1
+    out.weight[[0, 1, 2], [3, 4, 5], 1, 1] = -1
 
 
 def build_unet() -> UNet2DConditionModel:

@@ -1,7 +1,7 @@
 """Train the VAE of the nano diffusion model on SynthFSS training images and export it into the package.
 
-    python -m tools.train_nano.train_vae --out runs/vae --steps 8000
-    python -m tools.train_nano.train_vae --out runs/vae --steps 8000 --resume
+    python -m tools.train_nano.train_vae --out runs/vae --steps 5000
+    python -m tools.train_nano.train_vae --out runs/vae --steps 5000 --resume
     python -m tools.train_nano.train_vae --out runs/vae --export cavsam/nano/diffusion
 
 Batch k is a function of (--seed, k), so a resumed run goes on exactly where it stopped. `--export` measures the
@@ -27,8 +27,9 @@ from cavsam import synth
 from tools.train_nano.build_diffusion import build_vae
 from tools.train_nano.diffusion_data import SIZE, RollingPool, crop, example, recolour
 
-CROP = 128
-CROPS, WHOLES = 4, 1  # a batch is four crops or one whole image, so that both cost the same
+# (side, images, probability) of a batch: mostly small crops, which cost least for what they teach, and now and then
+# larger ones up to a whole image, whose statistics the group norms must know too
+BATCHES = ((64, 4, 0.6), (128, 1, 0.3), (SIZE, 1, 0.1))
 KL_WEIGHT = 5e-5  # per latent element
 EQUIVARIANCE = 0.25  # share of the steps that decode a shrunken latent
 
@@ -48,8 +49,8 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and of log.jsonl")
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -98,9 +99,8 @@ def train(args: argparse.Namespace, device: torch.device, checkpoint: Path) -> N
 
 
 def make_batch(rng: np.random.Generator, pool: RollingPool) -> Tensor:
-    """float32 (N, 3, S, S) in -1..1: crops, or now and then a whole image, whose statistics GroupNorm must know too."""
-    whole = rng.random() < 0.3
-    side, count = (SIZE, WHOLES) if whole else (CROP, CROPS)
+    """float32 (N, 3, S, S) in -1..1 of one of the shapes in `BATCHES`."""
+    side, count, _ = BATCHES[int(rng.choice(len(BATCHES), p=[share for _, _, share in BATCHES]))]
     images = [crop(rng, item.image, side).astype(np.float32) / 255 for item in pool.draw(rng, count)]
     stack = np.stack([recolour(rng, image) for image in images])
     return torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous() * 2 - 1
