@@ -14,6 +14,7 @@ from typing import Any, get_args
 import numpy as np
 
 from cavsam.errors import CavSamError, InvalidReference, RecipeError
+from cavsam.evaluation import bench
 from cavsam.images import read_image, read_mask, write_mask
 from cavsam.recipe import Mode, Recipe
 from cavsam.sources import NAMES, ModelSources
@@ -51,6 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
     segment.add_argument("--class-name", metavar="TEXT", default="object", help="what the object is (default: object)")
     add_method_arguments(segment)
     segment.set_defaults(run=run_segment)
+
+    bench_parser = commands.add_parser("bench", help="measure the modes on procedural images with known truth")
+    bench.add_arguments(bench_parser)
+    bench_parser.set_defaults(run=bench.run)
 
     download = commands.add_parser("download", help="fetch the models ahead of their first use")
     add_source_arguments(download)
