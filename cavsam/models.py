@@ -224,7 +224,10 @@ def find_diffusion(sources: ModelSources) -> Path:
 def _diffusion_from_folder(folder: Path) -> dict[str, Any]:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging as transformers_logging
 
+    # reading a local folder takes a moment; a bar for it would only clutter the log
+    transformers_logging.disable_progress_bar()
     classes = {
         "vae": AutoencoderKL,
         "unet": UNet2DConditionModel,
