@@ -115,8 +115,8 @@ def _pass_last_norm(half: nn.Module, before: nn.Conv2d, constant: float) -> None
 
 
 def build_unet() -> UNet2DConditionModel:
-    """A UNet with random weights; self- and cross-attention at the two coarser levels."""
-    return UNet2DConditionModel(
+    """An untrained UNet; self- and cross-attention at the two coarser levels, every residual branch starts at zero."""
+    unet = UNet2DConditionModel(
         sample_size=NATIVE_SIZE // 2 ** (len(VAE_CHANNELS) - 1),
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
@@ -129,6 +129,11 @@ def build_unet() -> UNet2DConditionModel:
         use_linear_projection=True,
         norm_num_groups=16,
     )
+    for name, module in unet.named_modules():
+        if name.endswith((".conv2", ".proj_out")) or name == "conv_out":
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    return unet
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
