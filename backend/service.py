@@ -229,7 +229,9 @@ class Service:
                     "jobs": self.ledger.counts(project.id, project.version),
                 }
             )
-        return {"work": asdict(self.worker.activity), "projects": projects}
+        work = asdict(self.worker.activity)
+        del work["since"]
+        return {"work": work, "projects": projects}
 
     # /predict, step by step
 
@@ -305,7 +307,20 @@ class Service:
             if self.worker.activity.state == "no model":
                 log.info("Project %d: /predict cannot wait. %s", project, self.worker.activity.error)
                 return
+            if time.monotonic() + self._seconds_to_next_result(project, version, tasks) > deadline:
+                return  # a person opening a task must not wait for what cannot come
             self._wait(min(deadline, time.monotonic() + 1.0))
+
+    def _seconds_to_next_result(self, project: int, version: str, tasks: set[int]) -> float:
+        """An estimate of when the first of some tasks is finished; 0 where there is nothing to go by."""
+        mean = self.ledger.mean_seconds(project, version)
+        if mean is None:
+            return 0.0
+        activity = self.worker.activity
+        if activity.task is None:
+            return mean
+        left = max(0.0, mean - (time.monotonic() - activity.since))
+        return left if activity.project == project and activity.task in tasks else left + mean
 
     def _answer(self, project: int, version: str, tasks: Sequence[int], mine: set[int], owner: str) -> list[str]:
         limit = int(self.settings.max_answer_mb * 1e6)

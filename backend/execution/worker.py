@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from backend.errors import (
@@ -44,6 +45,8 @@ class Activity:
     done: int = 0
     total: int = 0
     error: str = ""
+    since: float = 0.0
+    """When the job began, on the monotonic clock."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class Worker:
             return
 
     def _do(self, job: Job) -> None:
-        self.activity = Activity("fetching", job.project, job.task)
+        self.activity = Activity("fetching", job.project, job.task, since=time.monotonic())
         reference = self._ledger.reference(job.project)
         config = known_config(self._ledger, job.project)
         if reference is None or config is None or not job.version.endswith(f"-r{reference.key}"):
@@ -133,7 +136,7 @@ class Worker:
             "reference": {"key": reference.key, "regions": reference.regions, "images": reference_images},
             "images": images,
         }
-        self.activity = Activity("working", job.project, job.task)
+        self.activity = replace(self.activity, state="working")
         try:
             answer = self._lane.run(request, self._progress)
         except LaneStopped:
@@ -267,5 +270,4 @@ class Worker:
         self._stopping.wait(delay)
 
     def _progress(self, step: str, done: int, total: int) -> None:
-        now = self.activity
-        self.activity = Activity("working", now.project, now.task, step, done, total)
+        self.activity = replace(self.activity, step=step, done=done, total=total)

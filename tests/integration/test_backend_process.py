@@ -1,0 +1,290 @@
+"""The backend as real processes: `cavsam-backend serve` under gunicorn, its worker and its lane."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+
+from backend.ledger import Ledger
+from tests.unit.backend.conftest import THRESHOLD, wait_for
+from tests.unit.backend.fake_label_studio import LEGACY_KEY, FakeLabelStudio, brush, picture, png
+from tests.unit.backend.threshold import DEADLY_ONCE
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+BOX = (8, 30, 20, 50)
+SLOW = "tests.unit.backend.threshold:open_slow"
+SERVE = (
+    "import sys; from backend.server import serve; from backend.settings import Settings; "
+    "sys.exit(serve(Settings.from_environment(), segmenter={segmenter!r}))"
+)
+
+
+def family(pid: int) -> set[int]:
+    """A process and all that descend from it."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if fields[0] != "Z":
+                children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found, waiting = set(), [pid]
+    while waiting:
+        found.add(current := waiting.pop())
+        waiting += children.get(current, [])
+    return found
+
+
+def running(pids: set[int]) -> set[int]:
+    """Those of some processes that are there and no zombies."""
+    alive = set()
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if state != "Z":
+            alive.add(pid)
+    return alive
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+class BackendProcess:
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path):
+        self.log = log
+        with log.open("wb") as stream:
+            self.process = subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT)
+        wait_for(lambda: "Listening on" in log.read_text() or self.process.poll() is not None, "the server", 120)
+        addresses = re.findall(r"Listening on (http://\S+);", log.read_text())
+        self.url = addresses[-1] if addresses else ""
+
+    @property
+    def lane(self) -> int:
+        def lanes() -> list[int]:
+            return [pid for pid in family(self.process.pid) if "backend.execution.lane" in command_of(pid)]
+
+        wait_for(lanes, "a lane")
+        return lanes()[0]
+
+    def health(self) -> dict:
+        return requests.get(f"{self.url}/health", timeout=1).json()
+
+    def wait_until_idle(self) -> None:
+        wait_for(lambda: self.health()["work"] == "idle", "the model", 180)
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def label_studio() -> Iterator[FakeLabelStudio]:
+    fake = FakeLabelStudio()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def serve(tmp_path: Path, label_studio: FakeLabelStudio) -> Iterator[Callable[..., BackendProcess]]:
+    started: list[BackendProcess] = []
+
+    def start(segmenter: str = THRESHOLD, command: list[str] | None = None, **variables: str) -> BackendProcess:
+        usual = {name: value for name, value in os.environ.items() if not name.startswith("CAVSAM_")}
+        environment = usual | {
+            "LABEL_STUDIO_URL": label_studio.url,
+            "LABEL_STUDIO_API_KEY": LEGACY_KEY,
+            "CAVSAM_MODEL": "nano",
+            "CAVSAM_PORT": "0",
+            "CAVSAM_DATA_DIR": str(tmp_path / "data"),
+            "CAVSAM_PUSH_INTERVAL": "0.1",
+        }
+        log = tmp_path / f"backend-{len(started)}.log"
+        usual_command = [sys.executable, "-c", SERVE.format(segmenter=segmenter)]
+        started.append(BackendProcess(command or usual_command, environment | variables, log))
+        return started[-1]
+
+    yield start
+    for backend in started:
+        if backend.process.poll() is None:
+            everyone = family(backend.process.pid)
+            backend.process.kill()
+            backend.process.wait()
+            wait_for(lambda everyone=everyone: not running(everyone), "all processes to end")
+
+
+@pytest.fixture
+def project(label_studio: FakeLabelStudio) -> int:
+    number = label_studio.add_project()
+    for index in range(6):
+        label_studio.add_task(number, picture((8, 30, 20, 50 + index)))
+    return number
+
+
+def predicted(label_studio: FakeLabelStudio, project: int) -> int:
+    return sum(bool(label_studio.versions_of(task)) for task in label_studio.tasks_of(project))
+
+
+def annotate(label_studio: FakeLabelStudio, project: int) -> None:
+    label_studio.annotate(label_studio.tasks_of(project)[0], [brush(BOX, "cat")])
+
+
+def test_the_command_serves_the_bundled_models_and_leaves_nothing_behind(
+    serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int
+):
+    backend = serve(command=[sys.executable, "-m", "backend.cli", "serve"])
+    health = backend.health()  # answered while the model is being loaded
+    assert health["status"] == "UP"
+    assert "try-out" in health["notice"]
+    assert "nano" in label_studio.setup(project, backend.url)["model_version"]
+    backend.wait_until_idle()
+    everyone = family(backend.process.pid)
+    assert len(everyone) == 3  # gunicorn, its worker, the lane
+    assert backend.lane in everyone
+    (worker,) = everyone - {backend.process.pid, backend.lane}
+    assert "torch" not in Path(f"/proc/{worker}/maps").read_text()
+    resident = int(re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{worker}/status").read_text())[0])
+    assert resident < 400_000
+    assert backend.stop() == 0
+    wait_for(lambda: not running(everyone), "all processes to end", 20)
+    assert "try-out models" in backend.log.read_text()
+
+
+def test_the_wsgi_entry_serves_as_well(serve: Callable[..., BackendProcess], tmp_path: Path):
+    gunicorn = [sys.executable, "-m", "gunicorn", "--workers", "1", "--threads", "8", "--bind", "127.0.0.1:0"]
+    log = tmp_path / "backend.log"
+    environment = os.environ | {"CAVSAM_MODEL": "nano", "CAVSAM_DATA_DIR": str(tmp_path / "data")}
+    with log.open("wb") as stream:
+        process = subprocess.Popen([*gunicorn, "backend._wsgi:app"], env=environment, stderr=stream, cwd=ROOT)
+    try:
+        wait_for(lambda: "Listening at" in log.read_text(), "gunicorn")
+        (url,) = re.findall(r"Listening at: (http://\S+)", log.read_text())
+        assert requests.get(f"{url}/health", timeout=30).json()["status"] == "UP"
+        everyone = family(process.pid)
+    finally:
+        process.terminate()
+        process.wait(60)
+    wait_for(lambda: not running(everyone), "all processes to end", 20)
+
+
+def test_answers_while_the_lane_works_and_stops_in_the_middle(
+    serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int
+):
+    backend = serve("tests.unit.backend.threshold:open_endless")
+    label_studio.connect(project, backend.url)
+    annotate(label_studio, project)
+    wait_for(lambda: backend.health()["work"] == "working", "work")
+    answers: list[list] = []
+    asking = threading.Thread(target=lambda: answers.append(label_studio.retrieve(project)))
+    asking.start()
+    for _ in range(10):
+        assert backend.health()["status"] == "UP"  # each within its budget of 1 s
+        assert "-r" in label_studio.setup(project)["model_version"]
+    everyone = family(backend.process.pid)
+    assert backend.stop() == 0
+    asking.join(30)
+    assert answers == [[[]] * 6]  # the open request was answered, not cut
+    wait_for(lambda: not running(everyone), "all processes to end", 20)
+
+
+def test_a_killed_lane_is_replaced_and_nothing_is_lost(
+    serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int
+):
+    label_studio.add_task(project, png(np.full((64, 96, 3), DEADLY_ONCE, np.uint8)))
+    backend = serve(SLOW)
+    label_studio.connect(project, backend.url)
+    annotate(label_studio, project)
+    wait_for(lambda: predicted(label_studio, project) >= 2, "the first predictions")
+    first = backend.lane
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: predicted(label_studio, project) == 6, "all predictions")
+    assert backend.lane != first
+    assert backend.health()["status"] == "UP"
+    assert all(len(label_studio.versions_of(task)) <= 1 for task in label_studio.tasks_of(project))
+
+
+@pytest.mark.parametrize("victim", ["master", "worker"])
+def test_no_lane_outlives_a_killed_server(
+    serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int, victim: str
+):
+    backend = serve("tests.unit.backend.threshold:open_endless")
+    label_studio.connect(project, backend.url)
+    annotate(label_studio, project)
+    wait_for(lambda: backend.health()["work"] == "working", "work")
+    lane = backend.lane
+    (worker,) = family(backend.process.pid) - {backend.process.pid, lane}
+    os.kill(backend.process.pid if victim == "master" else worker, signal.SIGKILL)
+    wait_for(lambda: not running({lane, worker}), "the lane and the worker to end", 60)
+
+
+def test_a_killed_server_goes_on_where_it_was(
+    serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int, tmp_path: Path
+):
+    first = serve(SLOW)
+    label_studio.connect(project, first.url)
+    annotate(label_studio, project)
+    wait_for(lambda: predicted(label_studio, project) >= 2, "the first predictions")
+    everyone = family(first.process.pid)
+    first.process.kill()
+    first.process.wait()
+    wait_for(lambda: not running(everyone), "all processes to end", 60)
+    second = serve(SLOW)
+    label_studio.connected[project] = second.url  # nobody calls it: it knows the project from its ledger
+    wait_for(lambda: predicted(label_studio, project) == 5, "all predictions")
+    version = label_studio.setup(project)["model_version"]
+    assert all(label_studio.versions_of(t) == [version] for t in label_studio.tasks_of(project)[1:])
+    assert second.stop() == 0
+    ledger = Ledger(tmp_path / "data" / "ledger.sqlite3")
+    attempts = [job.attempts for job in ledger.jobs(project, version).values()]
+    ledger.close()
+    assert sum(attempts) <= 5 + 1  # only the task in work when the server was killed was begun twice
+
+
+def test_wrong_settings_end_with_a_sentence(tmp_path: Path):
+    environment = os.environ | {"CAVSAM_MODEL": "huge", "CAVSAM_PORT": "port"}
+    command = [sys.executable, "-m", "backend.cli", "serve"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert ended.returncode == 2
+    assert "CAVSAM_PORT must be a whole number" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_two_servers_do_not_share_a_data_folder(serve: Callable[..., BackendProcess]):
+    serve()
+    second = serve()
+    assert second.process.wait(60) != 0
+    assert "Another backend works with" in second.log.read_text()
+    assert "Traceback" not in second.log.read_text()
+
+
+def test_long_requests_do_not_end_the_worker(
+    serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int
+):
+    """gunicorn's own timeout counts a silent worker, not a long request."""
+    backend = serve("tests.unit.backend.threshold:open_endless", CAVSAM_PREDICT_DEADLINE="4")
+    label_studio.connect(project, backend.url)
+    annotate(label_studio, project)
+    started = time.monotonic()
+    assert label_studio.retrieve(project) == [[]] * 6
+    assert time.monotonic() - started >= 3
+    assert backend.health()["status"] == "UP"
