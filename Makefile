@@ -8,6 +8,9 @@ SHELL := /bin/bash
 
 PYTHON_BIN := .venv/bin/python
 
+# Threads of torch that wait for each other go to sleep: spinning, they take ten times as long where cores are shared.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 

@@ -61,6 +61,7 @@ def backend(
         "CAVSAM_HOST": "127.0.0.1",
         "CAVSAM_PORT": str(port),
         "PYTHONUNBUFFERED": "1",
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),  # spinning threads starve shared cores
         **(settings or {}),
     }
     url = f"http://127.0.0.1:{port}"

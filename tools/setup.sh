@@ -55,10 +55,11 @@ stamp_of() { # $1: environment, further: files
 is_done() { [ -f "$1/.setup-done" ] && [ "$(cat "$1/.setup-done")" = "$2" ]; } # $1: environment, $2: stamp
 
 # A half-made or outdated environment is made again from nothing: pip cannot tell a package whose install was interrupted.
-new_environment() { # $1: environment, $2: GiB of disk needed
+new_environment() { # $1: environment, $2: GiB of disk needed, $3: what to expect
     local python
     python=$(python311)
     check_machine "$python" "$2"
+    say "setup: making ${1#"$root"/} ($3)"
     rm -rf "$1"
     "$python" -m venv "$1"
     "$1/bin/python" -m pip install --quiet --no-deps -r requirements/installers.txt
@@ -79,8 +80,7 @@ setup_packages() { # lock files
     stamp=$(stamp_of "$venv" requirements/{installers,torch,torchvision,sam2}.txt "${locks[@]}")
     if ! is_done "$venv" "$stamp"; then
         if has_cuda; then gigabytes=12; fi
-        say "setup: making ${venv#"$root"/} (2 GiB, about 2 minutes; several GiB more where torch comes with CUDA)"
-        new_environment "$venv" "$gigabytes"
+        new_environment "$venv" "$gigabytes" "2 GiB, about 2 minutes; several GiB more where torch comes with CUDA"
         say "setup: the locked packages"
         "${pip[@]}" --no-deps --no-build-isolation "${locks[@]/#/-r}"
         say "setup: torch"
@@ -105,8 +105,7 @@ setup_label_studio() {
     local stamp
     stamp=$(stamp_of "$venv_label_studio" requirements/{installers,label-studio}.txt)
     if ! is_done "$venv_label_studio" "$stamp"; then
-        say "setup: making ${venv_label_studio#"$root"/} (1 GiB, about 2 minutes)"
-        new_environment "$venv_label_studio" 2
+        new_environment "$venv_label_studio" 2 "1 GiB, about 2 minutes"
         "$venv_label_studio/bin/python" -m pip install --quiet --no-deps --no-build-isolation -r requirements/label-studio.txt
         printf '%s\n' "$stamp" >"$venv_label_studio/.setup-done"
     fi

@@ -31,6 +31,8 @@ COUNT = 12
 COLOUR_OF = dict(zip(LABELS, COLOURS, strict=True))
 FIRST_SEED = 0
 SIZE = 256
+# The paper's numbers are for models a hundred times larger; these do on the small ones, in a quarter of the time.
+RECIPE = {"lora_steps": 60, "ddim_steps": 10, "frames": 7, "ttga_steps": 100}
 PATIENCE = 300.0  # seconds without a new prediction after which the demo gives up
 
 
@@ -76,7 +78,7 @@ def run(scratch: Path, out: Path, *, keep: bool) -> None:
     with ExitStack() as servers:
         print("Starting Label Studio and the backend ...")
         server = servers.enter_context(label_studio(scratch))
-        cavsam = servers.enter_context(backend(scratch, model="nano"))
+        cavsam = servers.enter_context(backend(scratch, model="nano", settings={"CAVSAM_RECIPE": json.dumps(RECIPE)}))
         project = make_project(server, shown)
         server.connect_backend(project.id, cavsam.url)
         print(
