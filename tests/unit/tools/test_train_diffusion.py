@@ -39,7 +39,7 @@ def test_the_miniature_survives_any_constant_shift_of_colour() -> None:
         grey = torch.full((1, 3, 64, 64), level)
         with torch.no_grad():
             decoded = vae.decode(vae.encode(grey).latent_dist.mean).sample
-        torch.testing.assert_close(decoded, grey, atol=0.03, rtol=0)
+        torch.testing.assert_close(decoded, grey, atol=0.06, rtol=0)  # of a range of 2
 
 
 def test_the_untrained_unet_predicts_nothing_but_learns_in_every_layer_after_a_step() -> None:
