@@ -142,12 +142,8 @@ def activation(features: Tensor, unit_prototypes: Tensor) -> Tensor:
     return torch.einsum("nchw,lc->nlhw", F.normalize(features, dim=1), unit_prototypes)
 
 
-def otsu(values: Tensor) -> tuple[float, float]:
-    """Otsu's threshold of `values` and how well it separates them.
-
-    Returns:
-        The threshold (values above it are foreground) and the between-class share of the variance, 0..1; a constant
-        input gives its value and 0.
+def otsu(values: Tensor) -> float:
+    """Otsu's threshold of `values`: those above it are foreground. A constant input gives its value.
 
     Raises:
         NumericalError: a value is not finite.
@@ -157,25 +153,35 @@ def otsu(values: Tensor) -> tuple[float, float]:
     if not (low.isfinite() and high.isfinite()):
         raise NumericalError("The activation is not finite; lower ttga_lr or use precision float32.")
     if high - low < 1e-12:
-        return float(low), 0.0
+        return float(low)
     counts = torch.histc(flat, bins=BINS, min=float(low), max=float(high))
-    width = (high - low) / BINS
-    centres = low + (torch.arange(BINS, dtype=torch.double) + 0.5) * width
+    centres = low + (torch.arange(BINS, dtype=torch.double) + 0.5) * (high - low) / BINS
     below = counts.cumsum(0)
     above = counts.flip(0).cumsum(0).flip(0)
     mean_below = (counts * centres).cumsum(0) / below.clamp_min(1)
     mean_above = ((counts * centres).flip(0).cumsum(0) / above.flip(0).clamp_min(1)).flip(0)
     between = below[:-1] * above[1:] * (mean_below[:-1] - mean_above[1:]) ** 2
-    best = int(between.argmax())
-    total = len(flat)
-    variance = float(((centres - (counts * centres).sum() / total) ** 2 * counts).sum() / total)
-    separation = float(between[best]) / total**2 / variance if variance > 0 else 0.0
-    return float(centres[best]), min(1.0, separation)
+    return float(centres[int(between.argmax())])
+
+
+def separation(values: Tensor, threshold: float) -> float:
+    """How clearly `threshold` parts `values` into two modes: Ashman's D, the distance of the two means in deviations.
+
+    Unlike Otsu's own criterion it does not depend on how large the foreground is. One normal mode cut in the middle
+    gives 2.6, a uniform spread 3.5. 0 where one side is empty, infinity where both sides are constant.
+    """
+    flat = values.detach().flatten().double().cpu()
+    above, below = flat[flat > threshold], flat[flat <= threshold]
+    if not len(above) or not len(below):
+        return 0.0
+    spread = ((above.var(correction=0) + below.var(correction=0)) / 2).sqrt()
+    distance = above.mean() - below.mean()
+    return float(distance / spread) if spread > 0 else math.inf
 
 
 def binarise(similarity: Tensor) -> Tensor:
     """Where a similarity map (h, w) lies above its own Otsu threshold: bool (h, w)."""
-    return similarity > otsu(similarity)[0]
+    return similarity > otsu(similarity)
 
 
 def pseudo_prompts(
@@ -201,8 +207,8 @@ def pseudo_prompts(
     prompts = []
     for position, frame in enumerate(frames):
         for label in range(maps.shape[1]):
-            threshold, separation = otsu(maps[position, label])
-            if separation < recipe.min_separation:
+            threshold = otsu(maps[position, label])
+            if separation(maps[position, label], threshold) < recipe.min_separation:
                 continue
             full = F.interpolate(maps[position, label][None, None], size=size, mode="bilinear", align_corners=False)
             mask = full[0, 0] > threshold

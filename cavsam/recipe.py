@@ -69,8 +69,8 @@ class Recipe:
     """Share of the generated frames, counted from the reference, that may get a pseudo-label prompt."""
     pseudo_label: PseudoLabel = "mask"
     """Prompt the middle frames with the binarised activation itself or with its bounding box."""
-    min_separation: float = 0.6
-    """Otsu separability (between-class over total variance, 0..1) below which an activation is not trusted."""
+    min_separation: float = 3.5
+    """Distance of an activation's two Otsu classes, in deviations (Ashman's D), below which it is not trusted."""
 
     # SAM2: the tracking
     reference_prompt: ReferencePrompt = "mask"
@@ -100,7 +100,7 @@ class Recipe:
         _check_range("ttga_weight_decay", self.ttga_weight_decay, 0.0, 1.0)
         _check_range("temperature", self.temperature, 1e-3, 1e3)
         _check_range("prompted_fraction", self.prompted_fraction, 0.0, 1.0)
-        _check_range("min_separation", self.min_separation, 0.0, 1.0)
+        _check_range("min_separation", self.min_separation, 0.0, 1e6)
         _check_range("seed", self.seed, 0, 2**63 - 1)
 
     @property

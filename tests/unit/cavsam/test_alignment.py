@@ -17,6 +17,7 @@ from cavsam.alignment import (
     otsu,
     prototypes,
     pseudo_prompts,
+    separation,
 )
 from cavsam.errors import NumericalError
 from cavsam.recipe import Recipe
@@ -39,23 +40,29 @@ def test_otsu_against_scikit_image(seed: int) -> None:
     generator = np.random.default_rng(seed)
     low = generator.normal(0.1, 0.05 + 0.03 * seed, 300)
     values = np.concatenate([low, generator.normal(0.6, 0.1, 40 + 60 * seed)]).clip(-1, 1)
-    threshold, separation = otsu(torch.from_numpy(values))
+    threshold = otsu(torch.from_numpy(values))
     assert threshold == pytest.approx(threshold_otsu(values), abs=1e-9)
     below, above = values[values <= threshold], values[values > threshold]
-    between = len(below) * len(above) / len(values) ** 2 * (below.mean() - above.mean()) ** 2
-    assert separation == pytest.approx(between / values.var(), abs=0.02)  # up to the width of a bin
+    expected = (above.mean() - below.mean()) / np.sqrt((above.var() + below.var()) / 2)
+    assert separation(torch.from_numpy(values), threshold) == pytest.approx(expected)
 
 
-def test_otsu_of_a_constant_separates_nothing() -> None:
-    assert otsu(torch.full((4, 4), 0.3)) == (pytest.approx(0.3), 0.0)
+def test_a_constant_has_no_two_modes() -> None:
+    constant = torch.full((4, 4), 0.3)
+    assert otsu(constant) == pytest.approx(0.3)
+    assert separation(constant, otsu(constant)) == 0.0
 
 
-def test_separation_tells_two_modes_from_one() -> None:
+@pytest.mark.parametrize("share", [0.02, 0.3])
+def test_separation_tells_two_modes_from_one_whatever_their_size(share: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    one = torch.randn(2000, generator=generator)
-    two = torch.cat([one[:1000] * 0.1, one[1000:] * 0.1 + 3])
-    assert otsu(two)[1] > 0.95
-    assert otsu(one)[1] < 0.7
+    one = torch.randn(4000, generator=generator)
+    two = one.clone()
+    two[: int(share * 4000)] += 12
+    trust = Recipe().min_separation
+    assert separation(two, otsu(two)) > trust
+    assert separation(one, otsu(one)) < trust
+    assert separation(torch.rand(4000, generator=generator), 0.5) == pytest.approx(12**0.5, abs=0.1)
 
 
 def test_prototypes_against_a_loop() -> None:
@@ -180,7 +187,7 @@ def test_a_picture_without_contrast_gets_no_prompt(tracker: Tracker) -> None:
     with torch.no_grad():
         features, _ = tracker.neck(trunk)
     flat = Alignment({}, F.normalize(features[0, :, 3, 3], dim=0)[None], [])
-    prompts, activations = pseudo_prompts(tracker, trunk, flat, [0], Recipe(min_separation=1.0))
+    prompts, activations = pseudo_prompts(tracker, trunk, flat, [0], Recipe(min_separation=1e6))
     assert prompts == []
     assert activations.shape == (1, 1, tracker.image_size // 16, tracker.image_size // 16)
 
@@ -202,7 +209,7 @@ def test_pseudo_prompt_follows_a_bimodal_activation(
         np.testing.assert_array_equal(prompt.mask.numpy(), full > np.float32(threshold))
     boxes, _ = pseudo_prompts(tracker, video, aligned, [1], recipe.replace(pseudo_label="box"))
     assert all(prompt.box is not None and prompt.mask is None for prompt in boxes)
-    untrusted, _ = pseudo_prompts(tracker, video, aligned, [1], recipe.replace(min_separation=1.0))
+    untrusted, _ = pseudo_prompts(tracker, video, aligned, [1], recipe.replace(min_separation=1e6))
     assert untrusted == []
 
 
