@@ -17,85 +17,14 @@ import pytest
 import requests
 
 from backend.ledger import Ledger
-from tests.unit.backend.conftest import THRESHOLD, wait_for
+from tests.integration.backend_process import ENDLESS, ROOT, SLOW, BackendProcess, backends, family, running
+from tests.unit.backend.conftest import wait_for
 from tests.unit.backend.fake_label_studio import LEGACY_KEY, FakeLabelStudio, brush, picture, png
 from tests.unit.backend.threshold import DEADLY_ONCE
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).parents[2]
 BOX = (8, 30, 20, 50)
-SLOW = "tests.unit.backend.threshold:open_slow"
-SERVE = (
-    "import sys; from backend.server import serve; from backend.settings import Settings; "
-    "sys.exit(serve(Settings.from_environment(), segmenter={segmenter!r}))"
-)
-
-
-def family(pid: int) -> set[int]:
-    """A process and all that descend from it."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if fields[0] != "Z":
-                children.setdefault(int(fields[1]), []).append(int(entry.name))
-    found, waiting = set(), [pid]
-    while waiting:
-        found.add(current := waiting.pop())
-        waiting += children.get(current, [])
-    return found
-
-
-def running(pids: set[int]) -> set[int]:
-    """Those of some processes that are there and no zombies."""
-    alive = set()
-    for pid in pids:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if state != "Z":
-            alive.add(pid)
-    return alive
-
-
-def command_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
-class BackendProcess:
-    def __init__(self, command: list[str], environment: dict[str, str], log: Path):
-        self.log = log
-        with log.open("wb") as stream:
-            self.process = subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT)
-        wait_for(lambda: "Listening on" in log.read_text() or self.process.poll() is not None, "the server", 120)
-        addresses = re.findall(r"Listening on (http://\S+);", log.read_text())
-        self.url = addresses[-1] if addresses else ""
-
-    @property
-    def lane(self) -> int:
-        def lanes() -> list[int]:
-            return [pid for pid in family(self.process.pid) if "backend.execution.lane" in command_of(pid)]
-
-        wait_for(lanes, "a lane")
-        return lanes()[0]
-
-    def health(self) -> dict:
-        return requests.get(f"{self.url}/health", timeout=1).json()
-
-    def wait_until_idle(self) -> None:
-        wait_for(lambda: self.health()["work"] == "idle", "the model", 180)
-
-    def stop(self) -> int:
-        self.process.terminate()
-        return self.process.wait(30)
 
 
 @pytest.fixture
@@ -107,30 +36,8 @@ def label_studio() -> Iterator[FakeLabelStudio]:
 
 @pytest.fixture
 def serve(tmp_path: Path, label_studio: FakeLabelStudio) -> Iterator[Callable[..., BackendProcess]]:
-    started: list[BackendProcess] = []
-
-    def start(segmenter: str = THRESHOLD, command: list[str] | None = None, **variables: str) -> BackendProcess:
-        usual = {name: value for name, value in os.environ.items() if not name.startswith("CAVSAM_")}
-        environment = usual | {
-            "LABEL_STUDIO_URL": label_studio.url,
-            "LABEL_STUDIO_API_KEY": LEGACY_KEY,
-            "CAVSAM_MODEL": "nano",
-            "CAVSAM_PORT": "0",
-            "CAVSAM_DATA_DIR": str(tmp_path / "data"),
-            "CAVSAM_PUSH_INTERVAL": "0.1",
-        }
-        log = tmp_path / f"backend-{len(started)}.log"
-        usual_command = [sys.executable, "-c", SERVE.format(segmenter=segmenter)]
-        started.append(BackendProcess(command or usual_command, environment | variables, log))
-        return started[-1]
-
-    yield start
-    for backend in started:
-        if backend.process.poll() is None:
-            everyone = family(backend.process.pid)
-            backend.process.kill()
-            backend.process.wait()
-            wait_for(lambda everyone=everyone: not running(everyone), "all processes to end")
+    with backends(tmp_path, label_studio.url, LEGACY_KEY) as start:
+        yield start
 
 
 @pytest.fixture
@@ -190,7 +97,7 @@ def test_the_wsgi_entry_serves_as_well(serve: Callable[..., BackendProcess], tmp
 def test_answers_while_the_lane_works_and_stops_in_the_middle(
     serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int
 ):
-    backend = serve("tests.unit.backend.threshold:open_endless")
+    backend = serve(ENDLESS)
     label_studio.connect(project, backend.url)
     annotate(label_studio, project)
     wait_for(lambda: backend.health()["work"] == "working", "work")
@@ -227,7 +134,7 @@ def test_a_killed_lane_is_replaced_and_nothing_is_lost(
 def test_no_lane_outlives_a_killed_server(
     serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int, victim: str
 ):
-    backend = serve("tests.unit.backend.threshold:open_endless")
+    backend = serve(ENDLESS)
     label_studio.connect(project, backend.url)
     annotate(label_studio, project)
     wait_for(lambda: backend.health()["work"] == "working", "work")
@@ -281,7 +188,7 @@ def test_long_requests_do_not_end_the_worker(
     serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int
 ):
     """gunicorn's own timeout counts a silent worker, not a long request."""
-    backend = serve("tests.unit.backend.threshold:open_endless", CAVSAM_PREDICT_DEADLINE="4")
+    backend = serve(ENDLESS, CAVSAM_PREDICT_DEADLINE="4")
     label_studio.connect(project, backend.url)
     annotate(label_studio, project)
     started = time.monotonic()

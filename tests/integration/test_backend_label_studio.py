@@ -1,0 +1,233 @@
+"""The backend beside a real Label Studio with strict validation of predictions.
+
+The segmenter is the tests' own, whose masks anyone can compute, so that every pixel that arrives can be checked.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.integration.backend_process import SLOW, BackendProcess, backends
+from tests.unit.backend.conftest import wait_for
+from tests.unit.backend.fake_label_studio import CONFIG, brush, picture
+from tools import brush as sdk_brush
+from tools.label_studio_server import LabelStudio, label_studio
+
+pytestmark = pytest.mark.integration
+
+CAT_BOX = (8, 30, 20, 50)
+
+
+def cat_box(index: int) -> tuple[int, int, int, int]:
+    return (5, 20 + index, 10, 40 + index)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudio]:
+    with label_studio(tmp_path_factory.mktemp("label-studio")) as server:
+        yield server
+
+
+@pytest.fixture
+def serve(tmp_path: Path, real: LabelStudio) -> Iterator[Callable[..., BackendProcess]]:
+    with backends(tmp_path, real.url, real.token) as start:
+        yield start
+
+
+class Scene:
+    """A project of `count` pictures with a cat each; the first is the one to annotate."""
+
+    def __init__(self, real: LabelStudio, count: int = 6):
+        self.real = real
+        self.project = real.create_project("cats", CONFIG)
+        boxes = [CAT_BOX] + [cat_box(index) for index in range(1, count)]
+        self.boxes = dict(
+            zip(
+                real.upload(self.project, {f"{i}.png": picture(b) for i, b in enumerate(boxes)}).values(),
+                boxes,
+                strict=True,
+            )
+        )
+        self.first, *self.others = self.boxes
+
+    def connect(self, backend: BackendProcess) -> dict:
+        return self.real.connect_backend(self.project, backend.url)
+
+    def annotate(self) -> dict:
+        return self.real.annotate(self.first, [brush(CAT_BOX, "cat")])
+
+    def predictions(self) -> list[dict]:
+        return self.real.predictions(self.project)
+
+    def wait_until_predicted(self) -> None:
+        wait_for(lambda: {p["task"] for p in self.predictions()} >= set(self.others), "predictions", 120)
+
+    def assert_one_exact_prediction_each(self) -> None:
+        found = self.predictions()
+        assert Counter(p["task"] for p in found) == Counter(self.others)
+        assert len({p["model_version"] for p in found}) == 1
+        for prediction in found:
+            top, bottom, left, right = self.boxes[prediction["task"]]
+            expected = np.zeros((64, 96), bool)
+            expected[top:bottom, left:right] = True
+            masks = sdk_brush.masks(prediction["result"])
+            assert set(masks) == {"cat"}
+            assert (masks["cat"] == expected).all()
+            assert prediction["score"] == 0.75
+
+
+def test_one_annotation_fills_the_project(real: LabelStudio, serve: Callable[..., BackendProcess]):
+    scene = Scene(real)
+    connected = scene.connect(serve())
+    assert connected["state"] == "CO"
+    scene.annotate()
+    scene.wait_until_predicted()
+    scene.assert_one_exact_prediction_each()
+    (listed,) = real.call("GET", "/api/ml/", params={"project": scene.project})
+    assert {p["model_version"] for p in scene.predictions()} == {listed["model_version"]}
+    real.retrieve_predictions(scene.project)
+    scene.assert_one_exact_prediction_each()
+
+
+def test_works_with_a_personal_token_and_finds_an_older_annotation(real: LabelStudio, tmp_path: Path):
+    scene = Scene(real)
+    scene.annotate()
+    with backends(tmp_path, real.url, real.personal_access_token()) as serve:
+        scene.connect(serve())
+        scene.wait_until_predicted()
+    scene.assert_one_exact_prediction_each()
+
+
+def test_works_with_what_setup_hands_over(real: LabelStudio, tmp_path: Path):
+    """As in the demo: the user gives Label Studio the backend's address, and nothing else to anyone."""
+    scene = Scene(real)
+    with backends(tmp_path, "", "") as serve:
+        scene.connect(serve())
+        scene.annotate()
+        scene.wait_until_predicted()
+    scene.assert_one_exact_prediction_each()
+
+
+def test_works_without_webhooks(real: LabelStudio, serve: Callable[..., BackendProcess]):
+    scene = Scene(real)
+    scene.connect(serve(CAVSAM_RECONCILE_INTERVAL="1"))
+    for webhook in real.call("GET", "/api/webhooks/", params={"project": scene.project}):
+        real.call("DELETE", f"/api/webhooks/{webhook['id']}/")
+    scene.annotate()
+    scene.wait_until_predicted()
+    scene.assert_one_exact_prediction_each()
+
+
+def test_skipped_and_accepted_do_not_become_the_reference(real: LabelStudio, serve: Callable[..., BackendProcess]):
+    scene = Scene(real)
+    scene.connect(serve(CAVSAM_RECONCILE_INTERVAL="1"))
+    second, third, *_ = scene.others
+    skip = {"result": [], "was_cancelled": True}
+    real.call("POST", f"/api/tasks/{second}/annotations/", json=skip)
+    made = real.call(
+        "POST",
+        "/api/predictions/",
+        json={"task": third, "result": [brush((0, 9, 0, 9), "cat")], "score": 0.5, "model_version": "another model"},
+    )
+    accepted = {"result": [brush((0, 9, 0, 9), "cat", origin="prediction")], "parent_prediction": made["id"]}
+    real.call("POST", f"/api/tasks/{third}/annotations/", json=accepted)
+    scene.annotate()
+    wait_for(
+        lambda: {p["task"] for p in scene.predictions() if p["model_version"] != "another model"} == set(scene.others),
+        "predictions learned from the first task",
+        120,
+    )
+
+
+def test_an_edited_reference_predicts_the_rest_anew(real: LabelStudio, serve: Callable[..., BackendProcess]):
+    scene = Scene(real, 3)
+    scene.connect(serve(CAVSAM_QUIET_PERIOD="0.5"))
+    annotation = scene.annotate()
+    scene.wait_until_predicted()
+    old = {p["model_version"] for p in scene.predictions()}
+    real.call("PATCH", f"/api/annotations/{annotation['id']}/", json={"result": [brush(CAT_BOX, "dog")]})
+    wait_for(lambda: len(scene.predictions()) == 4, "two versions of each prediction", 120)
+    new = [p for p in scene.predictions() if p["model_version"] not in old]
+    assert Counter(p["task"] for p in new) == Counter(scene.others)
+    assert {label for p in new for label in sdk_brush.masks(p["result"])} == {"dog"}
+
+
+def test_predictions_that_were_deleted_come_back_on_request(real: LabelStudio, serve: Callable[..., BackendProcess]):
+    scene = Scene(real)
+    scene.connect(serve())
+    scene.annotate()
+    scene.wait_until_predicted()
+    for prediction in scene.predictions()[:3]:
+        real.call("DELETE", f"/api/predictions/{prediction['id']}/")
+    real.retrieve_predictions(scene.project)
+    scene.assert_one_exact_prediction_each()
+
+
+def test_duplicates_are_removed(real: LabelStudio, serve: Callable[..., BackendProcess]):
+    scene = Scene(real, 3)
+    scene.connect(serve(CAVSAM_RECONCILE_INTERVAL="1"))
+    scene.annotate()
+    scene.wait_until_predicted()
+    one = scene.predictions()[0]
+    copy = {name: one[name] for name in ("task", "result", "score", "model_version")}
+    real.call("POST", f"/api/projects/{scene.project}/import/predictions", json=[copy])
+    assert len(scene.predictions()) == 3
+    wait_for(lambda: len(scene.predictions()) == 2, "the copy to be removed", 60)
+    scene.assert_one_exact_prediction_each()
+    assert one["id"] in {p["id"] for p in scene.predictions()}
+
+
+def test_a_target_without_the_object_is_predicted_empty(real: LabelStudio, serve: Callable[..., BackendProcess]):
+    scene = Scene(real, 2)
+    (absent,) = real.upload(scene.project, {"absent.png": picture(None)}).values()
+    scene.connect(serve())
+    scene.annotate()
+    wait_for(lambda: {p["task"] for p in scene.predictions()} == {*scene.others, absent}, "predictions", 120)
+    (prediction,) = [p for p in scene.predictions() if p["task"] == absent]
+    assert prediction["result"] == []
+    assert prediction["score"] == 0.0
+    real.retrieve_predictions(scene.project)
+    assert len(scene.predictions()) == 2
+
+
+@pytest.mark.parametrize("automatic", [False, True])
+def test_no_task_gets_two_however_much_is_asked(
+    real: LabelStudio, serve: Callable[..., BackendProcess], automatic: bool
+):
+    """Data manager, label stream and opened tasks ask at once while the lane works and the results are pushed."""
+    scene = Scene(real, 13)
+    real.call("PATCH", f"/api/projects/{scene.project}/", json={"evaluate_predictions_automatically": automatic})
+    scene.connect(serve(SLOW, CAVSAM_PREDICT_DEADLINE="1.5", CAVSAM_RECONCILE_INTERVAL="3"))
+    scene.annotate()
+    done = threading.Event()
+    troubles: list[Exception] = []
+
+    def ask(what: Callable[[], object]) -> None:
+        try:
+            while not done.is_set():
+                what()
+        except Exception as error:
+            troubles.append(error)
+
+    opened = iter(scene.others * 100)
+    asking = [
+        threading.Thread(target=ask, args=(lambda: real.retrieve_predictions(scene.project),)),
+        threading.Thread(target=ask, args=(lambda: real.call("GET", f"/api/tasks/{next(opened)}/"),)),
+        threading.Thread(target=ask, args=(lambda: real.call("GET", "/api/tasks", params={"project": scene.project}),)),
+    ]
+    for thread in asking:
+        thread.start()
+    try:
+        scene.wait_until_predicted()
+    finally:
+        done.set()
+        for thread in asking:
+            thread.join(120)
+    assert troubles == []
+    scene.assert_one_exact_prediction_each()
