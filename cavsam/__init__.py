@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cavsam.pipeline import AdaptedReference as AdaptedReference
+    from cavsam.adapted import AdaptedReference as AdaptedReference
     from cavsam.pipeline import CavSam as CavSam
 
 from cavsam.errors import CavSamError as CavSamError
@@ -35,8 +35,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("CavSam", "AdaptedReference"):
-        from cavsam import pipeline
+    if name == "CavSam":
+        from cavsam.pipeline import CavSam
 
-        return getattr(pipeline, name)
+        return CavSam
+    if name == "AdaptedReference":
+        from cavsam.adapted import AdaptedReference
+
+        return AdaptedReference
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

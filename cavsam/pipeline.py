@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from cavsam import alignment, scoring, transition
-from cavsam.alignment import Alignment
+from cavsam.adapted import AdaptedReference
 from cavsam.diffusion import LatentDiffusion
 from cavsam.errors import CavSamError, InvalidReference, ModelError
 from cavsam.images import ImageSource, Mask, read_image, resize_mask
@@ -29,33 +29,6 @@ from cavsam.transition import Endpoint
 from cavsam.types import Progress, Reference, TargetResult
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class AdaptedReference:
-    """What K references cost once; segmenting a target computes none of it again.
-
-    Attributes:
-        labels: names of the objects, in the order of the label axis below.
-        masks: bool (K, labels, S, S).
-        trunk: SAM2 backbone features of the references, each level (K, C, h, w).
-        descriptors: float (K, C), unit-length mean feature of each reference, to find the one most like a target.
-        prompt: text that the diffusion model is given.
-        alignment: the tuned neck and the prototypes; None in the modes without TTGA.
-        endpoints: adapter and inverted latent of each reference; empty in the modes without DBST.
-        fingerprint: of the models and the recipe that made this.
-        timings: step -> seconds.
-    """
-
-    labels: tuple[str, ...]
-    masks: Tensor
-    trunk: list[Tensor]
-    descriptors: Tensor
-    prompt: str
-    alignment: Alignment | None
-    endpoints: list[Endpoint]
-    fingerprint: str
-    timings: dict[str, float]
 
 
 class CavSam:

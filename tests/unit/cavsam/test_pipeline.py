@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from cavsam import CavSam, Recipe, Reference, TargetResult
+from cavsam import AdaptedReference, CavSam, Recipe, Reference, TargetResult
 from cavsam.diffusion import LatentDiffusion
 from cavsam.errors import InvalidReference, ModelError
 from cavsam.recipe import Mode
@@ -249,3 +250,34 @@ def test_progress_and_cancel(build: Build, reference: Reference, targets: list[n
     assert len(done) == 2
     assert set(done[0].timings) == {"encode", "lora", "invert", "generate", "prompt", "track", "score"}
     assert sum(done[0].timings.values()) <= done[0].seconds
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_adapted_reference_survives_the_disk(
+    build: Build, reference: Reference, targets: list[np.ndarray], tmp_path: Path, mode: Mode
+) -> None:
+    model = build(mode=mode)
+    adapted = model.adapt([reference, reference])
+    adapted.save(tmp_path / "reference.safetensors")
+    loaded = AdaptedReference.load(tmp_path / "reference.safetensors")
+    assert loaded.labels == adapted.labels
+    assert loaded.timings == adapted.timings
+    assert same(*(next(model.segment(each, targets[:1])) for each in (adapted, loaded)))
+
+
+def test_a_file_that_holds_no_adapted_reference_is_refused(build: Build, reference: Reference, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "reference.safetensors"
+    for prepare, message in (
+        (lambda: None, "cannot be read"),
+        (lambda: path.write_bytes(b"junk"), "cannot be read"),
+        (lambda: save_file({"x": torch.zeros(1)}, path), "does not hold"),
+    ):
+        prepare()
+        with pytest.raises(InvalidReference, match=message):
+            AdaptedReference.load(path)
+    build(mode="concat").adapt([reference]).save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InvalidReference, match="cannot be read"):
+        AdaptedReference.load(path)

@@ -1,0 +1,109 @@
+"""What K references cost once, and its place on disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cavsam.alignment import Alignment
+from cavsam.errors import InvalidReference
+from cavsam.lora import LoraBank
+from cavsam.transition import Endpoint
+
+FORMAT = "cavsam-adapted-reference-1"
+
+
+@dataclass(frozen=True)
+class AdaptedReference:
+    """K references, adapted; segmenting a target computes none of this again.
+
+    Attributes:
+        labels: names of the objects, in the order of the label axis below.
+        masks: bool (K, labels, S, S).
+        trunk: SAM2 backbone features of the references, each level (K, C, h, w).
+        descriptors: float (K, C), unit-length mean feature of each reference, to find the one most like a target.
+        prompt: text that the diffusion model is given.
+        alignment: the tuned neck and the prototypes; None in the modes without TTGA.
+        endpoints: adapter and inverted latent of each reference; empty in the modes without DBST.
+        fingerprint: of the models and the recipe that made this.
+        timings: step -> seconds.
+    """
+
+    labels: tuple[str, ...]
+    masks: Tensor
+    trunk: list[Tensor]
+    descriptors: Tensor
+    prompt: str
+    alignment: Alignment | None
+    endpoints: list[Endpoint]
+    fingerprint: str
+    timings: dict[str, float]
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one safetensors file."""
+        tensors = {"masks": self.masks, "descriptors": self.descriptors}
+        tensors |= {f"trunk.{level}": tensor for level, tensor in enumerate(self.trunk)}
+        if self.alignment:
+            tensors["prototypes"] = self.alignment.prototypes
+            tensors |= {f"neck.{name}": tensor for name, tensor in self.alignment.neck.items()}
+        for index, end in enumerate(self.endpoints):
+            tensors |= {f"end{index}.latent": end.latent, f"end{index}.embedding": end.embedding}
+            tensors |= {f"end{index}.down.{name}": tensor for name, tensor in end.adapter.down.items()}
+            tensors |= {f"end{index}.up.{name}": tensor for name, tensor in end.adapter.up.items()}
+        described = {
+            "labels": self.labels,
+            "levels": len(self.trunk),
+            "prompt": self.prompt,
+            "fingerprint": self.fingerprint,
+            "timings": self.timings,
+            "alignment_losses": self.alignment.losses if self.alignment else None,
+            "endpoint_losses": [end.losses for end in self.endpoints],
+        }
+        stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        save_file(stored, path, metadata={"format": FORMAT, "described": json.dumps(described)})
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> AdaptedReference:
+        """Read what `save` wrote; raises `InvalidReference` when the file is not one of ours or is damaged."""
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise InvalidReference(f"{path} does not hold an adapted reference; adapt the reference again.")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (OSError, SafetensorError) as error:
+            raise InvalidReference(f"{path} cannot be read ({error}); adapt the reference again.") from error
+        described = json.loads(metadata["described"])
+        aligned = None
+        if described["alignment_losses"] is not None:
+            aligned = Alignment(_below("neck.", tensors), tensors["prototypes"], described["alignment_losses"])
+        endpoints = [
+            Endpoint(
+                LoraBank(_below(f"end{index}.down.", tensors), _below(f"end{index}.up.", tensors)),
+                tensors[f"end{index}.latent"],
+                tensors[f"end{index}.embedding"],
+                losses,
+            )
+            for index, losses in enumerate(described["endpoint_losses"])
+        ]
+        return cls(
+            tuple(described["labels"]),
+            tensors["masks"],
+            [tensors[f"trunk.{level}"] for level in range(described["levels"])],
+            tensors["descriptors"],
+            described["prompt"],
+            aligned,
+            endpoints,
+            described["fingerprint"],
+            described["timings"],
+        )
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
