@@ -29,6 +29,8 @@ from backend.errors import BackendError
 from backend.references import Candidate
 
 SCHEMA_VERSION = 1
+PUSH_BYTES = 2_000_000
+"""Compressed size of the results pushed in one call; some ten times that as JSON."""
 
 SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -526,18 +528,30 @@ class Ledger:
             ).rowcount
 
     def claim_push(self, project: int, version: str, limit: int) -> list[Job]:
-        """Take up to `limit` finished results that nobody has, to push them; in the order they were finished."""
+        """Take finished results that nobody has, to push them, in the order they were finished.
+
+        At most `limit` of them, and no more than `PUSH_BYTES` as stored, but one at least.
+        """
         with self._transaction() as db:
-            rows = db.execute(
-                "SELECT * FROM jobs WHERE project = ? AND version = ? AND state = 'done' AND delivery = 'open' "
-                "AND not_before <= ? ORDER BY updated_at, task LIMIT ?",
+            waiting = db.execute(
+                "SELECT task, length(result) AS size FROM jobs WHERE project = ? AND version = ? AND state = 'done' "
+                "AND delivery = 'open' AND not_before <= ? ORDER BY updated_at, task LIMIT ?",
                 (project, version, time.time(), limit),
             ).fetchall()
-            db.executemany(
-                "UPDATE jobs SET delivery = 'pushing' WHERE project = ? AND version = ? AND task = ?",
-                [(project, version, row["task"]) for row in rows],
-            )
-        return [_job(row) for row in rows]
+            claimed: list[sqlite3.Row] = []
+            size = 0
+            for row in waiting:
+                size += row["size"]
+                if claimed and size > PUSH_BYTES:
+                    break
+                claimed.append(
+                    db.execute(
+                        "UPDATE jobs SET delivery = 'pushing' WHERE project = ? AND version = ? AND task = ? "
+                        "RETURNING *",
+                        (project, version, row["task"]),
+                    ).fetchone()
+                )
+        return [_job(row) for row in claimed]
 
     def mark_delivered(self, project: int, version: str, tasks: Iterable[int]) -> None:
         """Label Studio has these; a job is made for those that we never computed."""

@@ -120,6 +120,8 @@ class Service:
         self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._stopped = False
+        # however many tasks are opened at once, some threads stay free to answer /health and /setup in time
+        self._waiters = threading.BoundedSemaphore(max(1, settings.threads // 2))
         self._listing: set[int] = set()
         self._granted: dict[int, tuple[str, str]] = {}  # project -> address and token that /setup handed over
         self._clients: dict[tuple[str, str, str], LabelStudio] = {}
@@ -195,10 +197,11 @@ class Service:
         What is not finished is queued before all others and waited for until the deadline. A result that is given
         here is not pushed, and one that is pushed is not given here.
         """
-        deadline = time.monotonic() + self.settings.predict_deadline
-        owner = uuid.uuid4().hex
         if not tasks:
             return []
+        owner = uuid.uuid4().hex
+        waits = self._waiters.acquire(blocking=False)
+        deadline = time.monotonic() + (self.settings.predict_deadline if waits else 0.0)
         try:
             version = self._await_reference(project, tasks, deadline)
             if version is None:
@@ -211,6 +214,8 @@ class Service:
                 return ["[]"] * len(tasks)
             return self._answer(project, version, tasks, mine, owner)
         finally:
+            if waits:
+                self._waiters.release()
             if self.ledger.release(owner):
                 self._finished(project, 0)
 

@@ -184,6 +184,24 @@ def test_two_servers_do_not_share_a_data_folder(serve: Callable[..., BackendProc
     assert "Traceback" not in second.log.read_text()
 
 
+def test_more_requests_than_threads_leave_health_and_setup_free(
+    serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int
+):
+    backend = serve(ENDLESS, CAVSAM_THREADS="4", CAVSAM_PREDICT_DEADLINE="20")
+    label_studio.connect(project, backend.url)
+    annotate(label_studio, project)
+    wait_for(lambda: backend.health()["work"] == "working", "work")
+    asking = [threading.Thread(target=label_studio.retrieve, args=(project,)) for _ in range(12)]
+    for thread in asking:
+        thread.start()
+    for _ in range(10):
+        assert backend.health()["status"] == "UP"  # within its budget of 1 s
+        label_studio.setup(project)
+    backend.stop()
+    for thread in asking:
+        thread.join(30)
+
+
 def test_long_requests_do_not_end_the_worker(
     serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int
 ):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import sqlite3
 import threading
 from pathlib import Path
@@ -123,6 +124,14 @@ def test_a_result_has_one_taker(ledger: Ledger):
     assert ledger.answer(1, VERSION, [2], "request", lease=60) == {}
     assert set(ledger.answered(1, VERSION)) == {2, 3}
     assert ledger.claim_push(1, VERSION, 10) == []
+
+
+def test_large_results_are_pushed_in_smaller_batches(ledger: Ledger, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("backend.ledger.PUSH_BYTES", 5000)
+    fill(ledger)
+    for seed in range(3):
+        finish_next(ledger, random.Random(seed).randbytes(3000).hex())  # hardly compressible
+    assert [len(ledger.claim_push(1, VERSION, 50)) for _ in range(4)] == [1, 1, 1, 0]
 
 
 def test_unfinished_reservations_are_given_back(ledger: Ledger):
