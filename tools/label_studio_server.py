@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,16 @@ class LabelStudio:
     password: str = field(default_factory=lambda: secrets.token_urlsafe(12))
     token: str = field(default_factory=lambda: secrets.token_hex(20))
     """The user's legacy token."""
+    bearer: str = ""
+    """A short-lived access token that is used instead, once legacy tokens are turned off."""
 
-    def call(self, method: str, path: str, *, token: str | None = None, **kwargs: Any) -> Any:
+    def call(self, method: str, path: str, **kwargs: Any) -> Any:
         """One request to the API; the decoded answer, or None where there is none.
 
         Raises:
             ServerError: the answer's status is not 2xx.
         """
-        headers = {"Authorization": f"Token {token or self.token}"}
+        headers = {"Authorization": f"Bearer {self.bearer}" if self.bearer else f"Token {self.token}"}
         answer = requests.request(method, self.url + path, headers=headers, timeout=120, **kwargs)
         if not answer.ok:
             raise ServerError(
@@ -80,10 +82,10 @@ class LabelStudio:
         answer = self.call("POST", "/api/ml/", json={"project": project, "url": url})
         return dict(answer)
 
-    def annotate(self, task: int, regions: list[dict[str, Any]], *, token: str | None = None) -> dict[str, Any]:
+    def annotate(self, task: int, regions: list[dict[str, Any]]) -> dict[str, Any]:
         """Submit an annotation, as the editor's Submit button does."""
         body = {"result": regions, "lead_time": 12.3, "was_cancelled": False, "ground_truth": False}
-        return dict(self.call("POST", f"/api/tasks/{task}/annotations/", json=body, token=token))
+        return dict(self.call("POST", f"/api/tasks/{task}/annotations/", json=body))
 
     def predictions(self, project: int) -> list[dict[str, Any]]:
         """Every prediction of the project, with its regions."""
@@ -99,8 +101,14 @@ class LabelStudio:
         )
 
     def personal_access_token(self) -> str:
-        """A new personal access token (a refresh JWT) of the user."""
+        """The personal access token (a refresh JWT) of the user, who can have one only."""
         return str(self.call("POST", "/api/token/", json={})["token"])
+
+    def without_legacy_tokens(self, personal: str) -> LabelStudio:
+        """Turn legacy tokens off, as in a new organisation; this server for a holder of a personal token."""
+        access = self.call("POST", "/api/token/refresh/", json={"refresh": personal})["access"]
+        self.call("POST", "/api/jwt/settings", json={"api_tokens_enabled": True, "legacy_api_tokens_enabled": False})
+        return replace(self, bearer=str(access))
 
 
 def environment(server: LabelStudio, home: Path, *, with_user: bool = True) -> dict[str, str]:

@@ -55,11 +55,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", default=os.environ.get("KEEP", "") not in ("", "0"))
     parser.add_argument("--out", type=Path, default=ROOT / "demo-out")
+    parser.add_argument("--tasks", type=int, default=COUNT, help="how many pictures, the annotated one included")
+    parser.add_argument("--recipe", type=json.loads, default=RECIPE, help="hyperparameters, a JSON object")
     options = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="cavsam-demo-"))
     try:
         with unwinding_on_signals():
-            run(scratch, options.out, keep=options.keep)
+            run(scratch, options.out, count=options.tasks, recipe=options.recipe, keep=options.keep)
     except (ServerError, DemoError, requests.RequestException) as error:
         print(f"\ndemo: {error}\ndemo: the logs of both servers stay in {scratch}", file=sys.stderr)
         return 1
@@ -71,14 +73,14 @@ def main() -> int:
     return 0
 
 
-def run(scratch: Path, out: Path, *, keep: bool) -> None:
+def run(scratch: Path, out: Path, *, count: int, recipe: dict[str, Any], keep: bool) -> None:
     """The demo from start to end, its servers' data in `scratch`, what it shows in `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    shown = pictures(DOMAIN, LABELS, COUNT, first_seed=FIRST_SEED, size=SIZE)
+    shown = pictures(DOMAIN, LABELS, count, first_seed=FIRST_SEED, size=SIZE)
     with ExitStack() as servers:
         print("Starting Label Studio and the backend ...")
         server = servers.enter_context(label_studio(scratch))
-        cavsam = servers.enter_context(backend(scratch, model="nano", settings={"CAVSAM_RECIPE": json.dumps(RECIPE)}))
+        cavsam = servers.enter_context(backend(scratch, model="nano", settings={"CAVSAM_RECIPE": json.dumps(recipe)}))
         project = make_project(server, shown)
         server.connect_backend(project.id, cavsam.url)
         print(
