@@ -12,13 +12,16 @@ from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from backend.errors import BackendError, InvalidRequest, LabelStudioDenied, LabelStudioError
-from backend.service import Note, Service
+from backend.events import read_event
+from backend.service import Service
 from backend.settings import Settings
 
 log = logging.getLogger(__name__)
 
 MODEL_CLASS = "CavSam"
 TRIAL_NOTICE = "try-out models (nano): for trying the backend out, not for real work"
+EVENT_READ_NOW = 100_000
+"""Bytes up to which an event is read before it is answered; Label Studio gives up on an answer after a second."""
 OPEN_PATHS = frozenset({"/health", "/webhook"})
 """Called without basic auth: by health checks, and by Label Studio's webhooks, which only bring about a look."""
 
@@ -81,13 +84,11 @@ def create_app(settings: Settings, service: Service) -> Flask:
 
     @app.post("/webhook")
     def webhook() -> tuple[Response, int]:
-        body = _body()
-        notes = webhook_notes(body)
-        for note in notes:
-            service.note(note)
-        if not notes:
-            service.note_all()
-        log.info("Webhook %s.", str(body.get("action"))[:60])
+        raw = request.get_data(cache=False)
+        if len(raw) > EVENT_READ_NOW:
+            service.note_event(raw)
+        else:
+            service.take_event(read_event(raw))
         return jsonify({"status": "ok"}), 201
 
     @app.get("/versions")
@@ -95,24 +96,6 @@ def create_app(settings: Settings, service: Service) -> Flask:
         return jsonify({"versions": service.versions()})
 
     return app
-
-
-def webhook_notes(body: Mapping[str, Any]) -> list[Note]:
-    """What an event says to look at; empty where it names no project (its payload is switched off)."""
-    action = str(body.get("action"))
-    described = body.get("project")
-    project = described.get("id") if isinstance(described, Mapping) else None
-    if not isinstance(project, int) or isinstance(project, bool):
-        return []
-    if action in ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED"):
-        annotations = [a for a in _as_list(body.get("annotation")) if isinstance(a, Mapping)]
-        tasks = frozenset(a["task"] for a in annotations if isinstance(a.get("task"), int))
-        if tasks:
-            # a skip is not listed among a task's annotations, so it must not be waited for
-            expected = [a for a in annotations if not a.get("was_cancelled")]
-            numbers = frozenset(a["id"] for a in expected if isinstance(a.get("id"), int))
-            return [Note(project, "touched", tasks, numbers)]
-    return [Note(project, "changed")]
 
 
 def _guard(app: Flask, settings: Settings) -> None:
@@ -189,7 +172,3 @@ def _is_interactive(body: Mapping[str, Any]) -> bool:
 def _text(body: Mapping[str, Any], name: str) -> str:
     value = body.get(name)
     return value if isinstance(value, str) else ""
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]

@@ -12,19 +12,21 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from backend.delivery import confirm_answers, prediction_text, push_finished, remove_duplicates
 from backend.errors import (
     BackendError,
     DataFolderBusy,
+    InvalidRequest,
     LabelStudioDenied,
     LabelStudioError,
     LabelStudioNotFound,
 )
+from backend.events import Note, read_event, webhook_notes
 from backend.execution.process import CAVSAM, LaneProcess, LaneSpec
 from backend.execution.worker import Hooks, Worker
 from backend.images import ImageFolder
@@ -59,25 +61,8 @@ AWAY_PAUSES = (5.0, 10.0, 20.0, 60.0)
 FAILED_PAUSE = 60.0
 LOOKUP_TIMEOUT = 5.0
 REFERENCE_PATIENCE = 15.0
-
-
-NoteKind = Literal["seen", "changed", "touched", "finished"]
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something that may have changed; the coordinator looks what really has.
-
-    - `seen`: Label Studio called for the project, without news.
-    - `changed`: its tasks or its description may have changed.
-    - `touched`: annotations of `tasks` may have changed; those in `annotations` are expected to be found.
-    - `finished`: a job is over, or a result is free to be pushed.
-    """
-
-    project: int
-    kind: NoteKind = "changed"
-    tasks: frozenset[int] = frozenset()
-    annotations: frozenset[int] = frozenset()
+UNREAD_LIMIT = 64_000_000
+"""Bytes of large events that may wait to be read."""
 
 
 @dataclass
@@ -114,10 +99,11 @@ class Service:
         self.lane = LaneProcess(LaneSpec(segmenter, options, settings.log_level))
         images = ImageFolder(settings.data_dir / "images", int(settings.max_image_mb * 1e6))
         self.worker = Worker(self.ledger, self.lane, images, Hooks(self.client, self._finished, self._refused))
-        self._notes: queue.SimpleQueue[Note | None] = queue.SimpleQueue()
+        self._notes: queue.SimpleQueue[Note | bytes | None] = queue.SimpleQueue()
         self._agendas: dict[int, _Agenda] = {}
         self._looked: Counter[int] = Counter()
         self._changed = threading.Condition()
+        self._unread = 0
         self._stopping = threading.Event()
         self._stopped = False
         # however many tasks are opened at once, some threads stay free to answer /health and /setup in time
@@ -185,6 +171,29 @@ class Service:
     def note(self, note: Note) -> None:
         """Have the coordinator look at something; returns at once."""
         self._notes.put(note)
+
+    def take_event(self, event: Mapping[str, Any]) -> None:
+        """Take note of what a webhook's event says; without a project in it, of everything."""
+        log.info("Webhook %s.", str(event.get("action"))[:60])
+        notes = webhook_notes(event)
+        for note in notes:
+            self._notes.put(note)
+        if not notes:
+            self.note_all()
+
+    def note_event(self, raw: bytes) -> None:
+        """Have a large event read by the coordinator; returns at once.
+
+        Where many wait already, it is let go and everything is looked at instead: an event is only a hint.
+        """
+        with self._changed:
+            room = self._unread + len(raw) <= UNREAD_LIMIT
+            if room:
+                self._unread += len(raw)
+        if room:
+            self._notes.put(raw)
+        else:
+            self.note_all()
 
     def note_all(self) -> None:
         """Have the coordinator look at every known project."""
@@ -390,7 +399,7 @@ class Service:
             except queue.Empty:
                 note = None
             while note is not None:
-                self._take(note)
+                self._take(note) if isinstance(note, Note) else self._read(note)
                 try:
                     note = self._notes.get_nowait()
                 except queue.Empty:
@@ -403,6 +412,14 @@ class Service:
     def _pause(self) -> float:
         times = [t for agenda in self._agendas.values() for t in _due_times(agenda)]
         return max(0.0, min([*times, time.monotonic() + 30.0]) - time.monotonic())
+
+    def _read(self, raw: bytes) -> None:
+        with self._changed:
+            self._unread -= len(raw)
+        try:
+            self.take_event(read_event(raw))
+        except InvalidRequest as error:
+            log.warning("A webhook of %d bytes cannot be read. %s", len(raw), error)
 
     def _take(self, note: Note) -> None:
         agenda = self._agendas.setdefault(note.project, _Agenda())

@@ -92,7 +92,7 @@ class LaneProcess:
         """End the lane for good, even in the middle of a job; may be called by any thread."""
         with self._lock:
             self._stopped = True
-        self._end()
+        self._end(at_once=True)
 
     def _receive(self, on_progress: Callable[[str, int, int], None]) -> dict[str, Any]:
         running = self._running
@@ -113,13 +113,15 @@ class LaneProcess:
             return LaneStopped("The backend is stopping.")
         return LaneDied(f"The model's process ended unexpectedly ({_ending(status)}).")
 
-    def _end(self) -> int | None:
-        """End the running lane, if any; returns its exit status."""
+    def _end(self, *, at_once: bool = False) -> int | None:
+        """End the running lane, if any; returns its exit status. It has nothing to tidy up, so it may go at once."""
         with self._lock:
             running, self._running = self._running, None
         if running is None:
             return None
         os.close(running.life)
+        if at_once:
+            running.process.terminate()
         try:
             status = running.process.wait(STOP_PATIENCE)
         except subprocess.TimeoutExpired:

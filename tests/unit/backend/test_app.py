@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import time
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import requests
 
-from backend.app import webhook_notes
-from backend.service import Note
-from tests.unit.backend.conftest import RunningBackend
+from backend.app import EVENT_READ_NOW
+from backend.brush import encode_mask
+from tests.unit.backend.conftest import RunningBackend, wait_for
 from tests.unit.backend.fake_label_studio import LEGACY_KEY, FakeLabelStudio, brush, picture
 
 StartBackend = Callable[..., RunningBackend]
@@ -62,10 +64,11 @@ def test_setup_takes_any_extra_params(backend: RunningBackend, label_studio: Fak
         ("/predict", {"project": "1.2", "tasks": [{"data": {}}]}, "field id"),
         ("/predict", {"tasks": []}, "project must be like"),
         ("/webhook", "text", "JSON object"),
+        ("/webhook", None, "not JSON"),
     ],
 )
 def test_malformed_calls_get_a_sentence_and_no_traceback(backend: RunningBackend, path: str, body: object, words: str):
-    answer = post(backend, path, body)
+    answer = post(backend, path, body)  # None: no body at all
     assert answer.status_code == 400
     assert words in answer.json()["error"]
     assert "Traceback" not in answer.text
@@ -162,43 +165,16 @@ def test_answers_while_label_studio_is_slow(backend: RunningBackend, label_studi
         connection.close()
 
 
-PROJECT = {"id": 3, "created_at": "2026-01-01T00:00:00Z", "label_config": "<View/>"}
-
-
-@pytest.mark.parametrize(
-    ("body", "notes"),
-    [
-        (
-            {"action": "ANNOTATION_CREATED", "project": PROJECT, "annotation": {"id": 9, "task": 4, "result": []}},
-            [Note(3, "touched", frozenset({4}), frozenset({9}))],
-        ),
-        (
-            {
-                "action": "ANNOTATION_CREATED",
-                "project": PROJECT,
-                "annotation": {"id": 9, "task": 4, "was_cancelled": True},
-            },
-            [Note(3, "touched", frozenset({4}), frozenset())],
-        ),
-        (
-            {
-                "action": "ANNOTATIONS_CREATED",
-                "project": PROJECT,
-                "annotation": [{"id": 9, "task": 4}, {"id": 10, "task": 5}],
-                "task": [{"id": 4}, {"id": 5}],
-            },
-            [Note(3, "touched", frozenset({4, 5}), frozenset({9, 10}))],
-        ),
-        ({"action": "ANNOTATIONS_DELETED", "project": PROJECT, "annotations": [{"id": 9}]}, [Note(3, "changed")]),
-        ({"action": "TASKS_CREATED", "project": PROJECT, "tasks": [{"id": 4}]}, [Note(3, "changed")]),
-        ({"action": "TASKS_DELETED", "project": PROJECT, "tasks": [{"id": 4}]}, [Note(3, "changed")]),
-        ({"action": "PROJECT_UPDATED", "project": PROJECT}, [Note(3, "changed")]),
-        ({"action": "START_TRAINING", "project": PROJECT}, [Note(3, "changed")]),
-        ({"action": "ANNOTATION_CREATED", "project": PROJECT, "annotation": None}, [Note(3, "changed")]),
-        ({"action": "ANNOTATION_CREATED"}, []),  # sent without payload
-        ({"action": "LABEL_LINK_CREATED", "project": None}, []),
-        ({"project": {"id": True}}, []),
-    ],
-)
-def test_events_say_where_to_look(body: dict, notes: list[Note]):
-    assert webhook_notes(body) == notes
+def test_a_large_event_is_noted_as_a_small_one_is(backend: RunningBackend, label_studio: FakeLabelStudio):
+    project = label_studio.add_project()
+    tasks = [label_studio.add_task(project, picture((1, 9, 1, 9))) for _ in range(2)]
+    label_studio.connect(project, backend.url)
+    ragged = np.random.default_rng(0).random((800, 900)) > 0.5
+    region = brush((0, 1, 0, 1), "cat")
+    region["value"]["rle"] = encode_mask(ragged)
+    drawn = [brush((1, 9, 1, 9), "cat"), {"type": "textarea", "value": {"text": ["x" * 500_000]}}, region]
+    assert len(json.dumps(drawn)) > 10 * EVENT_READ_NOW
+    label_studio.annotate(tasks[0], drawn)
+    wait_for(lambda: backend.service.ledger.reference(project), "the reference")
+    assert post(backend, "/webhook", "x" * (2 * EVENT_READ_NOW)).status_code == 201
+    assert requests.get(backend.url + "/health", timeout=5).ok

@@ -1,0 +1,61 @@
+"""Label Studio's webhook events, and what they say to look at; an event is never more than a hint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from backend.errors import InvalidRequest
+
+NoteKind = Literal["seen", "changed", "touched", "finished"]
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that may have changed; the coordinator looks what really has.
+
+    - `seen`: Label Studio called for the project, without news.
+    - `changed`: its tasks or its description may have changed.
+    - `touched`: annotations of `tasks` may have changed; those in `annotations` are expected to be found.
+    - `finished`: a job is over, or a result is free to be pushed.
+    """
+
+    project: int
+    kind: NoteKind = "changed"
+    tasks: frozenset[int] = frozenset()
+    annotations: frozenset[int] = frozenset()
+
+
+def read_event(raw: bytes) -> dict[str, Any]:
+    """The JSON object that a webhook's body holds; raises `InvalidRequest` where it holds something else."""
+    try:
+        event = json.loads(raw)
+    except ValueError as error:
+        raise InvalidRequest("The event is not JSON.") from error
+    if not isinstance(event, dict):
+        raise InvalidRequest("The event must be a JSON object.")
+    return event
+
+
+def webhook_notes(body: Mapping[str, Any]) -> list[Note]:
+    """What an event says to look at; empty where it names no project (its payload is switched off)."""
+    action = str(body.get("action"))
+    described = body.get("project")
+    project = described.get("id") if isinstance(described, Mapping) else None
+    if not isinstance(project, int) or isinstance(project, bool):
+        return []
+    if action in ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED"):
+        annotations = [a for a in _as_list(body.get("annotation")) if isinstance(a, Mapping)]
+        tasks = frozenset(a["task"] for a in annotations if isinstance(a.get("task"), int))
+        if tasks:
+            # a skip is not listed among a task's annotations, so it must not be waited for
+            expected = [a for a in annotations if not a.get("was_cancelled")]
+            numbers = frozenset(a["id"] for a in expected if isinstance(a.get("id"), int))
+            return [Note(project, "touched", tasks, numbers)]
+    return [Note(project, "changed")]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
