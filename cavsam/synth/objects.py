@@ -59,8 +59,8 @@ def draw_instance(rng: np.random.Generator, shape: str, pattern: str, *, hue: fl
     own = rng.random() if rng.random() < ODD_COLOUR else centre + rng.normal(0.0, HUE_SPREAD)
     saturation, value = rng.uniform(0.3, 0.95), rng.uniform(0.45, 0.95)
     first = hsv(own, saturation, value)
-    other_value = value * rng.uniform(0.25, 0.6) if value > 0.6 else min(1.0, value * rng.uniform(1.5, 2.1))
-    second = hsv(own + rng.normal(0.0, 0.12), saturation * rng.uniform(0.3, 1.1), other_value)
+    other_value = value * rng.uniform(0.5, 0.8) if value > 0.6 else min(1.0, value * rng.uniform(1.25, 1.7))
+    second = hsv(own + rng.normal(0.0, 0.05), saturation * rng.uniform(0.6, 1.1), other_value)
     colours = np.stack([first, second] if rng.random() < 0.6 else [second, first])
     waves = np.concatenate(
         [

@@ -91,7 +91,7 @@ def photometric(rng: np.random.Generator, image: Array, *, strength: float = 1.0
     image = image * (cast * rng.uniform(1 - 0.2 * strength, 1 + 0.1 * strength)).astype(np.float32)
     if rng.random() < 0.3 * strength:
         image = blurred(image, float(rng.uniform(0.4, 1.1)))
-    sigma = float(rng.uniform(0.005, 0.035)) * strength
+    sigma = float(rng.uniform(0.004, 0.02)) * strength
     shape = (*image.shape[:2], 1) if grey else image.shape
     return image + rng.standard_normal(shape, dtype=np.float32) * np.float32(sigma)
 

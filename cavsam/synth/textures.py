@@ -20,7 +20,7 @@ from cavsam.synth.splits import CLASS_COUNTS, CLASS_ORDER_SEED, SPLITS, Split
 from cavsam.synth.types import SynthClip, SynthImage
 
 DOMAIN = "textures"
-SPANS = (0.02, 0.5)  # drawn area of the main object, log-uniform
+SPANS = (0.03, 0.5)  # drawn area of the main object, log-uniform
 
 
 def _split_classes() -> dict[Split, tuple[str, ...]]:
@@ -84,7 +84,7 @@ def _still(rng: np.random.Generator, names: Sequence[str], excluded: Sequence[st
             instance = draw_instance(rng, *_words(name))
             painted.append((name, instance, _pose(rng, instance, area, size, light)))
             area *= rng.uniform(0.3, 0.9)
-    for _ in range(int(rng.integers(1, 4))):
+    for _ in range(int(rng.integers(0, 3))):
         instance = _look_alike(rng, excluded)
         area = float(np.exp(rng.uniform(np.log(0.01), np.log(0.12))))
         painted.insert(_depth(rng, painted), (None, instance, _pose(rng, instance, area, size, light)))
@@ -141,18 +141,22 @@ def background(rng: np.random.Generator, size: tuple[int, int], excluded: Sequen
 
     No patch is of a class in `excluded`.
     """
-    colours = [hsv(rng.random(), rng.uniform(0.05, 0.7), rng.uniform(0.15, 0.9)) for _ in range(3)]
+    hue, value = rng.random(), rng.uniform(0.25, 0.85)
+    colours = [
+        hsv(hue + rng.normal(0, 0.1), rng.uniform(0.05, 0.5), np.clip(value + rng.normal(0, 0.12), 0.1, 0.95))
+        for _ in range(3)
+    ]
     coarse = np.clip(0.5 + 0.35 * smooth_noise(rng, size, float(rng.uniform(1.5, 6))), 0, 1)
     canvas = mix(colours[0], colours[1], coarse.astype(np.float32))
     fine = smooth_noise(rng, size, float(np.exp(rng.uniform(np.log(8), np.log(60)))), octaves=2)
     if rng.random() < 0.5:
-        canvas = mix(canvas, colours[2], np.clip(0.4 * fine, 0, 1))
+        canvas = mix(canvas, colours[2], np.clip(0.3 * fine, 0, 0.7))
     else:
-        canvas *= (1 + np.float32(rng.uniform(0.02, 0.2)) * fine)[..., None]
-    if rng.random() < 0.6:
+        canvas *= (1 + np.float32(rng.uniform(0.02, 0.1)) * fine)[..., None]
+    if rng.random() < 0.4:
         cells = grid(size)
         shapes = [shape for shape in SHAPES if f"plain {shape}" not in excluded]
-        for _ in range(int(rng.integers(2, 8))):
+        for _ in range(int(rng.integers(1, 5))):
             shape = str(rng.choice(shapes))
             patch = draw_instance(rng, shape, "plain", hue=rng.random())
             area = float(np.exp(rng.uniform(np.log(0.003), np.log(0.1))))
@@ -169,8 +173,8 @@ def _moving(
     pose = _pose(rng, instance, float(np.exp(rng.uniform(*np.log(SPANS)))), size, light)
 
     others: list[tuple[Instance, Pose, bool]] = []
-    for _ in range(int(rng.integers(1, 4))):
-        same_class = rng.random() < 0.15  # another instance of the class is not the tracked one
+    for _ in range(int(rng.integers(0, 3))):
+        same_class = rng.random() < 0.1  # another instance of the class is not the tracked one
         other = draw_instance(rng, *_words(name)) if same_class else _look_alike(rng, (name,))
         area = float(np.exp(rng.uniform(np.log(0.01), np.log(0.12))))
         others.append((other, _pose(rng, other, area, size, light), rng.random() < 0.25))
