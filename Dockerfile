@@ -4,14 +4,16 @@
 #       -e LABEL_STUDIO_URL=http://label-studio.example:8080 -e LABEL_STUDIO_API_KEY cavsam-backend
 # The key comes from the environment at run time; nothing secret is in the image.
 
-FROM nvidia/cuda:12.8.1-runtime-ubuntu22.04
+# The CUDA libraries come with torch's own packages, so the driver that `--gpus` brings in is all that is missing. NVIDIA's
+# CUDA images would hold the libraries twice, and their Ubuntu has Python 3.11 as a release candidate only.
+FROM python:3.11-slim-bookworm
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 
-# Ubuntu 22.04 carries Python 3.11 in universe. gcc is for packages without a wheel, curl for the health check.
+# gcc and libc6-dev are for packages without a wheel, curl for the health check.
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-        ca-certificates curl gcc python3.11 python3.11-dev python3.11-venv \
+        ca-certificates curl gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 cavsam \
     && mkdir /app /data /weights \
@@ -32,6 +34,9 @@ COPY --chown=cavsam:cavsam backend ./backend
 RUN tools/setup.sh runtime
 
 ENV PATH=/app/.venv/bin:$PATH \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    OMP_WAIT_POLICY=PASSIVE \
     PYTHONUNBUFFERED=1 \
     HF_HOME=/weights \
     CAVSAM_DATA_DIR=/data \

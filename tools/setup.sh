@@ -62,7 +62,7 @@ new_environment() { # $1: environment, $2: GiB of disk needed, $3: what to expec
     say "setup: making ${1#"$root"/} ($3)"
     rm -rf "$1"
     "$python" -m venv "$1"
-    "$1/bin/python" -m pip install --quiet --no-deps -r requirements/installers.txt
+    "$1/bin/python" -m pip install -qq --no-deps -r requirements/installers.txt
 }
 
 # WITH_CUDA=1 or 0 decides where the machine that builds is not the one that runs (a container image).
@@ -76,7 +76,7 @@ from_torch_index() { # the rest: a command
 }
 
 setup_packages() { # lock files
-    local stamp gigabytes=3 locks=("$@") pip=("$venv/bin/python" -m pip install --quiet)
+    local stamp gigabytes=3 locks=("$@") pip=("$venv/bin/python" -m pip install -qq)
     stamp=$(stamp_of "$venv" requirements/{installers,torch,torchvision,sam2}.txt "${locks[@]}")
     if ! is_done "$venv" "$stamp"; then
         if has_cuda; then gigabytes=12; fi
@@ -96,7 +96,7 @@ setup_packages() { # lock files
 # The package itself, in place; again only when its description changed.
 setup_project() {
     if ! cmp -s pyproject.toml "$venv/.setup-pyproject"; then
-        "$venv/bin/python" -m pip install --quiet --no-deps --no-build-isolation -e .
+        "$venv/bin/python" -m pip install -qq --no-deps --no-build-isolation -e .
         cp pyproject.toml "$venv/.setup-pyproject"
     fi
 }
@@ -106,7 +106,7 @@ setup_label_studio() {
     stamp=$(stamp_of "$venv_label_studio" requirements/{installers,label-studio}.txt)
     if ! is_done "$venv_label_studio" "$stamp"; then
         new_environment "$venv_label_studio" 2 "1 GiB, about 2 minutes"
-        "$venv_label_studio/bin/python" -m pip install --quiet --no-deps --no-build-isolation -r requirements/label-studio.txt
+        "$venv_label_studio/bin/python" -m pip install -qq --no-deps --no-build-isolation -r requirements/label-studio.txt
         printf '%s\n' "$stamp" >"$venv_label_studio/.setup-done"
     fi
     # Label Studio needs half a minute to make its database; every later start takes a copy of this one.
