@@ -10,6 +10,14 @@ from collections.abc import Sequence
 from backend.errors import BackendError
 from backend.settings import Settings, settings_table
 
+OPTIONS = {
+    "host": "address to listen on (CAVSAM_HOST)",
+    "port": "port to listen on, 0 for a free one (CAVSAM_PORT)",
+    "model": "default, paper or nano (CAVSAM_MODEL)",
+    "data_dir": "folder of the ledger (CAVSAM_DATA_DIR)",
+    "device": "auto, cpu, cuda or mps (CAVSAM_DEVICE)",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
@@ -19,20 +27,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "settings":
             print(settings_table())
             return 0
-        settings = Settings.from_environment(
-            os.environ,
-            host=options.host,
-            port=options.port,
-            model=options.model,
-            data_dir=options.data_dir,
-            device=options.device,
-        )
+        overrides = {name: getattr(options, name, None) for name in OPTIONS}
+        settings = Settings.from_environment(os.environ, **overrides)
+        if options.command == "doctor":
+            return _doctor(settings, options.project, with_model=not options.skip_model)
         from backend.server import serve
 
         return serve(settings)
     except BackendError as error:
         print(f"cavsam-backend: {error}", file=sys.stderr)
         return 2
+
+
+def _doctor(settings: Settings, project: int | None, *, with_model: bool) -> int:
+    """Print the findings as they are made; 1 where something does not work."""
+    from backend.doctor import examine
+
+    failed = False
+    for finding in examine(settings, project, with_model=with_model):
+        failed = failed or finding.verdict == "fail"
+        print(f"{finding.verdict:<5} {finding.subject}: {finding.message}", flush=True)
+    return 1 if failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,11 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     serving = commands.add_parser(
         "serve", help="answer Label Studio", description="Every option is also a setting; see the command `settings`."
     )
-    serving.add_argument("--host", help="address to listen on (CAVSAM_HOST)")
-    serving.add_argument("--port", type=int, help="port to listen on, 0 for a free one (CAVSAM_PORT)")
-    serving.add_argument("--model", help="default, paper or nano (CAVSAM_MODEL)")
-    serving.add_argument("--data-dir", help="folder of the ledger (CAVSAM_DATA_DIR)")
-    serving.add_argument("--device", help="auto, cpu, cuda or mps (CAVSAM_DEVICE)")
+    checking = commands.add_parser("doctor", help="check settings, Label Studio, a project and the model")
+    checking.add_argument("--project", type=int, help="number of a project to look at")
+    checking.add_argument("--skip-model", action="store_true", help="do not load the model")
+    for command in (serving, checking):
+        for name, description in OPTIONS.items():
+            kind = int if name == "port" else str
+            command.add_argument(f"--{name.replace('_', '-')}", type=kind, help=description)
     commands.add_parser("settings", help="print all settings as a table")
     return parser
 

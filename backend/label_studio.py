@@ -94,9 +94,22 @@ class LabelStudio:
         """One annotation with its result."""
         return self._get(f"/api/annotations/{annotation}/")
 
-    def has_backend(self, project: int) -> bool:
-        """Whether any machine learning backend is connected to the project."""
-        return bool(self._get("/api/ml", {"project": project}))
+    def backends(self, project: int) -> list[dict[str, Any]]:
+        """The machine learning backends connected to the project; Label Studio calls each of them to answer this."""
+        return self._get("/api/ml", {"project": project})
+
+    def webhooks(self, project: int) -> list[dict[str, Any]]:
+        """The project's webhooks."""
+        return self._get("/api/webhooks/", {"project": project})
+
+    def version(self) -> dict[str, Any]:
+        """What runs there, with `release`; needs no key."""
+        return _json(self._request("GET", "/api/version", auth=None))
+
+    @property
+    def has_personal_token(self) -> bool:
+        """Whether the key is a personal access token."""
+        return self._auth.personal
 
     def user(self) -> dict[str, Any]:
         """The user whose key this is."""
@@ -216,14 +229,11 @@ class LabelStudio:
 
     def _request(self, method: str, path: str, *, timeout: float | None = None, **kwargs: Any) -> requests.Response:
         wait = self._timeout if timeout is None else timeout
+        arguments: dict[str, Any] = {"auth": self._auth, "timeout": (min(5.0, wait), wait)} | kwargs
         try:
-            response = self._session().request(
-                method, self.url + path, auth=self._auth, timeout=(min(5.0, wait), wait), **kwargs
-            )
+            response = self._session().request(method, self.url + path, **arguments)
             if response.status_code == 401 and self._auth.renew():
-                response = self._session().request(
-                    method, self.url + path, auth=self._auth, timeout=(min(5.0, wait), wait), **kwargs
-                )
+                response = self._session().request(method, self.url + path, **arguments)
         except requests.RequestException as error:
             raise _unreachable(self.url, error) from error
         _check_status(response, path)
@@ -235,7 +245,7 @@ class _KeyAuth(AuthBase):
 
     def __init__(self, url: str, key: str, timeout: float):
         self._url, self._key, self._timeout = url, key, timeout
-        self._personal = key.count(".") == 2
+        self.personal = key.count(".") == 2
         self._lock = threading.Lock()
         self._access, self._good_until = "", 0.0
 
@@ -244,7 +254,7 @@ class _KeyAuth(AuthBase):
             raise LabelStudioDenied(
                 "There is no API key for Label Studio; set LABEL_STUDIO_API_KEY to a token from Account & Settings."
             )
-        header = f"Bearer {self._access_token()}" if self._personal else f"Token {self._key}"
+        header = f"Bearer {self._access_token()}" if self.personal else f"Token {self._key}"
         request.headers["Authorization"] = header
         return request
 

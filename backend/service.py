@@ -627,7 +627,7 @@ class Service:
 
 def _connected(client: LabelStudio, project: int) -> bool:
     try:
-        return client.has_backend(project)
+        return bool(client.backends(project))
     except LabelStudioDenied:
         return True  # a key that may label but not administrate cannot ask
 

@@ -98,6 +98,8 @@ class FakeLabelStudio:
         self.predictions: dict[int, dict[str, Any]] = {}
         self.files: dict[str, bytes] = {}
         self.connected: dict[int, str] = {}
+        self.backend_state = "CO"
+        self.webhooks: list[dict[str, Any]] = []
         self.failures = Failures()
         self.calls: list[tuple[str, str, str]] = []  # method, path, authorization
         self.exchanges = 0
@@ -276,7 +278,7 @@ class FakeLabelStudio:
             authorization = request.headers.get("Authorization", "")
             self.calls.append((request.method, request.path, authorization))
             time.sleep(self.failures.slow)
-            if request.path == "/api/token/refresh/":
+            if request.path in ("/api/token/refresh/", "/api/version"):
                 return None
             kind, _, key = authorization.partition(" ")
             good = (kind, key) == ("Token", LEGACY_KEY) or (kind == "Bearer" and key in self.access_tokens)
@@ -302,7 +304,22 @@ class FakeLabelStudio:
         @app.get("/api/ml")
         def backends() -> Any:
             project = int(request.args["project"])
-            return jsonify([{"id": 1, "project": project}] if project in self.connected else [])
+            if project not in self.connected:
+                return jsonify([])
+            backend = {"id": 1, "project": project, "url": self.connected[project], "state": self.backend_state}
+            return jsonify([backend | {"model_version": "v"}])
+
+        @app.get("/api/webhooks/")
+        def webhooks() -> Any:
+            return jsonify(self.webhooks)
+
+        @app.get("/api/version")
+        def version() -> Any:
+            return jsonify({"release": "1.23.2"})
+
+        @app.get("/api/current-user/whoami")
+        def whoami() -> Any:
+            return jsonify({"id": 1, "email": "admin@example.com"})
 
         @app.get("/api/tasks")
         def list_tasks() -> Any:

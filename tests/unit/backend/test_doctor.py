@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from backend.cli import main
+from backend.doctor import Finding, examine
+from backend.settings import Settings
+from tests.unit.backend.conftest import THRESHOLD
+from tests.unit.backend.fake_label_studio import LEGACY_KEY, PERSONAL_TOKEN, FakeLabelStudio
+
+MakeSettings = Callable[..., Settings]
+
+
+def findings(settings: Settings, project: int | None = None, *, segmenter: str = "") -> list[Finding]:
+    return list(examine(settings, project, with_model=bool(segmenter), segmenter=segmenter))
+
+
+def texts(found: list[Finding], verdict: str) -> str:
+    return " | ".join(f"{f.subject}: {f.message}" for f in found if f.verdict == verdict)
+
+
+def test_all_is_well(make_settings: MakeSettings, label_studio: FakeLabelStudio):
+    project = label_studio.add_project()
+    label_studio.connected[project] = "http://127.0.0.1:9090"
+    label_studio.webhooks = [{"url": "http://127.0.0.1:9090/webhook", "is_active": True}]
+    found = findings(make_settings(), project, segmenter=THRESHOLD)
+    assert texts(found, "fail") == ""
+    good = texts(found, "ok")
+    for words in ("release 1.23.2", "legacy token of admin@example.com", "labels cat, dog", "is connected", "loads in"):
+        assert words in good
+    assert "every step runs" in good
+    assert "LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false" in texts(found, "note")  # the backend listens on loopback
+
+
+def test_names_the_kind_of_key(make_settings: MakeSettings):
+    assert "personal access token" in texts(findings(make_settings(label_studio_api_key=PERSONAL_TOKEN)), "ok")
+
+
+def test_a_bad_key_and_an_absent_server(make_settings: MakeSettings):
+    assert "does not accept the API key" in texts(findings(make_settings(label_studio_api_key="f" * 40)), "fail")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    found = findings(make_settings(label_studio_url=url, api_timeout=1.0))
+    assert "Check LABEL_STUDIO_URL" in texts(found, "fail")
+
+
+def test_missing_address_and_key_are_noted(make_settings: MakeSettings):
+    notes = texts(findings(make_settings(label_studio_url="", label_studio_api_key="")), "note")
+    assert "LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY are not set" in notes
+    assert "set it to a personal access token" in texts(findings(make_settings(label_studio_api_key="")), "note")
+
+
+def test_a_project_that_cannot_work(make_settings: MakeSettings, label_studio: FakeLabelStudio):
+    text_only = label_studio.add_project('<View><Text name="t" value="$t"/></View>')
+    failed = texts(findings(make_settings(), text_only), "fail")
+    assert "no <Image> tag" in failed
+    assert "No backend is connected" in failed
+    assert "No Project matches" in texts(findings(make_settings(), 999), "fail")
+
+
+def test_a_backend_that_label_studio_cannot_reach(make_settings: MakeSettings, label_studio: FakeLabelStudio):
+    project = label_studio.add_project()
+    label_studio.connected[project] = "http://ml-backend:9090"
+    label_studio.backend_state = "DI"
+    found = findings(make_settings(), project)
+    assert "http://ml-backend:9090 is not in order" in texts(found, "fail")
+    assert "host name without a dot, such as 'ml-backend'" in texts(found, "note")
+
+
+def test_a_folder_that_cannot_be_written(make_settings: MakeSettings):
+    assert "set CAVSAM_DATA_DIR" in texts(findings(make_settings(data_dir=Path("/proc/nothing"))), "fail")
+
+
+def test_a_model_that_does_not_load(make_settings: MakeSettings):
+    found = findings(make_settings(), segmenter="tests.unit.backend.threshold:open_missing")
+    assert "set CAVSAM_MODEL to a pair" in texts(found, "fail")
+
+
+def test_the_command_prints_a_line_each_and_ends_with_a_status(
+    make_settings: MakeSettings,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setenv("LABEL_STUDIO_URL", label_studio.url)
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", LEGACY_KEY)
+    folder = str(make_settings().data_dir)
+    assert main(["doctor", "--skip-model", "--data-dir", folder]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.split()[0] in ("ok", "note", "fail") for line in lines)
+    assert main(["doctor", "--skip-model", "--data-dir", folder, "--project", "99"]) == 1
+    assert LEGACY_KEY not in "".join(lines)
