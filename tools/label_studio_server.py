@@ -175,7 +175,7 @@ def _started(scratch: Path, data: Path, environment_folder: Path, *, with_user: 
         health=f"{server.url}/health",
         env=environment(server, scratch, with_user=with_user),
         log=log,
-        start_seconds=240,
+        start_seconds=600,  # half a minute for the migrations alone, several on a busy machine
         check=not_elsewhere,
     ):
         not_elsewhere()  # something else may have answered on the port
