@@ -11,6 +11,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import requests
+
 from tools.servers import free_port, running
 
 
@@ -26,6 +28,16 @@ class Backend:
     def alive(self) -> bool:
         """Whether its process still runs."""
         return self.process.poll() is None
+
+    def activity(self) -> str:
+        """What it is doing, in a few words, from its own page; empty when it is too busy to say."""
+        try:
+            work = requests.get(f"{self.url}/", timeout=2).json()["work"]
+        except requests.RequestException:
+            return ""
+        if work["state"] != "working":
+            return str(work["error"] or work["state"])
+        return f"task {work['task']}: {work['step']} {work['done']}/{work['total']}"
 
     def seconds_by_task(self, project: int) -> dict[int, float]:
         """Task -> seconds that the model worked on it, as the ledger has it."""

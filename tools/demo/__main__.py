@@ -33,7 +33,7 @@ FIRST_SEED = 0
 SIZE = 256
 # The paper's numbers are for models a hundred times larger; these do on the small ones, in a quarter of the time.
 RECIPE = {"lora_steps": 60, "ddim_steps": 10, "frames": 7, "ttga_steps": 100}
-PATIENCE = 300.0  # seconds without a new prediction after which the demo gives up
+PATIENCE = 180.0  # seconds in which nothing at all happens after which the demo gives up
 
 
 class DemoError(RuntimeError):
@@ -128,9 +128,9 @@ def watch(server: LabelStudio, cavsam: Backend, project: Project, tasks: list[in
     """Look, and only look, until each of `tasks` has its prediction; task -> prediction.
 
     Raises:
-        DemoError: a server died, nothing came for a long time, or a task has two predictions.
+        DemoError: a server died, nothing happened for a long time, or a task has two predictions.
     """
-    last, seen = time.monotonic(), 0
+    last, seen, before = time.monotonic(), 0, ""
     with tqdm(total=len(tasks), desc="Pre-annotated", unit="task", disable=None) as bar:
         while True:
             predictions = server.predictions(project.id)
@@ -140,15 +140,17 @@ def watch(server: LabelStudio, cavsam: Backend, project: Project, tasks: list[in
             bar.update(len(done) - seen)
             if bar.disable and len(done) > seen:
                 print(f"Pre-annotated: {len(done)}/{len(tasks)}", flush=True)
-            if len(done) > seen:
-                last, seen = time.monotonic(), len(done)
+            doing = cavsam.activity()
+            bar.set_postfix_str(doing)
+            if len(done) > seen or doing != before:
+                last, seen, before = time.monotonic(), len(done), doing
             if set(done) == set(tasks):
                 return done
             if not cavsam.alive():
                 raise DemoError(f"the backend stopped; its log is {cavsam.log}.")
             if time.monotonic() - last > PATIENCE:
                 raise DemoError(
-                    f"only {seen} of {len(tasks)} tasks were pre-annotated and nothing came for {PATIENCE:.0f} s; "
+                    f"only {seen} of {len(tasks)} tasks were pre-annotated and nothing happened for {PATIENCE:.0f} s; "
                     f"the backend's log is {cavsam.log}."
                 )
             time.sleep(1.0)
