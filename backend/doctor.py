@@ -212,6 +212,8 @@ def _trial_job(folder: Path) -> dict[str, Any]:
     region = {
         "from_name": "mask",
         "to_name": "image",
+        "kind": "brushlabels",
+        "labels_name": None,
         "labels": ["disc"],
         "original_width": TRIAL_SIZE,
         "original_height": TRIAL_SIZE,

@@ -9,38 +9,33 @@ from typing import Any
 
 from backend.errors import LabelConfigError
 
-# Control tags that draw on an image but whose regions the backend neither reads nor writes.
+LABELLED_TAGS = frozenset({"BrushLabels", "BitmaskLabels", "PolygonLabels", "RectangleLabels"})
+"""Control tags that draw and label in one."""
+DRAWING_TAGS = frozenset({"Brush", "Bitmask", "Polygon", "Rectangle"})
+"""Control tags that only draw; a `<Labels>` tag on the same image gives the label, as a second result of one id."""
 UNSUPPORTED_TAGS = frozenset(
-    {
-        "BitmaskLabels",
-        "Bitmask",
-        "Brush",
-        "PolygonLabels",
-        "Polygon",
-        "RectangleLabels",
-        "Rectangle",
-        "EllipseLabels",
-        "Ellipse",
-        "KeyPointLabels",
-        "KeyPoint",
-        "VectorLabels",
-        "Vector",
-    }
+    {"EllipseLabels", "Ellipse", "KeyPointLabels", "KeyPoint", "VectorLabels", "Vector", "MagicWand"}
 )
+"""Control tags that draw on an image but whose regions the backend neither reads nor writes."""
+
+SUPPORTED = "BrushLabels, BitmaskLabels, PolygonLabels, RectangleLabels and their forms with <Labels> are"
 
 
 @dataclass(frozen=True)
 class Control:
-    """One `<BrushLabels>` tag on one `<Image>`.
+    """One control tag on one `<Image>`.
 
     `labels` are the names as they stand in results (a label's alias where it has one); `dynamic` tags take further
-    labels from the task, so any label is accepted.
+    labels from the task, so any label is accepted. `kind` is the type of its results: the tag in lower case.
+    `labels_name` names the `<Labels>` tag that labels what a tag like `<Brush>` draws.
     """
 
     name: str
     to_name: str
     labels: tuple[str, ...]
     dynamic: bool = False
+    kind: str = "brushlabels"
+    labels_name: str | None = None
 
     def knows(self, label: str) -> bool:
         """Whether a region of this control may carry the label."""
@@ -59,9 +54,10 @@ class LabelConfig:
     images: Mapping[str, str]
     notices: tuple[str, ...]
 
-    def control(self, name: str, to_name: str) -> Control | None:
+    def control(self, name: str, to_name: str, labels_name: str | None = None) -> Control | None:
         """The control of that name on that image, if the configuration has it."""
-        return next((c for c in self.controls if (c.name, c.to_name) == (name, to_name)), None)
+        wanted = (name, to_name, labels_name)
+        return next((c for c in self.controls if (c.name, c.to_name, c.labels_name) == wanted), None)
 
 
 def parse_label_config(xml: str) -> LabelConfig:
@@ -74,14 +70,16 @@ def parse_label_config(xml: str) -> LabelConfig:
     images = _images(root, notices)
     controls: list[Control] = []
     for tag in root.iter():
-        if tag.tag == "BrushLabels":
-            controls += _brush_controls(tag, images, notices)
+        if tag.tag in LABELLED_TAGS:
+            controls += _labelled_controls(tag, images, notices)
+        elif tag.tag in DRAWING_TAGS:
+            controls += _drawing_controls(tag, root, images, notices)
         elif tag.tag in UNSUPPORTED_TAGS and set(_targets(tag)) & set(images):
-            notices.append(f"<{tag.tag} name={tag.get('name', '')!r}> is not supported; only BrushLabels are.")
+            notices.append(f"<{tag.tag} name={tag.get('name', '')!r}> is not supported; {SUPPORTED}.")
     if not images:
         notices.append("The configuration has no <Image> tag with a value such as $image.")
     elif not controls:
-        notices.append("The configuration has no <BrushLabels> tag on an image, so there is nothing to predict.")
+        notices.append(f"The configuration has nothing to predict: no control tag on an image that works; {SUPPORTED}.")
     return LabelConfig(tuple(controls), images, tuple(dict.fromkeys(notices)))
 
 
@@ -115,17 +113,38 @@ def _images(root: ET.Element, notices: list[str]) -> dict[str, str]:
     return images
 
 
-def _brush_controls(tag: ET.Element, images: Mapping[str, str], notices: list[str]) -> list[Control]:
-    name = tag.get("name", "")
-    labels = tuple(_label_name(label) for label in tag.iter("Label") if _label_name(label))
-    dynamic = tag.get("value", "").startswith("$")
+def _labelled_controls(tag: ET.Element, images: Mapping[str, str], notices: list[str]) -> list[Control]:
+    name, kind = tag.get("name", ""), tag.tag.lower()
+    labels, dynamic = _labels(tag)
     if not labels and not dynamic:
-        notices.append(f"<BrushLabels name={name!r}> has no labels.")
+        notices.append(f"<{tag.tag} name={name!r}> has no labels.")
         return []
     targets = [target for target in _targets(tag) if target in images]
     if not targets:
-        notices.append(f"<BrushLabels name={name!r}> points at no supported <Image> tag.")
-    return [Control(name, target, labels, dynamic) for target in targets]
+        notices.append(f"<{tag.tag} name={name!r}> points at no supported <Image> tag.")
+    return [Control(name, target, labels, dynamic, kind) for target in targets]
+
+
+def _drawing_controls(
+    tag: ET.Element, root: ET.Element, images: Mapping[str, str], notices: list[str]
+) -> list[Control]:
+    """One control for each `<Labels>` tag on the same image."""
+    name, kind = tag.get("name", ""), tag.tag.lower()
+    controls = []
+    for target in _targets(tag):
+        for labelling in root.iter("Labels"):
+            labels, dynamic = _labels(labelling)
+            if target in images and target in _targets(labelling) and (labels or dynamic):
+                controls.append(Control(name, target, labels, dynamic, kind, labelling.get("name", "")))
+    if not controls:
+        notices.append(f"<{tag.tag} name={name!r}> has no <Labels> tag on the same image to label its regions.")
+    return controls
+
+
+def _labels(tag: ET.Element) -> tuple[tuple[str, ...], bool]:
+    """The labels of a tag, and whether the task adds more."""
+    names = tuple(_label_name(label) for label in tag.iter("Label") if _label_name(label))
+    return names, tag.get("value", "").startswith("$")
 
 
 def _label_name(label: ET.Element) -> str:

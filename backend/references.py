@@ -15,14 +15,21 @@ from typing import Any
 
 from backend.label_config import LabelConfig
 
-BRUSH = "brushlabels"
+_SHAPES = {
+    "brush": ("rle",),
+    "bitmask": ("imageDataURL",),
+    "polygon": ("points",),
+    "rectangle": ("x", "y", "width", "height", "rotation"),
+}
+GEOMETRY = {kind: fields for shape, fields in _SHAPES.items() for kind in (shape, f"{shape}labels")}
+"""The types of result that give a mask, and the fields of their value that it depends on."""
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One annotation as the policy sees it.
 
-    `regions` are its usable brush regions, reduced to what the mask depends on; `key` is a hash of them (8 hex
+    `regions` are its usable regions, reduced to what the mask depends on; `key` is a hash of them (8 hex
     digits); `reason` says why the annotation cannot be the reference, and is empty where it can.
     """
 
@@ -78,28 +85,40 @@ def _disqualified(annotation: Mapping[str, Any], results: list[Mapping[str, Any]
 def _usable_regions(results: list[Mapping[str, Any]], config: LabelConfig) -> tuple[list[dict[str, Any]], str]:
     regions = []
     reasons: list[str] = []
+    # what <Brush> and the like draw is labelled by a second result of the same id
+    labelling = {str(r.get("id")): r for r in results if str(r.get("type", "")).lower() == "labels"}
     for result in results:
-        region, reason = _usable_region(result, config)
+        region, reason = _usable_region(result, labelling.get(str(result.get("id"))), config)
         if region is not None:
             regions.append(region)
         elif reason:
             reasons.append(reason)
     if regions:
         return regions, ""
-    return [], "; ".join(dict.fromkeys(reasons)) or "it has no brush region"
+    return [], "; ".join(dict.fromkeys(reasons)) or "it has no region that gives a mask"
 
 
-def _usable_region(result: Mapping[str, Any], config: LabelConfig) -> tuple[dict[str, Any] | None, str]:
-    if str(result.get("type", "")).lower() != BRUSH:
+def _usable_region(
+    result: Mapping[str, Any], labelling: Mapping[str, Any] | None, config: LabelConfig
+) -> tuple[dict[str, Any] | None, str]:
+    kind = str(result.get("type", "")).lower()
+    if kind not in GEOMETRY:
         return None, ""
-    from_name, to_name = str(result.get("from_name", "")), str(result.get("to_name", ""))
-    control = config.control(from_name, to_name)
-    if control is None:
-        return None, f"its region belongs to {from_name!r} on {to_name!r}, which the configuration lacks"
     value = result.get("value")
-    if not isinstance(value, Mapping) or value.get("format") != "rle" or not isinstance(value.get("rle"), list):
-        return None, "its brush region has no run-length code"
-    labels = [str(label) for label in value.get(BRUSH) or []]
+    geometry = _geometry(kind, value)
+    if geometry is None or not isinstance(value, Mapping):
+        return None, f"its {kind} region is incomplete"
+    split = not kind.endswith("labels")
+    if split and labelling is None:
+        return None, f"its {kind} region has no label"
+    labels_name = str(labelling.get("from_name", "")) if split and labelling else None
+    from_name, to_name = str(result.get("from_name", "")), str(result.get("to_name", ""))
+    control = config.control(from_name, to_name, labels_name)
+    if control is None or control.kind != kind:
+        return None, f"its region belongs to {from_name!r} on {to_name!r}, which the configuration lacks"
+    named = (labelling or {}).get("value") if split else value
+    listed = named.get("labels" if split else kind) if isinstance(named, Mapping) else None
+    labels = [str(label) for label in listed] if isinstance(listed, list) else []
     known = [label for label in labels if control.knows(label)]
     if not known:
         return None, f"its label {', '.join(labels) or '(none)'} is not in the configuration"
@@ -111,12 +130,30 @@ def _usable_region(result: Mapping[str, Any], config: LabelConfig) -> tuple[dict
     reduced = {
         "from_name": from_name,
         "to_name": to_name,
+        "kind": kind,
+        "labels_name": labels_name,
         "labels": known,
         "original_width": width,
         "original_height": height,
-        "rle": value["rle"],
     }
-    return reduced, ""
+    return reduced | geometry, ""
+
+
+def _geometry(kind: str, value: Any) -> dict[str, Any] | None:
+    """What a region's mask depends on, or `None` where something of it is missing."""
+    if not isinstance(value, Mapping):
+        return None
+    fields = GEOMETRY[kind]
+    geometry = {name: value.get(name) for name in fields}
+    if "rle" in geometry:
+        return geometry if isinstance(geometry["rle"], list) and value.get("format", "rle") == "rle" else None
+    if "imageDataURL" in geometry:
+        return geometry if isinstance(geometry["imageDataURL"], str) else None
+    if "points" in geometry:
+        return geometry if isinstance(geometry["points"], list) and len(geometry["points"]) >= 3 else None
+    geometry["rotation"] = geometry["rotation"] or 0
+    numbers = all(isinstance(number, int | float) for number in geometry.values())
+    return geometry if numbers else None
 
 
 def _sortable(timestamp: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from backend import shapes
 from backend.brush import decode_mask, encode_mask
 from backend.errors import UnusableRegion
 from cavsam.errors import InvalidReference
@@ -21,11 +22,16 @@ BoolMask = NDArray[np.bool_]
 
 
 class Slot(NamedTuple):
-    """Where a mask belongs: a control tag, the image tag it draws on, and the label."""
+    """Where a mask belongs: a control tag, the image tag it draws on, the label, and how its regions are written.
+
+    `kind` is the type of the results; `labels_name` the `<Labels>` tag beside a tag that only draws.
+    """
 
     from_name: str
     to_name: str
     label: str
+    kind: str = "brushlabels"
+    labels_name: str | None = None
 
 
 def reference_masks(regions: Iterable[Mapping[str, Any]], to_name: str, size: tuple[int, int]) -> dict[Slot, BoolMask]:
@@ -54,14 +60,14 @@ def reference_masks(regions: Iterable[Mapping[str, Any]], to_name: str, size: tu
                 f"{size[1]}x{size[0]}; annotate the task again."
             )
         try:
-            mask = decode_mask(region["rle"], height, width)
+            mask = _drawn(region, height, width)
         except UnusableRegion as error:
             damage.append(str(error))
             continue
         if not mask.any():
             continue
         for label in region["labels"]:
-            slot = Slot(region["from_name"], to_name, label)
+            slot = Slot(region["from_name"], to_name, label, region["kind"], region["labels_name"])
             masks[slot] = masks[slot] | mask if slot in masks else mask
     if not masks:
         raise InvalidReference(" ".join(damage) or "Every mask of the annotation is empty; draw the object.")
@@ -75,18 +81,65 @@ def mask_names(slots: Iterable[Slot]) -> dict[Slot, str]:
     return {s: s.label if labels.count(s.label) == 1 else f"{s.label} ({s.from_name})" for s in slots}
 
 
-def prediction_region(slot: Slot, mask: BoolMask, score: float) -> dict[str, Any]:
-    """One brush region as Label Studio stores it; `mask` has the displayed image's shape (H, W) and is not empty."""
-    height, width = mask.shape
-    return {
-        "id": hashlib.sha256("|".join(slot).encode()).hexdigest()[:10],
-        "from_name": slot.from_name,
+def prediction_regions(slot: Slot, mask: BoolMask, score: float) -> tuple[list[dict[str, Any]], list[str]]:
+    """A mask as Label Studio stores it, and what could not be said that way in plain sentences.
+
+    Args:
+        slot: where the mask belongs.
+        mask: bool (H, W) of the displayed image, not empty.
+        score: 0..1.
+
+    Returns:
+        One region for a brush or bitmask, one per connected component for a polygon or rectangle; two results each
+        where a `<Labels>` tag gives the label.
+    """
+    shape = slot.kind.removesuffix("labels")
+    notes: list[str] = []
+    if shape == "brush":
+        values: list[dict[str, Any]] = [{"format": "rle", "rle": encode_mask(mask)}]
+    elif shape == "bitmask":
+        values = [{"imageDataURL": shapes.mask_to_png(mask)}]
+    elif shape == "polygon":
+        outlines, holes = shapes.mask_to_polygons(mask)
+        values = [{"points": points, "closed": True} for points in outlines]
+        if holes:
+            notes.append(f"{holes} holes of {slot.label!r} are filled: a polygon cannot have any.")
+    else:
+        values = list(shapes.mask_to_boxes(mask))
+    regions = []
+    for number, value in enumerate(values):
+        identity = hashlib.sha256(f"{slot}|{number}".encode()).hexdigest()[:10]
+        regions += _results(slot, identity, value, mask.shape, score)
+    return regions, notes
+
+
+def _results(
+    slot: Slot, identity: str, value: dict[str, Any], size: tuple[int, ...], score: float
+) -> list[dict[str, Any]]:
+    height, width = size
+    common = {
+        "id": identity,
         "to_name": slot.to_name,
-        "type": "brushlabels",
         "origin": "prediction",
         "original_width": width,
         "original_height": height,
         "image_rotation": 0,
         "score": score,
-        "value": {"format": "rle", "rle": encode_mask(mask), "brushlabels": [slot.label]},
     }
+    drawn = common | {"from_name": slot.from_name, "type": slot.kind}
+    if slot.labels_name is None:
+        return [drawn | {"value": value | {slot.kind: [slot.label]}}]
+    labelled = common | {"from_name": slot.labels_name, "type": "labels"}
+    return [drawn | {"value": value}, labelled | {"value": value | {"labels": [slot.label]}}]
+
+
+def _drawn(region: Mapping[str, Any], height: int, width: int) -> BoolMask:
+    """The mask of shape (H, W) that one usable region draws; raises `UnusableRegion`."""
+    if "rle" in region:
+        return decode_mask(region["rle"], height, width)
+    if "imageDataURL" in region:
+        return shapes.png_to_mask(region["imageDataURL"], height, width)
+    if "points" in region:
+        return shapes.polygon_to_mask(region["points"], height, width)
+    box = shapes.Box(region["x"], region["y"], region["width"], region["height"], region["rotation"])
+    return shapes.box_to_mask(box, height, width)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from backend.regions import Slot, mask_names, prediction_region, reference_masks
+from backend.regions import Slot, mask_names, prediction_regions, reference_masks
 from cavsam.errors import CavSamError, InvalidReference, ModelError
 from cavsam.images import read_image
 from cavsam.recipe import Recipe
@@ -66,11 +66,12 @@ class Lane:
     def run(self, job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         """Do one job: `{"reference": {"key", "regions", "images"}, "images"}`, images by the name of their tag.
 
-        Returns `{"event": "result", "regions", "score", "seconds"}`, `{"event": "failed", "message"}` where this
-        target gave no result, or `{"event": "bad_reference", "message"}` where no target can give one.
+        Returns `{"event": "result", "regions", "score", "seconds", "notes"}`; `{"event": "failed", "message"}` where
+        this target gave no result; `{"event": "bad_reference", "message"}` where no target can give one.
         """
         reference = job["reference"]
         regions: list[dict[str, Any]] = []
+        notes: list[str] = []
         scores: list[float] = []
         seconds = 0.0
         for to_name in sorted({region["to_name"] for region in reference["regions"]}):
@@ -85,16 +86,17 @@ class Lane:
             result = next(iter(self._segmenter.segment(adapted, [path], progress=progress)))
             if result.error is not None:
                 return {"event": "failed", "message": result.error}
-            regions += [
-                prediction_region(slots[name], mask, _score(result.scores.get(name, 0.0)))
-                for name, mask in result.masks.items()
-                if mask.any()
-            ]
+            for name, mask in result.masks.items():
+                if mask.any():
+                    drawn, said = prediction_regions(slots[name], mask, _score(result.scores.get(name, 0.0)))
+                    regions += drawn
+                    notes += said
             scores.append(_score(result.score))
             seconds += time.monotonic() - started
         if not scores:
             return {"event": "failed", "message": "The task has none of the images that the reference has."}
-        return {"event": "result", "regions": regions, "score": sum(scores) / len(scores), "seconds": seconds}
+        score = sum(scores) / len(scores)
+        return {"event": "result", "regions": regions, "score": score, "seconds": seconds, "notes": notes}
 
     def _adapt(self, reference: Mapping[str, Any], to_name: str, progress: Progress) -> tuple[Any, dict[str, Slot]]:
         key = (reference["key"], to_name)

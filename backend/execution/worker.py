@@ -171,6 +171,8 @@ class Worker:
             return True
         text = json.dumps(answer["regions"], separators=(",", ":"))
         self._ledger.finish(job, text, answer["score"], answer["seconds"])
+        for note in answer["notes"]:
+            log.info("Project %d, task %d: %s", job.project, job.task, note)
         log.info(
             "Project %d, task %d: %d regions, score %.2f, %.1f s.",
             job.project,

@@ -12,8 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from tests.integration.backend_process import SLOW, BackendProcess, backends
+from backend.label_config import parse_label_config
+from backend.references import examine
+from backend.regions import Slot, prediction_regions, reference_masks
+from tests.integration.backend_process import ROOT, SLOW, BackendProcess, backends
 from tests.unit.backend.conftest import wait_for
 from tests.unit.backend.fake_label_studio import CONFIG, brush, picture
 from tools import brush as sdk_brush
@@ -26,6 +30,12 @@ CAT_BOX = (8, 30, 20, 50)
 
 def cat_box(index: int) -> tuple[int, int, int, int]:
     return (5, 20 + index, 10, 40 + index)
+
+
+def boxed(box: tuple[int, int, int, int]) -> np.ndarray:
+    mask = np.zeros((64, 96), bool)
+    mask[box[0] : box[1], box[2] : box[3]] = True
+    return mask
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +83,9 @@ class Scene:
         assert Counter(p["task"] for p in found) == Counter(self.others)
         assert len({p["model_version"] for p in found}) == 1
         for prediction in found:
-            top, bottom, left, right = self.boxes[prediction["task"]]
-            expected = np.zeros((64, 96), bool)
-            expected[top:bottom, left:right] = True
             masks = sdk_brush.masks(prediction["result"])
             assert set(masks) == {"cat"}
-            assert (masks["cat"] == expected).all()
+            assert (masks["cat"] == boxed(self.boxes[prediction["task"]])).all()
             assert prediction["score"] == 0.75
 
 
@@ -196,6 +203,35 @@ def test_a_target_without_the_object_is_predicted_empty(real: LabelStudio, serve
     assert len(scene.predictions()) == 2
 
 
+@pytest.mark.parametrize("name", ["brush", "bitmask", "polygon", "rectangle", "brush_and_labels"])
+def test_every_mask_tag_is_learned_from_and_predicted(
+    real: LabelStudio, serve: Callable[..., BackendProcess], name: str
+):
+    """The reference is drawn with the tag, and what comes back is accepted and says the same mask in it."""
+    xml = (ROOT / "label_config" / f"{name}.xml").read_text()
+    (control,) = parse_label_config(xml).controls
+    project = real.create_project(name, xml)
+    box = (10, 40, 20, 60)
+    reference, target = real.upload(project, {"1.png": picture(CAT_BOX), "2.png": picture(box)}).values()
+    real.connect_backend(project, serve().url)
+    slot = Slot(control.name, control.to_name, "Object", control.kind, control.labels_name)
+    drawn, _ = prediction_regions(slot, boxed(CAT_BOX), 1.0)
+    real.annotate(reference, [{k: v for k, v in r.items() if k != "score"} | {"origin": "manual"} for r in drawn])
+    wait_for(lambda: real.predictions(project), "a prediction", 60)
+    (prediction,) = real.predictions(project)
+    assert prediction["task"] == target
+    stored = {"id": 1, "task": target, "result": [r | {"origin": "manual"} for r in prediction["result"]]}
+    regions = examine(stored, parse_label_config(xml)).regions
+    ((found, mask),) = reference_masks(regions, "image", (64, 96)).items()
+    assert found == slot
+    wrong = mask ^ boxed(box)
+    if name == "polygon":
+        assert not (wrong & ndimage.binary_erosion(boxed(box))).any()
+        assert not (wrong & ~ndimage.binary_dilation(boxed(box), np.ones((3, 3)))).any()
+    else:
+        assert not wrong.any()
+
+
 @pytest.mark.parametrize("automatic", [False, True])
 def test_no_task_gets_two_however_much_is_asked(
     real: LabelStudio, serve: Callable[..., BackendProcess], automatic: bool
@@ -203,7 +239,8 @@ def test_no_task_gets_two_however_much_is_asked(
     """Data manager, label stream and opened tasks ask at once while the lane works and the results are pushed."""
     scene = Scene(real, 13)
     real.call("PATCH", f"/api/projects/{scene.project}/", json={"evaluate_predictions_automatically": automatic})
-    scene.connect(serve(SLOW, CAVSAM_PREDICT_DEADLINE="1.5", CAVSAM_RECONCILE_INTERVAL="3"))
+    backend = serve(SLOW, CAVSAM_PREDICT_DEADLINE="1.5", CAVSAM_RECONCILE_INTERVAL="3")
+    scene.connect(backend)
     scene.annotate()
     done = threading.Event()
     troubles: list[Exception] = []
@@ -230,4 +267,5 @@ def test_no_task_gets_two_however_much_is_asked(
         for thread in asking:
             thread.join(120)
     assert troubles == []
+    assert "duplicate" not in backend.log.read_text()  # none had to be removed
     scene.assert_one_exact_prediction_each()

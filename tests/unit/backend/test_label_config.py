@@ -47,14 +47,44 @@ def test_dynamic_labels_accept_any_label():
 def test_says_what_is_not_supported():
     config = parse_label_config(
         """<View><Image name="i" value="$x"/><Image name="pages" valueList="$all"/>
-        <PolygonLabels name="p" toName="i"><Label value="a"/></PolygonLabels>
+        <EllipseLabels name="p" toName="i"><Label value="a"/></EllipseLabels><Brush name="lone" toName="i"/>
         <BrushLabels name="b" toName="pages"><Label value="a"/></BrushLabels>
         <BrushLabels name="e" toName="i"/></View>"""
     )
     assert config.controls == ()
     text = " ".join(config.notices)
-    for words in ("PolygonLabels name='p'", "several pages", "name='b'> points at no", "name='e'> has no labels"):
+    for words in (
+        "EllipseLabels name='p'",
+        "name='lone'> has no <Labels>",
+        "several pages",
+        "name='b'> points at no",
+        "name='e'> has no labels",
+    ):
         assert words in text
+
+
+def test_every_mask_tag_and_its_form_with_labels():
+    config = parse_label_config(
+        """<View><Image name="i" value="$x"/>
+        <BitmaskLabels name="m" toName="i"><Label value="a"/></BitmaskLabels>
+        <PolygonLabels name="p" toName="i"><Label value="a"/></PolygonLabels>
+        <RectangleLabels name="r" toName="i"><Label value="a"/></RectangleLabels>
+        <Brush name="b" toName="i"/><Labels name="l" toName="i"><Label value="b"/></Labels></View>"""
+    )
+    assert config.controls == (
+        Control("m", "i", ("a",), kind="bitmasklabels"),
+        Control("p", "i", ("a",), kind="polygonlabels"),
+        Control("r", "i", ("a",), kind="rectanglelabels"),
+        Control("b", "i", ("b",), kind="brush", labels_name="l"),
+    )
+    assert config.notices == ()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "label_config").glob("*.xml")), ids=lambda path: path.stem)
+def test_the_bundled_configurations_are_understood(path: Path):
+    config = parse_label_config(path.read_text())
+    assert config.notices == ()
+    assert {label for control in config.controls for label in control.labels} == {"Object", "Part"}
 
 
 @pytest.mark.parametrize("xml", ["", "<View>", "not xml"])

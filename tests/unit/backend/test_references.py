@@ -37,13 +37,13 @@ def test_a_drawn_mask_is_usable():
         ({"was_cancelled": True}, "skipped"),
         ({"parent_prediction": 7}, "made from a prediction"),
         ({"result": [brush(BOX, "cat", origin="prediction")]}, "a prediction's"),
-        ({"result": []}, "no brush region"),
-        ({"result": None}, "no brush region"),
-        ({"result": [{"type": "choices", "value": {"choices": ["a"]}}]}, "no brush region"),
+        ({"result": []}, "no region that gives a mask"),
+        ({"result": None}, "no region that gives a mask"),
+        ({"result": [{"type": "choices", "value": {"choices": ["a"]}}]}, "no region that gives a mask"),
         ({"result": [brush(BOX, "horse")]}, "label horse is not in the configuration"),
         ({"result": [brush(BOX, "cat", from_name="old")]}, "'old' on 'image'"),
         ({"result": [brush(BOX, "cat", image_rotation=90)]}, "rotated"),
-        ({"result": [brush(BOX, "cat", value={"format": "rle", "brushlabels": ["cat"]})]}, "no run-length code"),
+        ({"result": [brush(BOX, "cat", value={"format": "rle", "brushlabels": ["cat"]})]}, "incomplete"),
         ({"result": [brush(BOX, "cat", original_width=None)]}, "size of the image"),
     ],
 )
@@ -89,3 +89,56 @@ def test_key_follows_the_masks_and_nothing_else():
     assert examine(annotation(result=[brush((1, 6, 1, 5), "cat")]), LABELS).key != key
     assert examine(annotation(result=[brush(BOX, "dog")]), LABELS).key != key
     assert examine(annotation(2), LABELS).key != key
+
+
+MIXED = parse_label_config(
+    """<View><Image name="image" value="$x"/><Brush name="b" toName="image"/>
+    <PolygonLabels name="p" toName="image"><Label value="cat"/></PolygonLabels>
+    <RectangleLabels name="r" toName="image"><Label value="cat"/></RectangleLabels>
+    <BitmaskLabels name="m" toName="image"><Label value="cat"/></BitmaskLabels>
+    <Labels name="l" toName="image"><Label value="cat"/></Labels></View>"""
+)
+COMMON = {"to_name": "image", "original_width": 96, "original_height": 64, "image_rotation": 0}
+RLE = {"format": "rle", "rle": [1, 2, 3]}
+POINTS = {"points": [[1, 1], [5, 1], [5, 5]]}
+
+
+def shape(kind: str, from_name: str, **value: Any) -> dict[str, Any]:
+    return COMMON | {"id": "one", "type": kind, "from_name": from_name, "value": value}
+
+
+def test_two_results_of_one_id_are_one_region():
+    result = [shape("brush", "b", **RLE), shape("labels", "l", **RLE, labels=["cat"])]
+    (region,) = examine(annotation(result=result), MIXED).regions
+    assert (region["kind"], region["labels_name"], region["labels"]) == ("brush", "l", ["cat"])
+    candidate = examine(annotation(result=result[:1]), MIXED)
+    assert "brush region has no label" in candidate.reason
+
+
+@pytest.mark.parametrize(
+    ("result", "field"),
+    [
+        (shape("polygonlabels", "p", **POINTS, polygonlabels=["cat"]), "points"),
+        (shape("rectanglelabels", "r", x=1, y=2, width=3, height=4, rectanglelabels=["cat"]), "rotation"),
+        (shape("bitmasklabels", "m", imageDataURL="data:image/png;base64,", bitmasklabels=["cat"]), "imageDataURL"),
+    ],
+)
+def test_every_shape_is_reduced_to_what_its_mask_depends_on(result: dict[str, Any], field: str):
+    (region,) = examine(annotation(result=[result]), MIXED).regions
+    assert field in region
+    assert region["labels"] == ["cat"]
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        shape("polygonlabels", "p", points=[[1, 1], [2, 2]], polygonlabels=["cat"]),
+        shape("rectanglelabels", "r", x=1, y="2", width=3, height=4, rectanglelabels=["cat"]),
+        shape("bitmasklabels", "m", bitmasklabels=["cat"]),
+        shape("polygonlabels", "p", polygonlabels=["cat"]) | {"value": None},
+        shape("polygonlabels", "r", **POINTS, polygonlabels=["cat"]),
+        shape("polygonlabels", "p", **POINTS, polygonlabels=None),
+    ],
+)
+def test_incomplete_shapes_are_no_reference(result: dict[str, Any]):
+    assert examine(annotation(result=[result]), MIXED).reason
