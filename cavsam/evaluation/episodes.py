@@ -1,13 +1,15 @@
-"""Episodes of SynthFSS: K references and one target of a class, each a function of its number."""
+"""Episodes: K references and one target of a class; those of SynthFSS are each a function of their number."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cavsam import synth
-from cavsam.synth import Split, SynthImage
+from cavsam.synth import Split
+from cavsam.types import Reference
 
 SIZE = 256
 ABSENT_PART = 0.1  # of the targets do not show the object
@@ -20,26 +22,24 @@ FIRST_SEED = 1_000_000  # of a split; those below are left to trials and to the 
 class Episode:
     """One task: segment `class_name` in the target after the references.
 
-    The target's mask is missing (`absent`) in about one episode of ten.
+    Attributes:
+        domain, index: what it is called in the records.
+        references: K annotated images.
+        image: the target, uint8 (H, W, 3).
+        truth: bool (H, W), empty where the target does not show the object.
     """
 
     domain: str
     index: int
     class_name: str
-    references: tuple[SynthImage, ...]
-    target: SynthImage
+    references: tuple[Reference, ...]
+    image: NDArray[np.uint8]
+    truth: NDArray[np.bool_]
 
     @property
     def absent(self) -> bool:
         """Whether the target does not show the object."""
-        return self.class_name not in self.target.masks
-
-    @property
-    def truth(self) -> np.ndarray:
-        """The target's mask, bool (H, W), empty where the object is absent."""
-        if self.absent:
-            return np.zeros(self.target.image.shape[:2], dtype=bool)
-        return self.target.masks[self.class_name]
+        return not self.truth.any()
 
 
 def episode(domain: str, split: Split, shots: int, index: int) -> Episode:
@@ -57,5 +57,9 @@ def episode(domain: str, split: Split, shots: int, index: int) -> Episode:
     seeds = [synth.seed_of(split, first + number) for number in range(shots + 1)]
     absent = np.random.default_rng([seeds[0], 77]).random() < ABSENT_PART
     target = synth.generate(domain, [] if absent else [name], seed=seeds[0], size=SIZE, avoid=[name] if absent else [])
-    references = tuple(synth.generate(domain, [name], seed=seed, size=SIZE) for seed in seeds[1:])
-    return Episode(domain, index, name, references, target)
+    truth = np.zeros(target.image.shape[:2], dtype=bool) if absent else target.masks[name]
+    references = []
+    for seed in seeds[1:]:
+        scene = synth.generate(domain, [name], seed=seed, size=SIZE)
+        references.append(Reference(scene.image, {name: scene.masks[name]}))
+    return Episode(domain, index, name, tuple(references), target.image, truth)

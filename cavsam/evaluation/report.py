@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.ndimage import binary_erosion
 
-from cavsam.evaluation.episodes import episode
+from cavsam.evaluation.episodes import Episode
 from cavsam.evaluation.metrics import (
     Counts,
     Interval,
@@ -22,24 +22,33 @@ from cavsam.evaluation.metrics import (
     mean_iou,
     paired_difference,
 )
-
-if TYPE_CHECKING:
-    from cavsam.evaluation.bench import Record
+from cavsam.evaluation.runs import Record, mask_path
 
 BASELINE = "concat"
 TILE = 160
 
 
 def write(
-    out: Path, records: Sequence[Record], setting: dict[str, Any], modes: Sequence[str], domains: Sequence[str]
+    out: Path,
+    records: Sequence[Record],
+    title: str,
+    setting: dict[str, Any],
+    modes: Sequence[str],
+    domains: Sequence[str],
+    lookup: Callable[[str, int], Episode],
+    published: dict[str, dict[str, float]] | None = None,
 ) -> str:
-    """Write report.json, report.md, report.png and episodes.png into `out`; returns the Markdown."""
+    """Write report.json, report.md, report.png and episodes.png into `out`; returns the Markdown.
+
+    lookup: gives the episode of a domain and index again, for the contact sheet. published: figures to stand below
+    ours, name -> domain -> percent.
+    """
     summary = summarise(records, modes, domains)
-    text = markdown(summary, setting)
+    text = markdown(summary, title, setting, published or {})
     (out / "report.json").write_text(json.dumps({"setting": setting, **summary}, indent=2) + "\n")
     (out / "report.md").write_text(text)
     plot(summary, out / "report.png")
-    contact_sheet(out, records, setting, modes[-1], domains, out / "episodes.png")
+    contact_sheet(out, records, modes[-1], domains, lookup, out / "episodes.png")
     return text
 
 
@@ -107,15 +116,16 @@ def _difference(records: Sequence[Record], first: str, second: str, domains: Seq
     return paired_difference([pair[0] for pair in pairs], [pair[1] for pair in pairs])
 
 
-def markdown(summary: dict[str, Any], setting: dict[str, Any]) -> str:
+def markdown(
+    summary: dict[str, Any], title: str, setting: dict[str, Any], published: dict[str, dict[str, float]]
+) -> str:
     """The figures as tables."""
     modes, domains = list(summary["modes"]), list(summary["episodes"])
     counts = ", ".join(f"{domain} {number}" for domain, number in summary["episodes"].items())
     lines = [
-        "# SynthFSS",
+        f"# {title}",
         "",
-        f"{setting['shots']}-shot, split {setting['split']}, models {setting['models']} "
-        f"({setting['fingerprint']}). Episodes: {counts}.",
+        f"Models {setting['models']}, fingerprint {setting['fingerprint']}. Episodes: {counts}.",
         "",
         "Mean IoU in percent: foreground intersection and union added up per class, then the mean over the classes "
         "(the protocol of PATNet and HSNet), over the targets that show the object. 95% bootstrap intervals.",
@@ -127,6 +137,9 @@ def markdown(summary: dict[str, Any], setting: dict[str, Any]) -> str:
         figures = summary["modes"][mode]
         cells = [_cell(figures["domains"][domain]["mean_iou"]) for domain in domains]
         lines.append(f"| {mode} | " + " | ".join([*cells, _cell(figures["mean_iou"])]) + " |")
+    for name, figures in published.items():
+        cells = [f"{figures[domain]:.1f}" if domain in figures else "-" for domain in domains]
+        lines.append(f"| {name} | " + " | ".join([*cells, "-"]) + " |")
     if summary["differences"]:
         lines += ["", "| paired difference | points | 95% interval |", "|---|---|---|"]
         for name, value in summary["differences"].items():
@@ -188,14 +201,12 @@ def plot(summary: dict[str, Any], path: Path) -> None:
 def contact_sheet(
     out: Path,
     records: Sequence[Record],
-    setting: dict[str, Any],
     mode: str,
     domains: Sequence[str],
+    lookup: Callable[[str, int], Episode],
     path: Path,
 ) -> None:
     """Best, median and worst episode of each domain in `mode`: reference, truth and what was found."""
-    from cavsam.evaluation.bench import mask_path
-
     rows = []
     for domain in domains:
         own = [r for r in records if r.domain == domain and r.mode == mode and not r.absent]
@@ -204,14 +215,14 @@ def contact_sheet(
             continue
         row = []
         for label, record in (("best", own[0]), ("median", own[len(own) // 2]), ("worst", own[-1])):
-            task = episode(domain, setting["split"], setting["shots"], record.index)
+            task = lookup(domain, record.index)
             with Image.open(mask_path(out, record)) as stored:
                 found = np.array(stored, dtype=bool)
             reference = task.references[0]
             tiles = [
                 _outlined(reference.image, reference.masks[task.class_name], (255, 220, 0)),
-                _outlined(task.target.image, task.truth, (0, 255, 255)),
-                _outlined(task.target.image, found, (255, 0, 255)),
+                _outlined(task.image, task.truth, (0, 255, 255)),
+                _outlined(task.image, found, (255, 0, 255)),
             ]
             row.append(_titled(tiles, f"{domain}: {label}, {task.class_name}, IoU {record.counts.iou:.2f}"))
         rows.append(np.concatenate(row, axis=1))

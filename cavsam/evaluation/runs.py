@@ -1,0 +1,213 @@
+"""Running episodes in several modes, with records that survive an interruption."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cavsam.errors import CavSamError
+from cavsam.evaluation.episodes import Episode
+from cavsam.evaluation.metrics import Counts, count
+from cavsam.recipe import Mode, Recipe
+from cavsam.sources import ModelSources, fingerprint
+
+if TYPE_CHECKING:
+    from cavsam.pipeline import CavSam
+
+MODES: tuple[str, ...] = get_args(Mode)
+
+
+def add_method_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that choose models, modes, device and recipe, and `--resume`."""
+    from cavsam.cli import add_source_arguments
+
+    add_source_arguments(parser)
+    parser.add_argument("--mode", action="append", choices=MODES, help="repeatable (default: all four)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the method's random draws (default: 0)")
+    parser.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", default=[], help="an option of the recipe; repeatable"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with what --out holds")
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the options choose: models, recipe (its mode left out) and the modes to compare."""
+
+    sources: ModelSources
+    recipe: Recipe
+    modes: tuple[str, ...]
+    device: str
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Method:
+        """From parsed options; raises `CavSamError` where they do not fit."""
+        from cavsam.cli import recipe_of, sources_of
+
+        recipe = recipe_of(argparse.Namespace(mode="full", seed=options.seed, set=options.set))
+        modes = tuple(mode for mode in MODES if mode in (options.mode or MODES))
+        return cls(sources_of(options), recipe, modes, options.device)
+
+    def setting(self) -> dict[str, Any]:
+        """What must agree for two runs to be one, JSON-ready."""
+        return {
+            "models": self.sources.name,
+            "recipe": {name: value for name, value in self.recipe.to_dict().items() if name != "mode"},
+            "fingerprint": fingerprint(self.sources, self.recipe),
+        }
+
+    def load(self) -> dict[str, CavSam]:
+        """One `CavSam` for each mode; the weights are loaded once and shared."""
+        from cavsam.pipeline import CavSam
+
+        largest = next((mode for mode in ("full", "dbst") if mode in self.modes), self.modes[0])
+        loaded = CavSam.from_pretrained(self.sources, device=self.device, recipe=self.recipe.replace(mode=largest))
+        models = {}
+        for mode in self.modes:
+            own = self.recipe.replace(mode=mode)
+            diffusion = loaded.diffusion if own.generates_frames else None
+            models[mode] = CavSam(loaded.tracker, diffusion, own, fingerprint(self.sources, own))
+        return models
+
+
+@dataclass(frozen=True)
+class Record:
+    """One episode in one mode, as it stands in records.jsonl."""
+
+    domain: str
+    index: int
+    mode: str
+    class_name: str
+    absent: bool
+    intersection: int
+    union: int
+    background_intersection: int
+    background_union: int
+    score: float
+    adapt_seconds: float
+    target_seconds: float
+    error: str | None
+
+    @property
+    def counts(self) -> Counts:
+        """Its pixels, for the metrics."""
+        return Counts(
+            self.class_name, self.intersection, self.union, self.background_intersection, self.background_union
+        )
+
+
+def run_episodes(
+    out: Path,
+    log: Path,
+    method: Method,
+    tasks: Sequence[tuple[str, int]],
+    lookup: Callable[[str, int], Episode],
+    records: list[Record],
+) -> None:
+    """Run what `records` lacks of `tasks` (domain, index) in every mode; append to `records` and to the file `log`."""
+    from tqdm import tqdm
+
+    from cavsam.cli import TRY_OUT
+
+    done = {(record.domain, record.index, record.mode) for record in records}
+    todo = [
+        (domain, index, [mode for mode in method.modes if (domain, index, mode) not in done]) for domain, index in tasks
+    ]
+    total = sum(len(missing) for _, _, missing in todo)
+    if method.sources.is_nano:
+        print(f"cavsam: {TRY_OUT}", file=sys.stderr)
+    if not total:
+        return
+    models = method.load()
+    with tqdm(total=total, unit="run", disable=None) as bar, log.open("a") as lines:
+        for domain, index, missing in todo:
+            if not missing:
+                continue
+            task = lookup(domain, index)
+            for mode in missing:
+                bar.set_description(f"{domain} {index} {mode}")
+                record, mask = measure(models[mode], task, mode)
+                _save_mask(mask, mask_path(out, record))
+                lines.write(json.dumps(dataclasses.asdict(record)) + "\n")
+                lines.flush()
+                records.append(record)
+                bar.update()
+
+
+def measure(model: CavSam, task: Episode, mode: str) -> tuple[Record, NDArray[np.bool_]]:
+    """Adapt to the episode's references, segment its target, count pixels; also returns the mask found (H, W)."""
+    begun = time.perf_counter()
+    adapted = model.adapt(task.references, class_name=task.class_name)
+    adapt_seconds = time.perf_counter() - begun
+    (result,) = model.segment(adapted, [task.image])
+    mask = result.masks.get(task.class_name, np.zeros(task.truth.shape, dtype=bool))
+    counts = count(task.class_name, mask, task.truth)
+    record = Record(
+        domain=task.domain,
+        index=task.index,
+        mode=mode,
+        class_name=task.class_name,
+        absent=task.absent,
+        intersection=counts.intersection,
+        union=counts.union,
+        background_intersection=counts.background_intersection,
+        background_union=counts.background_union,
+        score=result.scores.get(task.class_name, 0.0),
+        adapt_seconds=round(adapt_seconds, 4),
+        target_seconds=round(result.seconds, 4),
+        error=result.error,
+    )
+    return record, mask
+
+
+def mask_path(out: Path, record: Record) -> Path:
+    """Where the mask of a record lies, a 1-bit PNG."""
+    return out / "masks" / f"{record.domain}-{record.index:05d}-{record.mode}.png"
+
+
+def open_run(out: Path, log: Path, setting: dict[str, Any], resume: bool) -> list[Record]:
+    """The records that `log` in `out` holds from an earlier run of the same setting; makes the folder.
+
+    Raises:
+        CavSamError: the folder holds a run, and it is another one or --resume was not given.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    stored = out / "setting.json"
+    if not stored.exists():
+        partial = out / "setting.json.partial"
+        partial.write_text(json.dumps(setting, indent=2) + "\n")
+        os.replace(partial, stored)
+        return []
+    if not resume:
+        raise CavSamError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
+    if json.loads(stored.read_text()) != setting:
+        raise CavSamError(f"{out} holds a run with other models or settings; choose another --out.")
+    return list(read_records(log)) if log.exists() else []
+
+
+def read_records(log: Path) -> Iterator[Record]:
+    """The records in a file; an interrupted last line is cut off the file."""
+    lines = log.read_text().splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        log.write_text("".join(lines[:-1]))
+        lines.pop()
+    for line in lines:
+        yield Record(**json.loads(line))
+
+
+def _save_mask(mask: NDArray[np.bool_], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask).save(path, optimize=True)
