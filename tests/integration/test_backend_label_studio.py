@@ -5,6 +5,7 @@ The segmenter is the tests' own, whose masks anyone can compute, so that every p
 
 from __future__ import annotations
 
+import io
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageColor
 from scipy import ndimage
 
 from backend.label_config import parse_label_config
@@ -21,7 +23,8 @@ from tests.integration.backend_process import ROOT, SLOW, BackendProcess, backen
 from tests.unit.backend.conftest import wait_for
 from tests.unit.backend.fake_label_studio import CONFIG, brush, picture
 from tools import brush as sdk_brush
-from tools.label_studio_server import LabelStudio, label_studio
+from tools.editor import open_task, resized
+from tools.label_studio_server import LabelStudio
 
 pytestmark = pytest.mark.integration
 
@@ -38,10 +41,9 @@ def boxed(box: tuple[int, int, int, int]) -> np.ndarray:
     return mask
 
 
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudio]:
-    with label_studio(tmp_path_factory.mktemp("label-studio")) as server:
-        yield server
+@pytest.fixture
+def real(server: LabelStudio) -> LabelStudio:
+    return server
 
 
 @pytest.fixture
@@ -205,9 +207,9 @@ def test_a_target_without_the_object_is_predicted_empty(real: LabelStudio, serve
 
 @pytest.mark.parametrize("name", ["brush", "bitmask", "polygon", "rectangle", "brush_and_labels"])
 def test_every_mask_tag_is_learned_from_and_predicted(
-    real: LabelStudio, serve: Callable[..., BackendProcess], name: str
+    real: LabelStudio, serve: Callable[..., BackendProcess], name: str, tmp_path: Path
 ):
-    """The reference is drawn with the tag, and what comes back is accepted and says the same mask in it."""
+    """The reference is drawn with the tag; what comes back is accepted, says the same mask in it, and is seen."""
     xml = (ROOT / "label_config" / f"{name}.xml").read_text()
     (control,) = parse_label_config(xml).controls
     project = real.create_project(name, xml)
@@ -230,6 +232,17 @@ def test_every_mask_tag_is_learned_from_and_predicted(
         assert not (wrong & ~ndimage.binary_dilation(boxed(box), np.ones((3, 3)))).any()
     else:
         assert not wrong.any()
+
+    shown = np.asarray(Image.open(io.BytesIO(picture(box))))
+    view = open_task(real, project, target, picture=shown, colours=[], screenshot=tmp_path / f"{name}.png")
+    height, width = view.image.shape[:2]
+    plain = np.asarray(Image.fromarray(shown).resize((width, height), Image.Resampling.BILINEAR), float)
+    towards = np.array(ImageColor.getrgb("#e6194b")) - plain  # the label's colour
+    share = ((view.image - plain) * towards).sum(-1) / (towards**2).sum(-1)  # how much of it was laid over
+    inside = ndimage.binary_erosion(resized(boxed(box), height, width), iterations=20)
+    outside = ~ndimage.binary_dilation(resized(boxed(box), height, width), iterations=20)
+    assert np.median(share[inside]) > 0.1
+    assert abs(np.median(share[outside])) < 0.02
 
 
 @pytest.mark.parametrize("automatic", [False, True])
