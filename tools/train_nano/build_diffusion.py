@@ -236,6 +236,10 @@ def save_pipeline(
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    for file in folder.rglob("config.json"):
+        config = json.loads(file.read_text())
+        if config.pop("_name_or_path", None) is not None:  # a path of this machine
+            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     for file in folder.rglob("*.safetensors"):
         file.chmod(0o644)  # saved for the owner only, which an installed package must not be
 

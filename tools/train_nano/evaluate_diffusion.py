@@ -11,10 +11,11 @@ and of transitions without one wrong step are printed as well. Exit status 1 whe
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,12 +74,15 @@ def main() -> int:
     psnr = {domain: float(np.mean(psnr_of_domain(model.vae, domain, args.images))) for domain in synth.DOMAINS}
     transitions: list[Transition] = []
     began = time.monotonic()
-    for index in range(args.pairs):
-        names = synth.classes("textures", "dev")
-        name = names[(7 * index) % len(names)]
-        transitions.append(make_transition(model, tracker, name, index, recipe))
-        done = transitions[-1]
-        print(f"{name:<18}monotone {done.monotone!s:<6}right steps {done.right_steps.mean():.2f}", file=sys.stderr)
+    names = synth.classes("textures", "dev")
+    for index in range(args.classes):
+        for done in class_transitions(model, tracker, names[(7 * index) % len(names)], index, recipe):
+            transitions.append(done)
+            print(
+                f"{done.class_name:<18}monotone {done.monotone!s:<6}right steps {done.right_steps.mean():.2f}",
+                file=sys.stderr,
+                flush=True,
+            )
     figures = {
         "psnr": {domain: round(value, 2) for domain, value in psnr.items()},
         "pairs": len(transitions),
@@ -86,7 +90,7 @@ def main() -> int:
         "pairs_without_a_wrong_step": round(float(np.mean([t.right_steps.all() for t in transitions])), 3),
         "right_steps": round(float(np.mean([t.right_steps.mean() for t in transitions])), 3),
         "lora_steps": args.lora_steps,
-        "seconds_per_pair": round((time.monotonic() - began) / max(1, args.pairs), 1),
+        "seconds_per_pair": round((time.monotonic() - began) / len(transitions), 1),
     }
     print(json.dumps(figures, indent=2))
     if args.sheet:
@@ -101,7 +105,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("pipeline", type=Path)
     parser.add_argument("--sam2", type=Path, required=True, help="folder of the SAM2 whose features measure distance")
     parser.add_argument("--images", type=int, default=24, help="held-out images of each domain for the PSNR")
-    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument(
+        "--classes", type=int, default=8, help="unseen classes, three instances and so three pairs of each"
+    )
     parser.add_argument("--lora-steps", type=int, default=Recipe.lora_steps)
     parser.add_argument("--sheet", type=Path, help="save the transitions as one picture, a row each")
     parser.add_argument("--threads", type=int, default=1)
@@ -109,19 +115,21 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_transition(model: LatentDiffusion, tracker: Tracker, name: str, index: int, recipe: Recipe) -> Transition:
-    """The pseudo video between two development images of a class, and its features' distances to both ends."""
-    ends = []
-    for side in (0, 1):
-        seed = synth.seed_of("dev", 7000 + 2 * index + side)
+def class_transitions(
+    model: LatentDiffusion, tracker: Tracker, name: str, index: int, recipe: Recipe
+) -> Iterator[Transition]:
+    """The pseudo videos between three development images of a class, with their features' distances to both ends."""
+    images, ends = [], []
+    for number in range(3):
+        seed = synth.seed_of("dev", 7000 + 3 * index + number)
         image = synth.generate("textures", (name,), seed=seed, size=model.native_size).image
-        ends.append(torch.from_numpy(image).permute(2, 0, 1).to(model.device).float() / 255)
-    fitted = [transition.fit_image(model, image, name, recipe) for image in ends]
-    reference, target = (transition.invert(model, item, recipe) for item in fitted)
-    between = transition.frames_between(model, reference, target, recipe)
-    video = torch.cat([ends[0][None], between, ends[1][None]])
-    features = features_of(tracker, video)
-    return Transition(name, video.cpu(), distances(features, 0), distances(features, -1))
+        images.append(torch.from_numpy(image).permute(2, 0, 1).to(model.device).float() / 255)
+        ends.append(transition.invert(model, transition.fit_image(model, images[-1], name, recipe), recipe))
+    for first, second in itertools.combinations(range(3), 2):
+        between = transition.frames_between(model, ends[first], ends[second], recipe)
+        video = torch.cat([images[first][None], between, images[second][None]])
+        features = features_of(tracker, video)
+        yield Transition(name, video.cpu(), distances(features, 0), distances(features, -1))
 
 
 def features_of(tracker: Tracker, video: Tensor) -> Tensor:

@@ -237,6 +237,7 @@ class HeldOut:
 
 
 def export(vae: AutoencoderKL, checkpoint: Path, folder: Path) -> None:
+    """Write the averaged weights, beside the VAE they were trained on, as a pipeline."""
     model = build()
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     model.modules().load_state_dict(saved["average"])
