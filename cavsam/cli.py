@@ -14,7 +14,7 @@ from typing import Any, get_args
 import numpy as np
 
 from cavsam.errors import CavSamError, InvalidReference, RecipeError
-from cavsam.evaluation import bench
+from cavsam.evaluation import bench, evaluate
 from cavsam.images import read_image, read_mask, write_mask
 from cavsam.recipe import Mode, Recipe
 from cavsam.sources import NAMES, ModelSources
@@ -56,6 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
     bench_parser = commands.add_parser("bench", help="measure the modes on procedural images with known truth")
     bench.add_arguments(bench_parser)
     bench_parser.set_defaults(run=bench.run)
+
+    evaluate_parser = commands.add_parser("evaluate", help="measure the modes on the paper's sets, where they lie")
+    evaluate.add_arguments(evaluate_parser)
+    evaluate_parser.set_defaults(run=evaluate.run)
 
     download = commands.add_parser("download", help="fetch the models ahead of their first use")
     add_source_arguments(download)

@@ -195,15 +195,16 @@ def open_run(out: Path, log: Path, setting: dict[str, Any], resume: bool) -> lis
         raise CavSamError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
     if json.loads(stored.read_text()) != setting:
         raise CavSamError(f"{out} holds a run with other models or settings; choose another --out.")
-    return list(read_records(log)) if log.exists() else []
+    return list(read_records(log, repair=True)) if log.exists() else []
 
 
-def read_records(log: Path) -> Iterator[Record]:
-    """The records in a file; an interrupted last line is cut off the file."""
+def read_records(log: Path, *, repair: bool = False) -> Iterator[Record]:
+    """The records in a file without an interrupted last line, which `repair` cuts off the file."""
     lines = log.read_text().splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
-        log.write_text("".join(lines[:-1]))
         lines.pop()
+        if repair:
+            log.write_text("".join(lines))
     for line in lines:
         yield Record(**json.loads(line))
 

@@ -1,0 +1,263 @@
+"""Readers of the CD-FSS benchmark's sets (and SUIM) as they lie on disk, and seeded episode lists over them.
+
+Each reader walks a folder and lists its objects: an image, its mask and the class. docs/paper-protocol.md says where
+each set is had and how it has to lie.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cavsam.errors import CavSamError
+from cavsam.evaluation.episodes import Episode
+from cavsam.images import read_image, read_mask
+from cavsam.types import Reference
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+SMALLEST = 1e-3  # part of an image below which a class of a colour-coded mask is not asked for
+
+Colour = tuple[int, int, int]
+DEEPGLOBE_COLOURS: dict[str, Colour] = {
+    "urban": (0, 255, 255),
+    "agriculture": (255, 255, 0),
+    "rangeland": (255, 0, 255),
+    "forest": (0, 255, 0),
+    "water": (0, 0, 255),
+    "barren": (255, 255, 255),
+}
+SUIM_COLOURS: dict[str, Colour] = {
+    "human diver": (0, 0, 255),
+    "aquatic plant": (0, 255, 0),
+    "wreck": (0, 255, 255),
+    "robot": (255, 0, 0),
+    "reef": (255, 0, 255),
+    "fish": (255, 255, 0),
+    "sea floor": (255, 255, 255),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One object: paths relative to the set's folder; `colour` picks the class in a colour-coded mask."""
+
+    image: str
+    mask: str
+    class_name: str
+    colour: Colour | None = None
+
+
+def read_sample(root: Path, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Image uint8 (H, W, 3) and mask bool (H, W); raises `CavSamError` when they cannot be read or do not fit."""
+    image = read_image(root / sample.image)
+    if sample.colour is None:
+        mask = read_mask(root / sample.mask)
+    else:
+        mask = _of_colour(read_image(root / sample.mask), sample.colour)
+    if mask.shape != image.shape[:2]:
+        raise CavSamError(f"{sample.mask} is not of the size of {sample.image}; fetch the set again.")
+    return image, mask
+
+
+def read_deepglobe(root: Path) -> list[Sample]:
+    """`<class>/test/origin/*.jpg` with `<class>/test/groundtruth/*.png` (as PATNet cuts it), or the download itself:
+    `*_sat.jpg` with colour-coded `*_mask.png`.
+    """
+    cut = []
+    for folder in _folders(root):
+        for image in _images(folder / "test" / "origin"):
+            mask = _beside(folder / "test" / "groundtruth", image.stem)
+            cut.append(Sample(_relative(image, root), _relative(mask, root), folder.name))
+    if cut:
+        return cut
+    pairs = [
+        (image, image.with_name(image.stem.removesuffix("_sat") + "_mask.png")) for image in root.rglob("*_sat.jpg")
+    ]
+    return _colour_coded(root, sorted(pairs), DEEPGLOBE_COLOURS)
+
+
+def read_isic(root: Path) -> list[Sample]:
+    """`ISIC2018_Task1-2_Training_Input/` with `ISIC2018_Task1_Training_GroundTruth/*_segmentation.png`.
+
+    Images in numbered folders below (as PATNet sorts them) are of that class, others of the class "lesion".
+    """
+    images, masks = root / "ISIC2018_Task1-2_Training_Input", root / "ISIC2018_Task1_Training_GroundTruth"
+    found = []
+    for folder in [images, *_folders(images)]:
+        name = "lesion" if folder == images else f"lesion {folder.name}"
+        for image in _images(folder):
+            mask = masks / f"{image.stem}_segmentation.png"
+            found.append(Sample(_relative(image, root), _relative(mask, root), name))
+    return found
+
+
+def read_chest(root: Path) -> list[Sample]:
+    """`CXR_png/*.png` with `masks/<name>.png` or `masks/<name>_mask.png`; images without a mask are left out."""
+    found = []
+    for image in _images(root / "CXR_png"):
+        for name in (image.stem, f"{image.stem}_mask"):
+            if (root / "masks" / f"{name}.png").is_file():
+                found.append(Sample(_relative(image, root), f"masks/{name}.png", "lung"))
+                break
+    return found
+
+
+def read_fss1000(root: Path) -> list[Sample]:
+    """`<class>/<number>.jpg` with `<class>/<number>.png`; `classes.txt`, where it is there, names the classes used."""
+    listed = root / "classes.txt"
+    chosen = set(listed.read_text(encoding="utf-8").split("\n")) if listed.is_file() else None
+    return [
+        Sample(_relative(image, root), _relative(image.with_suffix(".png"), root), folder.name)
+        for folder in _folders(root)
+        if chosen is None or folder.name in chosen
+        for image in _images(folder)
+        if image.suffix != ".png"
+    ]
+
+
+def read_suim(root: Path) -> list[Sample]:
+    """`TEST/images/*.jpg` with colour-coded `TEST/masks/*.bmp`."""
+    pairs = [(image, root / "TEST" / "masks" / f"{image.stem}.bmp") for image in _images(root / "TEST" / "images")]
+    return _colour_coded(root, pairs, SUIM_COLOURS)
+
+
+READERS: dict[str, Callable[[Path], list[Sample]]] = {
+    "deepglobe": read_deepglobe,
+    "isic": read_isic,
+    "chest": read_chest,
+    "fss1000": read_fss1000,
+    "suim": read_suim,
+}
+
+
+def read_dataset(name: str, root: Path) -> list[Sample]:
+    """Every object of the set `name` under `root`, in a fixed order.
+
+    Raises:
+        CavSamError: nothing lies there as it should, or a mask is missing.
+    """
+    if not root.is_dir():
+        raise CavSamError(f"There is no folder {root}; give the folder that holds the set {name}.")
+    samples = sorted(READERS[name](root), key=lambda sample: (sample.class_name, sample.image))
+    if not samples:
+        expected = " ".join((READERS[name].__doc__ or "").split())
+        raise CavSamError(f"{root} holds nothing of the set {name}. Expected: {expected}")
+    for sample in samples:
+        if not (root / sample.mask).is_file():
+            raise CavSamError(f"The mask {root / sample.mask} is missing; fetch the set again.")
+    return samples
+
+
+@dataclass(frozen=True)
+class ListedEpisode:
+    """An episode of a list: what is asked, and on which files."""
+
+    index: int
+    target: Sample
+    references: tuple[Sample, ...]
+
+
+def draw_episodes(samples: Sequence[Sample], shots: int, count: int | None, seed: int) -> list[ListedEpisode]:
+    """A seeded list: each object is the target once (the first `count` of a shuffled order where it is given), its
+    references are drawn from other images of its class.
+
+    Raises:
+        CavSamError: a class has too few images for its references.
+    """
+    rng = np.random.default_rng(seed)
+    of_class = defaultdict(list)
+    for sample in samples:
+        of_class[sample.class_name].append(sample)
+    order = rng.permutation(len(samples))[:count]
+    episodes = []
+    for index, number in enumerate(order):
+        target = samples[number]
+        others = [sample for sample in of_class[target.class_name] if sample.image != target.image]
+        if len(others) < shots:
+            raise CavSamError(f"The class {target.class_name!r} has too few images for {shots} references.")
+        drawn = rng.choice(len(others), size=shots, replace=False)
+        episodes.append(ListedEpisode(index, target, tuple(others[i] for i in drawn)))
+    return episodes
+
+
+def write_list(path: Path, episodes: Sequence[ListedEpisode]) -> None:
+    """One episode per line, JSON; `read_list` gives the same back."""
+    lines = [
+        json.dumps({"target": vars(episode.target), "references": [vars(sample) for sample in episode.references]})
+        for episode in episodes
+    ]
+    partial = path.with_suffix(".partial")
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_list(path: Path) -> list[ListedEpisode]:
+    """The episodes of a list written by `write_list`; raises `CavSamError` when it is not one."""
+    try:
+        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [
+            ListedEpisode(index, _sample(entry["target"]), tuple(_sample(sample) for sample in entry["references"]))
+            for index, entry in enumerate(entries)
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CavSamError(f"{path} is not a list of episodes ({error}); leave --list out to draw one.") from error
+
+
+def load_episode(name: str, root: Path, listed: ListedEpisode) -> Episode:
+    """Read the files of a listed episode; raises `CavSamError` when one cannot be read."""
+    class_name = listed.target.class_name
+    references = []
+    for sample in listed.references:
+        image, mask = read_sample(root, sample)
+        references.append(Reference(image, {class_name: mask}))
+    image, truth = read_sample(root, listed.target)
+    return Episode(name, listed.index, class_name, tuple(references), image, truth)
+
+
+def _sample(entry: dict) -> Sample:
+    colour = entry["colour"]
+    return Sample(entry["image"], entry["mask"], entry["class_name"], tuple(colour) if colour else None)
+
+
+def _colour_coded(root: Path, pairs: Sequence[tuple[Path, Path]], colours: dict[str, Colour]) -> list[Sample]:
+    """A sample for each class that covers enough of an image."""
+    found = []
+    for image, mask in pairs:
+        if not mask.is_file():
+            raise CavSamError(f"The mask {mask} is missing; fetch the set again.")
+        pixels = read_image(mask)
+        for name, colour in colours.items():
+            if _of_colour(pixels, colour).mean() >= SMALLEST:
+                found.append(Sample(_relative(image, root), _relative(mask, root), name, colour))
+    return found
+
+
+def _of_colour(pixels: NDArray[np.uint8], colour: Colour) -> NDArray[np.bool_]:
+    """Pixels of a colour whose channels are 0 or 255, with the tolerance that lossy files need."""
+    return ((pixels > 127) == (np.array(colour) > 127)).all(axis=2)
+
+
+def _images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+
+
+def _beside(folder: Path, stem: str) -> Path:
+    """The file in `folder` of this stem, whatever its suffix; a .png where there is none."""
+    return next(iter(sorted(folder.glob(f"{stem}.*"))), folder / f"{stem}.png")
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
