@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Response, jsonify, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from backend.errors import BackendError, InvalidRequest, LabelStudioDenied, LabelStudioError
@@ -22,6 +22,7 @@ MODEL_CLASS = "CavSam"
 TRIAL_NOTICE = "try-out models (nano): for trying the backend out, not for real work"
 EVENT_READ_NOW = 100_000
 """Bytes up to which an event is read before it is answered; Label Studio gives up on an answer after a second."""
+TASKS_SHOWN = 500
 OPEN_PATHS = frozenset({"/health", "/webhook"})
 """Called without basic auth: by health checks, and by Label Studio's webhooks, which only bring about a look."""
 
@@ -41,7 +42,7 @@ def create_app(settings: Settings, service: Service) -> Flask:
     _guard(app, settings)
     _handle_errors(app)
 
-    def health() -> Response:
+    def overview() -> dict[str, Any]:
         answer: dict[str, Any] = {
             "status": "UP",
             "model_class": MODEL_CLASS,
@@ -52,15 +53,30 @@ def create_app(settings: Settings, service: Service) -> Flask:
             answer["notice"] = TRIAL_NOTICE
         if service.worker.activity.error:
             answer["error"] = service.worker.activity.error
-        return jsonify(answer)
+        return answer
 
     @app.get("/health")
-    def get_health() -> Response:
-        return health()
+    def health() -> Response:
+        return jsonify(overview())
+
+    @app.get("/api/status")
+    def status() -> Response:
+        return jsonify({**overview(), **service.status()})
+
+    @app.get("/api/projects/<int:project>/tasks")
+    def tasks(project: int) -> Response:
+        return jsonify({"tasks": service.task_states(project)})
 
     @app.get("/")
-    def index() -> Response:
-        return jsonify({**health().get_json(), **service.status()})
+    def index() -> Response | str:
+        """The status page for a browser, the same as JSON for anything else."""
+        if request.accept_mimetypes.best_match(["application/json", "text/html"]) != "text/html":
+            return status()
+        page = {**overview(), **service.status()}
+        for project in page["projects"]:
+            project["tasks"] = service.task_states(project["id"])[:TASKS_SHOWN]
+            project["time_left"] = duration(project["seconds_left"] or 0.0)
+        return render_template("status.html", status=page)
 
     @app.post("/setup")
     def setup() -> Response:
@@ -96,6 +112,14 @@ def create_app(settings: Settings, service: Service) -> Flask:
         return jsonify({"versions": service.versions()})
 
     return app
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words that a person would use: `40 s`, `5 min`, `2 h 10 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{round(seconds)} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _guard(app: Flask, settings: Settings) -> None:

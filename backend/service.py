@@ -32,7 +32,7 @@ from backend.execution.worker import Hooks, Worker
 from backend.images import ImageFolder
 from backend.label_config import parse_label_config
 from backend.label_studio import LabelStudio
-from backend.ledger import Ledger
+from backend.ledger import Ledger, Project
 from backend.reconcile import (
     REQUESTED,
     known_config,
@@ -230,22 +230,44 @@ class Service:
 
     def status(self) -> dict[str, Any]:
         """What the backend is doing, JSON-ready and without secrets."""
-        projects = []
-        for project in self.ledger.projects():
-            reference = self.ledger.reference(project.id)
-            projects.append(
-                {
-                    "id": project.id,
-                    "title": project.title,
-                    "version": project.version,
-                    "reference": {"annotation": reference.annotation, "task": reference.task} if reference else None,
-                    "error": project.error,
-                    "jobs": self.ledger.counts(project.id, project.version),
-                }
-            )
         work = asdict(self.worker.activity)
         del work["since"]
-        return {"work": work, "projects": projects}
+        return {"work": work, "projects": [self._project_status(project) for project in self.ledger.projects()]}
+
+    def task_states(self, project: int) -> list[dict[str, Any]]:
+        """What became of each task under the present version, those that failed first."""
+        jobs = self.ledger.jobs(project, self.version_of(project)).values()
+        ordered = sorted(jobs, key=lambda job: (job.state != "failed", job.task))
+        return [
+            {
+                "task": job.task,
+                "state": "delivered" if job.state == "done" and job.delivery == "delivered" else job.state,
+                "score": job.score,
+                "seconds": job.seconds,
+                "error": job.error,
+            }
+            for job in ordered
+        ]
+
+    def _project_status(self, project: Project) -> dict[str, Any]:
+        reference = self.ledger.reference(project.id)
+        jobs = self.ledger.counts(project.id, project.version)
+        config = known_config(self.ledger, project.id)
+        waiting = jobs["queued"] + jobs["running"]
+        mean = self.ledger.mean_seconds(project.id, project.version)
+        return {
+            "id": project.id,
+            "title": project.title,
+            "version": project.version,
+            "reference": {"annotation": reference.annotation, "task": reference.task} if reference else None,
+            "why_no_reference": None if reference else why_no_reference(self.ledger.candidates(project.id)),
+            "error": project.error,
+            "notices": list(config.notices) if config else [],
+            "jobs": jobs,
+            "total": waiting + jobs["done"] + jobs["failed"],
+            "over": jobs["done"] + jobs["failed"],
+            "seconds_left": None if mean is None or not waiting else round(mean * waiting, 1),
+        }
 
     # /predict, step by step
 
