@@ -1,7 +1,7 @@
 """Train SAM2-nano on clips of one moving object, as SAM 2 is trained, and export it into the package.
 
-    python tools/train_nano/train_sam2.py --out runs/sam2_nano --steps 6000
-    python tools/train_nano/train_sam2.py --out runs/sam2_nano --steps 6000 --resume
+    python tools/train_nano/train_sam2.py --out runs/sam2_nano --steps 8000
+    python tools/train_nano/train_sam2.py --out runs/sam2_nano --steps 8000 --resume
     python tools/train_nano/train_sam2.py --out runs/sam2_nano --evaluate-only
 
 The clips come from the training classes of the domain "textures" (`cavsam.synth`); a clip shows one and the
@@ -504,13 +504,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and the curve")
     parser.add_argument("--export", type=Path, default=PACKAGE / "sam2_nano.safetensors")
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--small-steps", type=int, default=2500, help=f"steps at {SMALL_SIZE} pixels")
-    parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--small-steps", type=int, default=4000, help=f"steps at {SMALL_SIZE} pixels")
+    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--evaluate-every", type=int, default=500)
+    parser.add_argument("--evaluate-every", type=int, default=2000)
     parser.add_argument("--episodes", type=int, default=200, help="episodes of the final evaluation")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--evaluate-only", action="store_true")
