@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from backend.errors import BackendError
 from backend.settings import Settings, settings_table
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings.from_environment(os.environ, **overrides)
         if options.command == "doctor":
             return _doctor(settings, options.project, with_model=not options.skip_model)
+        if options.command == "export":
+            return _export(settings, options.project, options.out)
         from backend.server import serve
 
         return serve(settings)
@@ -50,6 +53,20 @@ def _doctor(settings: Settings, project: int | None, *, with_model: bool) -> int
     return 1 if failed else 0
 
 
+def _export(settings: Settings, project: int, folder: Path) -> int:
+    """Write the masks with a line per task; 1 where one could not be written."""
+    from backend.export import export_masks
+
+    failed = False
+    count = 0
+    for task in export_masks(settings, project, folder):
+        failed = failed or task.error is not None
+        count += len(task.masks)
+        print(f"task {task.task}: {task.error or ', '.join(task.masks.values()) or 'nothing found'}")
+    print(f"{count} masks are in {folder}.")
+    return 1 if failed else 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cavsam-backend", description="CAV-SAM as a machine learning backend of Label Studio."
@@ -61,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     checking = commands.add_parser("doctor", help="check settings, Label Studio, a project and the model")
     checking.add_argument("--project", type=int, help="number of a project to look at")
     checking.add_argument("--skip-model", action="store_true", help="do not load the model")
+    exporting = commands.add_parser("export", help="write a project's predicted masks as PNG files")
+    exporting.add_argument("project", type=int, help="number of the project")
+    exporting.add_argument("--out", type=Path, required=True, help="folder to write to")
+    exporting.add_argument("--data-dir", help=OPTIONS["data_dir"])
     for command in (serving, checking):
         for name, description in OPTIONS.items():
             kind = int if name == "port" else str

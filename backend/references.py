@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -54,7 +54,7 @@ def examine(annotation: Mapping[str, Any], config: LabelConfig) -> Candidate:
     regions: list[dict[str, Any]] = []
     reason = _disqualified(annotation, results)
     if not reason:
-        regions, reason = _usable_regions(results, config)
+        regions, reason = usable_regions(results, config)
     if reason:
         return Candidate(number, task, created_at, reason=reason)
     return Candidate(number, task, created_at, content_key(number, task, regions), regions=regions)
@@ -82,7 +82,8 @@ def _disqualified(annotation: Mapping[str, Any], results: list[Mapping[str, Any]
     return ""
 
 
-def _usable_regions(results: list[Mapping[str, Any]], config: LabelConfig) -> tuple[list[dict[str, Any]], str]:
+def usable_regions(results: Sequence[Mapping[str, Any]], config: LabelConfig) -> tuple[list[dict[str, Any]], str]:
+    """The results that give masks, reduced to what these depend on; and why there is none, where there is none."""
     regions = []
     reasons: list[str] = []
     # what <Brush> and the like draw is labelled by a second result of the same id
