@@ -2,11 +2,12 @@
 
     python tools/train_nano/train_sam2.py --out runs/sam2_nano --steps 8000
     python tools/train_nano/train_sam2.py --out runs/sam2_nano --steps 8000 --resume
-    python tools/train_nano/train_sam2.py --out runs/sam2_nano --evaluate-only
+    python tools/train_nano/train_sam2.py --out runs/sam2_nano --evaluate-only     # of the bundled weights
 
 The clips come from the training classes of the domain "textures" (`cavsam.synth`); a clip shows one and the
 same object, never two of a class: to match another instance is what CAV-SAM has to add. Batch k is a function of
-(--seed, k), so a resumed run continues exactly where it stopped.
+(--seed, k), so a resumed run continues exactly where it stopped. At the end the new weights replace the bundled ones
+if they track better on the development split.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import multiprocessing
 import os
 import queue
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,12 +31,14 @@ import torch.nn.functional as F
 from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cavsam import synth
 
 PACKAGE = Path(__file__).resolve().parents[2] / "cavsam" / "nano" / "sam2"
+PACKAGED = PACKAGE / "sam2_nano.safetensors"
+EXPORT = "sam2_nano.safetensors"  # the run's own weights, in its folder
 SIZE = 256
 SMALL_SIZE = 128  # of the first steps, which cost a quarter: what an object is can be learned there
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -168,6 +172,13 @@ def batches(seed: int, first: int, stop: int, small: int) -> Iterator[Batch]:
 def build_model() -> nn.Module:
     """SAM2-nano with fresh weights (float32), from the package's own configuration."""
     return instantiate(OmegaConf.load(PACKAGE / "sam2_nano.yaml").model, _recursive_=True)
+
+
+def load_weights(path: Path) -> nn.Module:
+    """SAM2-nano with the weights of an export, in float32."""
+    model = build_model()
+    model.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    return model
 
 
 def set_image_size(model: nn.Module, size: int) -> None:
@@ -398,6 +409,22 @@ def evaluate(model: nn.Module, split: synth.Split, episodes: int) -> dict[str, f
     return figures
 
 
+def better(new: dict[str, float], old: dict[str, float]) -> bool:
+    """Whether weights with the figures `new` are to replace those with `old`: how well they track decides."""
+    return new["smooth"] + new["far"] > old["smooth"] + old["far"]
+
+
+def decide(out: Path, packaged: Path, episodes: int) -> bool:
+    """Put the run's weights into the package when the development split says that they are better; says so too."""
+    new = evaluate(load_weights(out / EXPORT), "dev", episodes)
+    old = evaluate(load_weights(packaged), "dev", episodes) if packaged.exists() else None
+    taken = old is None or better(new, old)
+    if taken:
+        shutil.copyfile(out / EXPORT, packaged)
+    print(json.dumps({"new": new, "packaged before": old, "taken": taken}, indent=2))
+    return taken
+
+
 def _iou(output: FrameOutput, truth: NDArray[np.bool_]) -> float:
     predicted = output.chosen[0, 0].numpy() > 0
     return float((predicted & truth).sum() / (predicted | truth).sum())
@@ -461,7 +488,7 @@ def train(arguments: argparse.Namespace) -> nn.Module:
             temporary,
         )
         temporary.replace(checkpoint)
-        export(average.state_dict(), arguments.export)
+        export(average.state_dict(), arguments.out / EXPORT)
 
     begun = time.monotonic()
     saved_at = begun
@@ -503,7 +530,6 @@ def train(arguments: argparse.Namespace) -> nn.Module:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and the curve")
-    parser.add_argument("--export", type=Path, default=PACKAGE / "sam2_nano.safetensors")
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--small-steps", type=int, default=4000, help=f"steps at {SMALL_SIZE} pixels")
     parser.add_argument("--lr", type=float, default=5e-4)
@@ -517,14 +543,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    if arguments.evaluate_only:
-        from safetensors.torch import load_file
-
-        model = build_model()
-        model.load_state_dict({name: tensor.float() for name, tensor in load_file(arguments.export).items()})
-    else:
-        model = train(arguments)
-    figures = {split: evaluate(model, split, arguments.episodes) for split in ("dev", "test")}
+    if not arguments.evaluate_only:
+        train(arguments)
+        decide(arguments.out, PACKAGED, arguments.episodes)
+    packaged = load_weights(PACKAGED)
+    figures = {split: evaluate(packaged, split, arguments.episodes) for split in ("dev", "test")}
     (arguments.out / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
 

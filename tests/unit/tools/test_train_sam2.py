@@ -97,7 +97,6 @@ def test_tracking_hands_no_output_for_frames_whose_mask_was_given():
 def options(out, steps: int, resume: bool) -> argparse.Namespace:
     return argparse.Namespace(
         out=out,
-        export=out / "weights.safetensors",
         steps=steps,
         small_steps=steps,
         lr=1e-3,
@@ -114,9 +113,9 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
     parts.mkdir()
     train_sam2.train(options(whole, 3, resume=False))
     train_sam2.train(options(parts, 2, resume=False))
-    halfway = load_file(parts / "weights.safetensors")
+    halfway = load_file(parts / train_sam2.EXPORT)
     train_sam2.train(options(parts, 3, resume=True))
-    expected, resumed = load_file(whole / "weights.safetensors"), load_file(parts / "weights.safetensors")
+    expected, resumed = load_file(whole / train_sam2.EXPORT), load_file(parts / train_sam2.EXPORT)
     assert expected.keys() == resumed.keys()
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
     assert any(not torch.equal(halfway[name], resumed[name]) for name in expected)
@@ -127,3 +126,18 @@ def test_the_learning_rate_warms_up_stays_and_falls():
     assert rates[0] < rates[100] < rates[199] == 1.0
     assert rates[600] == 1.0
     assert 0 < rates[-1] < 0.01
+
+
+def test_better_weights_replace_the_packaged_ones_and_worse_do_not(tmp_path):
+    """The bundled, trained weights against fresh ones."""
+    trained, fresh = tmp_path / "trained", tmp_path / "fresh"
+    trained.mkdir()
+    fresh.mkdir()
+    (trained / train_sam2.EXPORT).write_bytes(train_sam2.PACKAGED.read_bytes())
+    torch.manual_seed(0)
+    train_sam2.export(train_sam2.build_model().state_dict(), fresh / train_sam2.EXPORT)
+    packaged = tmp_path / "packaged.safetensors"
+    assert train_sam2.decide(fresh, packaged, episodes=2), "anything is better than nothing"
+    assert train_sam2.decide(trained, packaged, episodes=2)
+    assert not train_sam2.decide(fresh, packaged, episodes=2)
+    assert packaged.read_bytes() == train_sam2.PACKAGED.read_bytes()
