@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from backend.errors import BackendError
 from backend.settings import Settings, settings_table
@@ -32,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings.from_environment(os.environ, **overrides)
         if options.command == "doctor":
             return _doctor(settings, options.project, with_model=not options.skip_model)
+        if options.command == "backfill":
+            return _backfill(settings, options.project, options.dry_run)
         if options.command == "export":
             return _export(settings, options.project, options.out)
         from backend.server import serve
@@ -51,6 +55,28 @@ def _doctor(settings: Settings, project: int | None, *, with_model: bool) -> int
         failed = failed or finding.verdict == "fail"
         print(f"{finding.verdict:<5} {finding.subject}: {finding.message}", flush=True)
     return 1 if failed else 0
+
+
+def _backfill(settings: Settings, project: int, limit: int | None) -> int:
+    """Predict with a progress bar, then a line per task; 1 where one failed."""
+    from tqdm import tqdm
+
+    from backend.backfill import backfill
+    from backend.server import configure_logging
+
+    configure_logging(dataclasses.replace(settings, log_level="WARNING"))
+    tasks: list[dict[str, Any]] = []
+    with tqdm(unit="task") as bar:
+        for tasks in backfill(settings, project, limit=limit):
+            bar.total = len(tasks)
+            bar.n = sum(task["state"] in ("done", "delivered", "failed") for task in tasks)
+            bar.refresh()
+    for task in sorted(tasks, key=lambda task: task["task"]):
+        score = "" if task["score"] is None else f" score {task['score']:.2f}"
+        print(f"task {task['task']}: {task['state']}{score}{' ' + task['error'] if task['error'] else ''}")
+    if limit is not None:
+        print("Nothing was pushed; the results are kept for the next run.")
+    return 1 if any(task["state"] == "failed" for task in tasks) else 0
 
 
 def _export(settings: Settings, project: int, folder: Path) -> int:
@@ -78,11 +104,14 @@ def _parser() -> argparse.ArgumentParser:
     checking = commands.add_parser("doctor", help="check settings, Label Studio, a project and the model")
     checking.add_argument("--project", type=int, help="number of a project to look at")
     checking.add_argument("--skip-model", action="store_true", help="do not load the model")
+    filling = commands.add_parser("backfill", help="predict a whole project now, without a running backend")
+    filling.add_argument("project", type=int, help="number of the project")
+    filling.add_argument("--dry-run", type=int, metavar="N", help="predict only N tasks and push nothing")
     exporting = commands.add_parser("export", help="write a project's predicted masks as PNG files")
     exporting.add_argument("project", type=int, help="number of the project")
     exporting.add_argument("--out", type=Path, required=True, help="folder to write to")
     exporting.add_argument("--data-dir", help=OPTIONS["data_dir"])
-    for command in (serving, checking):
+    for command in (serving, checking, filling):
         for name, description in OPTIONS.items():
             kind = int if name == "port" else str
             command.add_argument(f"--{name.replace('_', '-')}", type=kind, help=description)

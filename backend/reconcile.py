@@ -128,9 +128,14 @@ def unqueued_tasks(ledger: Ledger, project: int, version: str, reference: Refere
     return [task for task in ledger.tasks(project) if task.id != reference.task and task.id not in jobs]
 
 
-def queue_tasks(ledger: Ledger, project: int, version: str, reference: ReferenceAnnotation) -> int:
-    """Queue the tasks that have no job yet; those that a person annotated come last. Returns how many."""
-    tasks = unqueued_tasks(ledger, project, version, reference)
+def queue_tasks(
+    ledger: Ledger, project: int, version: str, reference: ReferenceAnnotation, limit: int | None = None
+) -> int:
+    """Queue the tasks that have no job yet, those that a person annotated last; returns how many.
+
+    With a `limit`, only so many that a person would meet first.
+    """
+    tasks = unqueued_tasks(ledger, project, version, reference)[:limit]
     waiting = [task.id for task in tasks if not task.annotated]
     annotated = [task.id for task in tasks if task.annotated]
     return ledger.queue(project, version, waiting, priority=UNANNOTATED) + ledger.queue(

@@ -65,6 +65,14 @@ UNREAD_LIMIT = 64_000_000
 """Bytes of large events that may wait to be read."""
 
 
+@dataclass(frozen=True)
+class Demand:
+    """Work on one project only, whether or not it is connected; with a `limit`, on so many tasks, and push nothing."""
+
+    project: int
+    limit: int | None = None
+
+
 @dataclass
 class _Agenda:
     """What the coordinator has in mind for one project; times are of the monotonic clock."""
@@ -84,8 +92,9 @@ class _Agenda:
 class Service:
     """One backend; `start` it in the process that answers HTTP, after any fork."""
 
-    def __init__(self, settings: Settings, *, segmenter: str = CAVSAM):
+    def __init__(self, settings: Settings, *, segmenter: str = CAVSAM, demand: Demand | None = None):
         self.settings = settings
+        self._demand = demand
         self.base_version = base_version(settings)
         sources = settings.sources()
         self.trial_models = sources.is_nano
@@ -125,7 +134,10 @@ class Service:
             version = model_version(self.base_version, project.reference_key)
             if version != project.version:
                 self.ledger.set_version(project.id, version)
-            self._notes.put(Note(project.id))
+            if self._demand is None:
+                self._notes.put(Note(project.id))
+        if self._demand is not None:
+            self._notes.put(Note(self._demand.project))
         if self.trial_models:
             log.warning("The bundled nano models are for trying out only; set CAVSAM_MODEL=default for real work.")
         self._thread.start()
@@ -279,7 +291,7 @@ class Service:
         while True:
             known, reference = self.ledger.project(project), self.ledger.reference(project)
             unknown = [task for task in tasks if self.ledger.task(project, task) is None]
-            looks = self._looks(project)
+            looks = self.looks(project)
             if known is not None and reference is not None and not unknown:
                 return known.version
             if looks and not unknown:
@@ -298,7 +310,7 @@ class Service:
         log.info("Project %d: nothing to answer to /predict yet. %s", project, why)
         return None
 
-    def _looks(self, project: int) -> int:
+    def looks(self, project: int) -> int:
         """How many times the coordinator has looked at a project, or tried to."""
         return self._looked[project]
 
@@ -567,7 +579,7 @@ class Service:
         reference = self.ledger.reference(project)
         if reference is None:
             return
-        if not _connected(client, project):
+        if self._demand is None and not _connected(client, project):
             if agenda.unconnected < len(CONNECT_PAUSES):
                 pause = CONNECT_PAUSES[agenda.unconnected]
                 agenda.look_at = _sooner(agenda.look_at, time.monotonic() + pause)
@@ -577,7 +589,7 @@ class Service:
             return
         agenda.unconnected = 0
         self.ledger.mark_delivered(project, version, client.tasks_with_prediction(project, version))
-        queued = queue_tasks(self.ledger, project, version, reference)
+        queued = queue_tasks(self.ledger, project, version, reference, self._demand.limit if self._demand else None)
         if queued:
             log.info("Project %d: %d tasks are queued.", project, queued)
             self.worker.wake()
@@ -595,6 +607,8 @@ class Service:
 
     def _push(self, project: int, agenda: _Agenda) -> None:
         agenda.push_at = None
+        if self._demand is not None and self._demand.limit is not None:
+            return
         known = self.ledger.project(project)
         if known is None or known.reference_key is None:
             return

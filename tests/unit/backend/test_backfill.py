@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from backend.backfill import backfill
+from backend.errors import BackendError, DataFolderBusy
+from backend.settings import Settings
+from tests.unit.backend.conftest import THRESHOLD
+from tests.unit.backend.fake_label_studio import FakeLabelStudio, brush, picture
+
+MakeSettings = Callable[..., Settings]
+BOX = (8, 30, 20, 50)
+
+
+@pytest.fixture
+def project(label_studio: FakeLabelStudio) -> int:
+    """Five tasks, the first annotated; no backend is connected."""
+    number = label_studio.add_project()
+    first, *_ = (label_studio.add_task(number, picture(BOX)) for _ in range(5))
+    label_studio.annotate(first, [brush(BOX, "cat")])
+    return number
+
+
+def predicted(label_studio: FakeLabelStudio, project: int) -> list[int]:
+    return [len(label_studio.versions_of(task)) for task in label_studio.tasks_of(project)]
+
+
+def test_fills_the_project_and_ends(make_settings: MakeSettings, label_studio: FakeLabelStudio, project: int):
+    *_, last = backfill(make_settings(), project, segmenter=THRESHOLD)
+    assert [task["state"] for task in last] == ["delivered"] * 4
+    assert predicted(label_studio, project) == [0, 1, 1, 1, 1]
+
+
+def test_a_dry_run_pushes_nothing_and_its_results_are_used_later(
+    make_settings: MakeSettings, label_studio: FakeLabelStudio, project: int
+):
+    *_, last = backfill(make_settings(), project, limit=2, segmenter=THRESHOLD)
+    assert [task["state"] for task in last] == ["done", "done"]
+    assert predicted(label_studio, project) == [0, 0, 0, 0, 0]
+    *_, last = backfill(make_settings(), project, segmenter=THRESHOLD)
+    assert predicted(label_studio, project) == [0, 1, 1, 1, 1]
+
+
+def test_a_broken_image_does_not_keep_it_from_ending(
+    make_settings: MakeSettings, label_studio: FakeLabelStudio, project: int
+):
+    broken = label_studio.tasks_of(project)[2]
+    label_studio.files[f"/data/upload/{broken}.png"] = b"no picture"
+    *_, last = backfill(make_settings(), project, segmenter=THRESHOLD)
+    assert {task["task"] for task in last if task["state"] == "failed"} == {broken}
+
+
+def test_what_keeps_it_from_beginning_is_said(make_settings: MakeSettings, label_studio: FakeLabelStudio, project: int):
+    empty = label_studio.add_project()
+    label_studio.add_task(empty, picture(BOX))
+    with pytest.raises(BackendError, match="No task is annotated yet"):
+        list(backfill(make_settings(), empty, segmenter=THRESHOLD))
+    with pytest.raises(BackendError, match="no project 99"):
+        list(backfill(make_settings(), 99, segmenter=THRESHOLD))
+    with pytest.raises(BackendError, match="set CAVSAM_MODEL"):
+        list(backfill(make_settings(), project, segmenter="tests.unit.backend.threshold:open_missing"))
+    running = backfill(make_settings(), project, segmenter=THRESHOLD)
+    next(running)
+    with pytest.raises(DataFolderBusy):
+        list(backfill(make_settings(), project, segmenter=THRESHOLD))
+    running.close()
