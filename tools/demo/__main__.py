@@ -63,7 +63,11 @@ def main() -> int:
         with unwinding_on_signals():
             run(scratch, options.out, count=options.tasks, recipe=options.recipe, keep=options.keep)
     except (ServerError, DemoError, requests.RequestException) as error:
-        print(f"\ndemo: {error}\ndemo: the logs of both servers stay in {scratch}", file=sys.stderr)
+        print(f"\ndemo: {error}", file=sys.stderr)
+        if any(scratch.iterdir()):
+            print(f"demo: the logs of both servers stay in {scratch}", file=sys.stderr)
+        else:
+            scratch.rmdir()
         return 1
     except (KeyboardInterrupt, SystemExit):
         print("\ndemo: stopped.", file=sys.stderr)
