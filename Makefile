@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench lock clean
+.PHONY: help setup demo test lint format bench lock readme clean
 
 PYTHON_BIN := .venv/bin/python
 
@@ -41,6 +41,9 @@ bench:  ## measure the modes of the method on generated episodes (ARGS="..." goe
 
 lock:  ## write requirements/ from the installed environments
 	@$(PYTHON_BIN) tools/lock.py
+
+readme:  ## write the settings into the README's table
+	@$(PYTHON_BIN) -m tools.readme
 
 clean:  ## remove both environments and everything that was generated
 	rm -rf .venv .venv-label-studio .setup-lock demo-out build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -15,7 +15,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").
 
 
 def test_the_readme_lists_every_setting():
-    """After a change: paste the output of `cavsam-backend settings` between the two marks."""
+    """After a change: `make readme`."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"<!-- settings -->\n(.*?)\n<!-- end of settings -->", text, flags=re.DOTALL)
     assert table == settings_table()
