@@ -224,6 +224,10 @@ def normalised(frames: NDArray[np.uint8]) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
+def _on(model: nn.Module, array: NDArray) -> Tensor:
+    return torch.from_numpy(array).to(model.device)
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Image features of all frames, frame by frame: each tensor (h * w, T * B, C), finest level first."""
@@ -238,7 +242,9 @@ class Encoded:
 
 def encode(model: nn.Module, batch: Batch) -> Encoded:
     images = batch.frames.swapaxes(0, 1).reshape(-1, *batch.frames.shape[2:])
-    _, features, positions, sizes = model._prepare_backbone_features(model.forward_image(normalised(images)))
+    _, features, positions, sizes = model._prepare_backbone_features(
+        model.forward_image(normalised(images).to(model.device))
+    )
     return Encoded(features, positions, sizes)
 
 
@@ -255,7 +261,7 @@ def listening(model: nn.Module) -> Iterator[dict[str, tuple[Tensor, ...]]]:
 
 def single(model: nn.Module, encoded: Encoded, prompts: SinglePrompts) -> FrameOutput:
     """Segment frames by themselves from boxes or points."""
-    features, positions = encoded.rows(torch.from_numpy(prompts.rows))
+    features, positions = encoded.rows(_on(model, prompts.rows))
     with listening(model) as said:
         out = model.track_step(
             frame_idx=0,
@@ -264,8 +270,8 @@ def single(model: nn.Module, encoded: Encoded, prompts: SinglePrompts) -> FrameO
             current_vision_pos_embeds=positions,
             feat_sizes=encoded.sizes,
             point_inputs={
-                "point_coords": torch.from_numpy(prompts.points),
-                "point_labels": torch.from_numpy(prompts.labels),
+                "point_coords": _on(model, prompts.points),
+                "point_labels": _on(model, prompts.labels),
             },
             mask_inputs=None,
             output_dict={},
@@ -288,10 +294,10 @@ def track(model: nn.Module, batch: Batch, encoded: Encoded) -> list[FrameOutput 
             points = None
             if given and batch.points is not None and batch.labels is not None:
                 points = {
-                    "point_coords": torch.from_numpy(batch.points),
-                    "point_labels": torch.from_numpy(batch.labels),
+                    "point_coords": _on(model, batch.points),
+                    "point_labels": _on(model, batch.labels),
                 }
-            masks = torch.from_numpy(batch.masks[:, t, None]).float() if given and points is None else None
+            masks = _on(model, batch.masks[:, t, None]).float() if given and points is None else None
             out = model.track_step(
                 frame_idx=t,
                 is_init_cond_frame=given,
@@ -331,7 +337,7 @@ def frame_loss(output: FrameOutput, truth: Tensor) -> tuple[Tensor, dict[str, fl
     logits = F.interpolate(output.masks[present], size=size, mode="bilinear", align_corners=False)
     target = F.interpolate(truth[present, None], size=size, mode="area").expand_as(logits)
     probability = logits.sigmoid()
-    weight = torch.tensor(POSITIVE_WEIGHT)
+    weight = torch.tensor(POSITIVE_WEIGHT, device=logits.device)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none", pos_weight=weight).mean((2, 3))
     overlap = 2 * (probability * target).sum((2, 3)) + 1
     dice = 1 - overlap / (probability.sum((2, 3)) + target.sum((2, 3)) + 1)
@@ -353,7 +359,7 @@ def batch_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]
     losses, parts = [], []
     for t, output in enumerate(track(model, batch, encoded)):
         if output is not None:
-            loss, part = frame_loss(output, torch.from_numpy(batch.masks[:, t]).float())
+            loss, part = frame_loss(output, _on(model, batch.masks[:, t]).float())
             losses.append(loss)
             parts.append(part)
     total = torch.stack(losses).mean()
@@ -361,7 +367,7 @@ def batch_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]
     means = {key: float(np.mean([part[key] for part in parts if key in part])) for key in sorted(keys)}
     if batch.single is not None:
         flat = batch.masks.swapaxes(0, 1).reshape(-1, *batch.masks.shape[2:])
-        truth = torch.from_numpy(flat[batch.single.rows]).float()
+        truth = _on(model, flat[batch.single.rows]).float()
         loss, part = frame_loss(single(model, encoded, batch.single), truth)
         total = total + loss
         means["single_iou"] = part["iou"]
@@ -426,7 +432,7 @@ def decide(out: Path, packaged: Path, episodes: int) -> bool:
 
 
 def _iou(output: FrameOutput, truth: NDArray[np.bool_]) -> float:
-    predicted = output.chosen[0, 0].numpy() > 0
+    predicted = output.chosen[0, 0].cpu().numpy() > 0
     return float((predicted & truth).sum() / (predicted | truth).sum())
 
 
@@ -454,7 +460,7 @@ def train(arguments: argparse.Namespace) -> nn.Module:
     torch.set_flush_denormal(True)  # the tiny numbers in saturated sigmoids cost a fifth of the backward pass
     model = build_model()
     initialise(model)
-    model = model.to(memory_format=torch.channels_last)
+    model = model.to(arguments.device, memory_format=torch.channels_last)
     average = copy.deepcopy(model).requires_grad_(False)
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
@@ -467,7 +473,7 @@ def train(arguments: argparse.Namespace) -> nn.Module:
     first, spent = 0, 0.0
     checkpoint = arguments.out / "checkpoint.pt"
     if arguments.resume:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        saved = torch.load(checkpoint, map_location=arguments.device, weights_only=True)
         model.load_state_dict(saved["model"])
         average.load_state_dict(saved["average"])
         optimiser.load_state_dict(saved["optimiser"])
@@ -535,6 +541,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--evaluate-every", type=int, default=2000)
     parser.add_argument("--episodes", type=int, default=200, help="episodes of the final evaluation")

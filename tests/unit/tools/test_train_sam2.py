@@ -100,6 +100,7 @@ def options(out, steps: int, resume: bool) -> argparse.Namespace:
         steps=steps,
         small_steps=steps,
         lr=1e-3,
+        device="cpu",
         ema=0.9,
         seed=4,
         evaluate_every=1000,
