@@ -134,6 +134,17 @@ def confirm_answers(ledger: Ledger, client: LabelStudio, project: int, version: 
     return len(there)
 
 
+def remove_superseded(ledger: Ledger, client: LabelStudio, project: int) -> int:
+    """Delete the predictions of earlier versions once every task has one of the present; returns how many."""
+    removed = 0
+    for version in ledger.superseded(project):
+        removed += client.delete_version(project, version)
+        ledger.forget_version(project, version)
+    if removed:
+        log.info("Project %d: removed %d predictions of earlier versions.", project, removed)
+    return removed
+
+
 def remove_duplicates(ledger: Ledger, client: LabelStudio, project: int, counts: Mapping[int, int]) -> int:
     """Delete all but the first of several predictions of one of our versions on one task; returns how many.
 

@@ -139,6 +139,11 @@ class LabelStudio:
         """Remove one prediction."""
         self._request("DELETE", f"/api/predictions/{prediction}/")
 
+    def delete_version(self, project: int, version: str) -> int:
+        """Remove all predictions of a version from a project; returns how many there were."""
+        path = f"/api/projects/{project}/model-versions/"
+        return int(_json(self._request("DELETE", path, json={"model_version": version}))["deleted_predictions"])
+
     # images
 
     def fetch_image(self, address: str, path: Path, limit: int) -> None:

@@ -614,6 +614,25 @@ class Ledger:
             )
         )
 
+    def superseded(self, project: int) -> list[str]:
+        """Versions whose predictions Label Studio was given, when the present version has all of its own there."""
+        return [
+            row["version"]
+            for row in self._rows(
+                "SELECT DISTINCT j.version FROM jobs j JOIN projects p ON p.id = j.project AND p.version != j.version "
+                "WHERE p.id = ? AND p.reference_key IS NOT NULL AND j.delivery != 'open' AND NOT EXISTS ("
+                "SELECT 1 FROM jobs n WHERE n.project = p.id AND n.version = p.version AND n.state != 'failed' "
+                "AND n.delivery != 'delivered') AND (SELECT count(*) FROM tasks t WHERE t.project = p.id) <= 1 + "
+                "(SELECT count(*) FROM jobs n WHERE n.project = p.id AND n.version = p.version) ORDER BY j.version",
+                project,
+            )
+        ]
+
+    def forget_version(self, project: int, version: str) -> None:
+        """Drop what was computed under a version."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM jobs WHERE project = ? AND version = ?", (project, version))
+
     def predictions_read(self, project: int) -> dict[int, int]:
         """Under how many predictions each task was last searched for duplicates."""
         rows = self._rows("SELECT id, predictions_read FROM tasks WHERE project = ?", project)

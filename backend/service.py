@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from backend.delivery import confirm_answers, prediction_text, push_finished, remove_duplicates
+from backend.delivery import confirm_answers, prediction_text, push_finished, remove_duplicates, remove_superseded
 from backend.errors import (
     BackendError,
     DataFolderBusy,
@@ -620,6 +620,8 @@ class Service:
             log.info("Project %d: %d predictions are in Label Studio.", project, pushed)
         if self.ledger.has_deliveries(project):
             agenda.push_at = time.monotonic() + max(settings.push_interval, 0.05)
+        elif settings.old_predictions == "remove":
+            remove_superseded(self.ledger, self.client(project), project)
         self._notify()
 
     def _drop(self, project: int, error: str) -> None:

@@ -20,6 +20,7 @@ from cavsam.sources import ModelSources
 PREFIX = "CAVSAM_"
 DATA_DIR = Path("cavsam-data")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+OLD_PREDICTIONS = ("keep", "remove")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -68,6 +69,10 @@ class Settings:
     reconcile_interval: float = _setting(60.0, "Seconds between two looks at a project for what events missed.")
     quiet_period: float = _setting(
         5.0, "Seconds without further edits before a *changed* reference is learned anew; the first is at once."
+    )
+    old_predictions: str = _setting(
+        "keep",
+        "What becomes of the predictions of earlier versions once all tasks have new ones: `keep` or `remove`.",
     )
     push_batch: int = _setting(50, "Predictions pushed in one call.")
     push_interval: float = _setting(1.0, "Seconds between two pushes, so that finished tasks gather.")
@@ -146,6 +151,7 @@ class Settings:
         if not DEVICE.fullmatch(self.device):
             problems.append(f"CAVSAM_DEVICE must be auto, cpu, cuda, cuda:1 or mps, not {self.device!r}.")
         problems += _not_one_of("log_level", self.log_level, LOG_LEVELS)
+        problems += _not_one_of("old_predictions", self.old_predictions, OLD_PREDICTIONS)
         problems += _not_between("port", self.port, 0, 65535)
         problems += _not_between("threads", self.threads, 2, 256)
         problems += _not_between("push_batch", self.push_batch, 1, 500)

@@ -167,6 +167,20 @@ def test_an_edited_reference_predicts_the_rest_anew(real: LabelStudio, serve: Ca
     assert {label for p in new for label in sdk_brush.masks(p["result"])} == {"dog"}
 
 
+def test_earlier_versions_are_removed_where_that_is_set(real: LabelStudio, serve: Callable[..., BackendProcess]):
+    scene = Scene(real, 3)
+    scene.connect(serve(CAVSAM_QUIET_PERIOD="0.5", CAVSAM_OLD_PREDICTIONS="remove"))
+    annotation = scene.annotate()
+    scene.wait_until_predicted()
+    old = {p["model_version"] for p in scene.predictions()}
+    real.call("PATCH", f"/api/annotations/{annotation['id']}/", json={"result": [brush((8, 29, 20, 50), "cat")]})
+    wait_for(
+        lambda: len(found := scene.predictions()) == 2 and not old & {p["model_version"] for p in found},
+        "only the new version",
+        120,
+    )
+
+
 def test_predictions_that_were_deleted_come_back_on_request(real: LabelStudio, serve: Callable[..., BackendProcess]):
     scene = Scene(real)
     scene.connect(serve())

@@ -349,6 +349,15 @@ class FakeLabelStudio:
             del self.predictions[prediction]
             return "", 204
 
+        @app.delete("/api/projects/<int:project>/model-versions/")
+        def delete_version(project: int) -> Any:
+            version = request.get_json()["model_version"]
+            tasks = set(self.tasks_of(project))
+            gone = [n for n, p in self.predictions.items() if p["task"] in tasks and p["model_version"] == version]
+            for number in gone:
+                del self.predictions[number]
+            return jsonify({"deleted_predictions": len(gone)})
+
         @app.get("/data/upload/<name>")
         def upload(name: str) -> Any:
             content = self.files.get(request.path)

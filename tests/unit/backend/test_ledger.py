@@ -211,6 +211,21 @@ def test_a_job_put_back_waits_its_delay(ledger: Ledger):
     assert 90 < wait <= 100
 
 
+def test_versions_are_superseded_when_the_present_one_is_complete(ledger: Ledger):
+    fill(ledger)
+    ledger.mark_delivered(1, VERSION, [2, 3, 4])
+    assert ledger.superseded(1) == []
+    ledger.set_reference(1, "cavsam-r2", ReferenceAnnotation(1, "r2", 10, 1, REGIONS))
+    assert ledger.superseded(1) == []  # nothing is queued yet
+    ledger.queue(1, "cavsam-r2", [2, 3, 4])
+    ledger.mark_delivered(1, "cavsam-r2", [2, 3])
+    assert ledger.superseded(1) == []
+    ledger.mark_delivered(1, "cavsam-r2", [4])
+    assert ledger.superseded(1) == [VERSION]
+    ledger.forget_version(1, VERSION)
+    assert ledger.superseded(1) == []
+
+
 def test_a_ledger_of_another_release_is_refused(tmp_path: Path):
     path = tmp_path / "ledger.sqlite3"
     Ledger(path).close()

@@ -164,6 +164,22 @@ def test_an_edited_reference_makes_a_new_version_and_a_deleted_one_falls_back(
     wait_for(lambda: label_studio.setup(project)["model_version"] == base, "no reference any more")
 
 
+def test_earlier_predictions_are_removed_only_when_all_tasks_have_new_ones(
+    label_studio: FakeLabelStudio, project: int, start_backend: StartBackend
+):
+    backend = start_backend(old_predictions="remove")
+    label_studio.connect(project, backend.url)
+    annotation = annotate_first(label_studio, project)
+    wait_until_all_predicted(label_studio, project)
+    foreign = label_studio.store(label_studio.tasks_of(project)[1], [], 0.5, "someone else's")
+    held = {number: p["task"] for number, p in label_studio.predictions.items()}
+    label_studio.update_annotation(annotation, [brush(CAT_BOX, "dog")])
+    wait_for(lambda: not (set(held) - {foreign}) & set(label_studio.predictions), "the old ones to be gone")
+    assert once_each(label_studio, project)
+    assert foreign in label_studio.predictions
+    assert len(label_studio.predictions) == 5
+
+
 def test_a_restart_goes_on_where_it_stopped(
     label_studio: FakeLabelStudio,
     project: int,
