@@ -102,6 +102,11 @@ class LabelStudio:
         """The project's webhooks."""
         return self._get("/api/webhooks/", {"project": project})
 
+    def add_webhook(self, project: int, url: str) -> None:
+        """Have Label Studio send the project's events to `url`; raises `LabelStudioRejected` where it will not."""
+        body = {"project": project, "url": url, "send_payload": True, "send_for_all_actions": True, "is_active": True}
+        self._request("POST", "/api/webhooks/", json=body)
+
     def version(self) -> dict[str, Any]:
         """What runs there, with `release`; needs no key."""
         return _json(self._request("GET", "/api/version", auth=None))

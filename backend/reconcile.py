@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from backend.errors import LabelConfigError, LabelStudioError, LabelStudioNotFound
+from backend.errors import (
+    LabelConfigError,
+    LabelStudioDenied,
+    LabelStudioError,
+    LabelStudioNotFound,
+    LabelStudioRejected,
+)
 from backend.label_config import LabelConfig, parse_label_config
 from backend.label_studio import LabelStudio
 from backend.ledger import Ledger, Project, ReferenceAnnotation, Task
@@ -112,6 +118,23 @@ def _examined(client: LabelStudio, annotation: int, config: LabelConfig) -> Cand
         return examine(client.annotation(annotation), config)
     except LabelStudioNotFound:
         return None
+
+
+def ensure_webhook(client: LabelStudio, project: int, backends: Iterable[Mapping[str, Any]]) -> None:
+    """Register the webhook of each of our connections that has none.
+
+    Label Studio makes it when a backend is connected, but says nothing where that failed. Events are only the fast
+    way: without them news are found by looking.
+    """
+    ours = [str(b.get("url", "")).rstrip("/") for b in backends if str(b.get("model_version")).startswith("cavsam-")]
+    try:
+        there = {str(hook.get("url")) for hook in client.webhooks(project)}
+        for url in ours:
+            if f"{url}/webhook" not in there:
+                client.add_webhook(project, f"{url}/webhook")
+                log.info("Project %d: registered the missing webhook to %s/webhook.", project, url)
+    except (LabelStudioRejected, LabelStudioDenied) as error:
+        log.warning("Project %d: there is no webhook, so news are found by looking only. %s", project, error)
 
 
 def why_no_reference(candidates: list[Candidate]) -> str:

@@ -35,6 +35,7 @@ from backend.label_studio import LabelStudio
 from backend.ledger import Ledger, Project
 from backend.reconcile import (
     REQUESTED,
+    ensure_webhook,
     known_config,
     queue_tasks,
     read_annotations,
@@ -87,6 +88,7 @@ class _Agenda:
     confirm_at: float | None = None
     failures: int = 0
     unconnected: int = 0
+    webhook_seen_to: bool = False
 
 
 class Service:
@@ -579,7 +581,7 @@ class Service:
         reference = self.ledger.reference(project)
         if reference is None:
             return
-        if self._demand is None and not _connected(client, project):
+        if self._demand is None and not self._is_connected(project, agenda, client):
             if agenda.unconnected < len(CONNECT_PAUSES):
                 pause = CONNECT_PAUSES[agenda.unconnected]
                 agenda.look_at = _sooner(agenda.look_at, time.monotonic() + pause)
@@ -594,6 +596,17 @@ class Service:
             log.info("Project %d: %d tasks are queued.", project, queued)
             self.worker.wake()
         self._notify()
+
+    def _is_connected(self, project: int, agenda: _Agenda, client: LabelStudio) -> bool:
+        """Whether Label Studio still has a backend for the project; its webhook is seen to once."""
+        try:
+            backends = client.backends(project)
+        except LabelStudioDenied:
+            return True  # a key that may label but not administrate cannot ask
+        if backends and not agenda.webhook_seen_to:
+            agenda.webhook_seen_to = True
+            ensure_webhook(client, project, backends)
+        return bool(backends)
 
     def _confirm(self, project: int, agenda: _Agenda) -> None:
         agenda.confirm_at = None
@@ -661,13 +674,6 @@ class Service:
             yield
         finally:
             self._listing.discard(project)
-
-
-def _connected(client: LabelStudio, project: int) -> bool:
-    try:
-        return bool(client.backends(project))
-    except LabelStudioDenied:
-        return True  # a key that may label but not administrate cannot ask
 
 
 def _locked(settings: Settings) -> Any:

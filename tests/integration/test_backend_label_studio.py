@@ -131,6 +131,10 @@ def test_works_without_webhooks(real: LabelStudio, serve: Callable[..., BackendP
     scene.annotate()
     scene.wait_until_predicted()
     scene.assert_one_exact_prediction_each()
+    # the backend saw that it had none and registered one
+    (webhook,) = real.call("GET", "/api/webhooks/", params={"project": scene.project})
+    assert webhook["url"].endswith("/webhook")
+    assert webhook["is_active"]
 
 
 def test_skipped_and_accepted_do_not_become_the_reference(real: LabelStudio, serve: Callable[..., BackendProcess]):

@@ -307,11 +307,18 @@ class FakeLabelStudio:
             if project not in self.connected:
                 return jsonify([])
             backend = {"id": 1, "project": project, "url": self.connected[project], "state": self.backend_state}
-            return jsonify([backend | {"model_version": "v"}])
+            return jsonify([backend | {"model_version": "cavsam-0"}])
 
         @app.get("/api/webhooks/")
         def webhooks() -> Any:
             return jsonify(self.webhooks)
+
+        @app.post("/api/webhooks/")
+        def add_webhook() -> Any:
+            if "." not in request.get_json()["url"].split("/")[2]:
+                return jsonify({"validation_errors": {"url": ["Enter a valid URL."]}}), 400
+            self.webhooks.append(request.get_json())
+            return jsonify(request.get_json()), 201
 
         @app.get("/api/version")
         def version() -> Any:

@@ -108,6 +108,31 @@ def test_finds_an_annotation_whose_event_was_lost(
     wait_until_all_predicted(label_studio, project)
 
 
+def test_a_missing_webhook_is_registered_once_and_one_that_cannot_be_is_told(
+    label_studio: FakeLabelStudio, project: int, start_backend: StartBackend, caplog: pytest.LogCaptureFixture
+):
+    backend = start_backend()
+    label_studio.connect(project, backend.url)
+    annotate_first(label_studio, project)
+    wait_until_all_predicted(label_studio, project)
+    assert [hook["url"] for hook in label_studio.webhooks] == [f"{backend.url}/webhook"]
+    label_studio.add_task(project, picture(CAT_BOX))
+    backend.service.note_all()
+    wait_until_all_predicted(label_studio, project)
+    assert len(label_studio.webhooks) == 1
+
+    other = label_studio.add_project()
+    for _ in range(2):
+        label_studio.add_task(other, picture(CAT_BOX))
+    label_studio.setup(other, backend.url)
+    label_studio.annotate(label_studio.tasks_of(other)[0], [brush(CAT_BOX, "cat")])
+    label_studio.connected[other] = "http://ml-backend:9090"  # as Label Studio knows it
+    backend.service.note_all()
+    wait_until_all_predicted(label_studio, other)
+    assert len(label_studio.webhooks) == 1
+    assert "Enter a valid URL" in caplog.text
+
+
 def test_new_tasks_follow(label_studio: FakeLabelStudio, project: int, start_backend: StartBackend):
     backend = start_backend()
     label_studio.connect(project, backend.url)
