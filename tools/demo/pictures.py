@@ -33,13 +33,20 @@ class Picture:
 
 
 def pictures(domain: str, labels: tuple[str, ...], count: int, *, first_seed: int, size: int) -> list[Picture]:
-    """`count` pictures of the test split that each show every label; the same ones on every call."""
-    made = []
-    for index in range(count):
-        seed = synth.seed_of("test", first_seed + index)
-        picture = synth.generate(domain, labels, seed=seed, size=size)
-        made.append(Picture(f"{domain}-{index + 1:02d}.png", picture.image, dict(picture.masks)))
-    return made
+    """`count` pictures of the test split that each show every label; the same ones on every call.
+
+    The first is the one on which the smallest object is largest, as a user would choose what to annotate.
+    """
+    shown = [
+        synth.generate(domain, labels, seed=synth.seed_of("test", first_seed + index), size=size)
+        for index in range(count)
+    ]
+    best = max(range(count), key=lambda index: min(shown[index].masks[label].sum() for label in labels))
+    shown.insert(0, shown.pop(best))
+    return [
+        Picture(f"{domain}-{index:02d}.png", picture.image, {label: picture.masks[label] for label in labels})
+        for index, picture in enumerate(shown, start=1)
+    ]
 
 
 def label_config(template: Path, labels: tuple[str, ...]) -> str:
