@@ -185,36 +185,67 @@ def binarise(similarity: Tensor) -> Tensor:
 
 
 def pseudo_prompts(
-    tracker: Tracker, trunk: Sequence[Tensor], alignment: Alignment, frames: Sequence[int], recipe: Recipe
+    tracker: Tracker,
+    trunk: Sequence[Tensor],
+    reference_masks: Tensor,
+    alignment: Alignment,
+    frames: Sequence[int],
+    recipe: Recipe,
 ) -> tuple[list[Prompt], Tensor]:
     """Prompts for generated frames from their binarised activations (method, TTGA 4).
 
-    A frame whose activation is not clearly bimodal, or marks nothing, or everything, gets no prompt: a wrong prompt
-    hurts more than a missing one.
+    A cell that several labels claim goes to the highest activation. A frame gets no prompt for a label whose activation
+    marks nothing or everything, is not clearly bimodal, or does not find its way back to the references: a wrong
+    prompt hurts more than a missing one.
 
     Args:
-        trunk: features of all frames of the video.
+        trunk: features of all frames of the video, the K references first.
+        reference_masks: bool (K, labels, S, S), in the order of the video.
         frames: indices of the frames that may be prompted.
 
     Returns:
         The prompts, and the activations of `frames`, float (len(frames), labels, h, w).
     """
-    chosen = torch.as_tensor(list(frames), dtype=torch.long, device=trunk[0].device)
+    chosen = torch.as_tensor([*range(len(reference_masks)), *frames], dtype=torch.long, device=trunk[0].device)
     with torch.no_grad():
         features, _ = tracker.neck([level[chosen] for level in trunk], alignment.neck)
-        maps = activation(features, alignment.prototypes)
+    known, generated = features.split([len(reference_masks), len(frames)])
+    maps = activation(generated, alignment.prototypes)
     size = (tracker.image_size, tracker.image_size)
+    full = F.interpolate(maps, size=size, mode="bilinear", align_corners=False) if len(frames) else maps
     prompts = []
     for position, frame in enumerate(frames):
         for label in range(maps.shape[1]):
             threshold = otsu(maps[position, label])
             if separation(maps[position, label], threshold) < recipe.min_separation:
                 continue
-            full = F.interpolate(maps[position, label][None, None], size=size, mode="bilinear", align_corners=False)
-            mask = full[0, 0] > threshold
-            if mask.any() and not mask.all():
+            mask = (full[position, label] > threshold) & (full[position].argmax(dim=0) == label)
+            if mask.all() or not mask.any():
+                continue
+            if cycle_iou(known, reference_masks[:, label], generated[position], mask) >= recipe.min_cycle_iou:
                 prompts.append(Prompt.of(frame, label, mask, recipe.pseudo_label))
     return prompts, maps
+
+
+def cycle_iou(known: Tensor, reference_masks: Tensor, features: Tensor, mask: Tensor) -> float:
+    """How well a frame's pseudo-label, used as the reference, finds the true masks again.
+
+    Args:
+        known: features of the references, (K, C, h, w).
+        reference_masks: bool (K, S, S) of one label.
+        features: of the frame, (C, h, w).
+        mask: the pseudo-label, bool (S, S).
+
+    Returns:
+        IoU on the feature grid, over the references that show the label.
+    """
+    shown = reference_masks.flatten(1).any(dim=1)
+    back = activation(known[shown], prototypes(features[None], mask[None, None].float()))[:, 0]
+    found = torch.stack([binarise(similarity) for similarity in back])
+    coverage = F.adaptive_avg_pool2d(reference_masks[shown].float(), _grid(back))
+    # a cell counts as the object's where it covers at least half of what it covers of any cell: thin objects too
+    true = coverage >= coverage.amax(dim=(1, 2), keepdim=True) / 2
+    return int((found & true).sum()) / int((found | true).sum())
 
 
 def augment(image: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

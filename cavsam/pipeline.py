@@ -224,7 +224,8 @@ class CavSam:
         if adapted.alignment and generated:
             count = int(generated * self.recipe.prompted_fraction)
             middle = range(references, references + count)
-            prompts += alignment.pseudo_prompts(self.tracker, video, adapted.alignment, middle, self.recipe)[0]
+            masks = adapted.masks[_reference_order(references, nearest)]
+            prompts += alignment.pseudo_prompts(self.tracker, video, masks, adapted.alignment, middle, self.recipe)[0]
         return prompts
 
     def _endpoint(self, image: NDArray[np.uint8], prompt: str, clock: _Clock) -> Endpoint:

@@ -71,6 +71,8 @@ class Recipe:
     """Prompt the middle frames with the binarised activation itself or with its bounding box."""
     min_separation: float = 3.5
     """Distance of an activation's two Otsu classes, in deviations (Ashman's D), below which it is not trusted."""
+    min_cycle_iou: float = 0.3
+    """A pseudo-label must find the reference's mask again with this IoU on the feature grid; 0 asks for nothing."""
 
     # SAM2: the tracking
     reference_prompt: ReferencePrompt = "mask"
@@ -101,6 +103,7 @@ class Recipe:
         _check_range("temperature", self.temperature, 1e-3, 1e3)
         _check_range("prompted_fraction", self.prompted_fraction, 0.0, 1.0)
         _check_range("min_separation", self.min_separation, 0.0, 1e6)
+        _check_range("min_cycle_iou", self.min_cycle_iou, 0.0, 1.0)
         _check_range("seed", self.seed, 0, 2**63 - 1)
 
     @property

@@ -13,6 +13,7 @@ from cavsam.alignment import (
     activation,
     align,
     augment,
+    cycle_iou,
     cyclic_loss,
     otsu,
     prototypes,
@@ -183,34 +184,53 @@ def test_augmentation_moves_image_and_mask_together() -> None:
 
 
 def test_a_picture_without_contrast_gets_no_prompt(tracker: Tracker) -> None:
-    trunk = tracker.trunk(torch.zeros(1, 3, tracker.image_size, tracker.image_size))
+    trunk = tracker.trunk(torch.zeros(2, 3, tracker.image_size, tracker.image_size))
+    mask = torch.zeros(1, 1, tracker.image_size, tracker.image_size, dtype=torch.bool)
+    mask[..., 40:90, 40:90] = True
     with torch.no_grad():
         features, _ = tracker.neck(trunk)
     flat = Alignment({}, F.normalize(features[0, :, 3, 3], dim=0)[None], [])
-    prompts, activations = pseudo_prompts(tracker, trunk, flat, [0], Recipe(min_separation=1e6))
+    prompts, activations = pseudo_prompts(tracker, trunk, mask, flat, [1], Recipe(min_separation=1e6))
     assert prompts == []
     assert activations.shape == (1, 1, tracker.image_size // 16, tracker.image_size // 16)
 
 
-def test_pseudo_prompt_follows_a_bimodal_activation(
-    tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]
-) -> None:
+def test_pseudo_prompts_follow_the_activations(tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]) -> None:
     images, masks = reference
     trunk = tracker.trunk(images)
     aligned = align(tracker, images, masks, trunk, Recipe(mode="ttga", ttga_steps=60))
     video = [torch.cat([level, level]) for level in trunk]
-    recipe = Recipe(min_separation=0.0)
-    prompts, maps = pseudo_prompts(tracker, video, aligned, [1], recipe)
+    recipe = Recipe(min_separation=0.0, min_cycle_iou=0.0)
+    prompts, maps = pseudo_prompts(tracker, video, masks.bool(), aligned, [1], recipe)
     assert [(prompt.frame, prompt.label) for prompt in prompts] == [(1, 0), (1, 1)]
+    full = F.interpolate(maps, scale_factor=16, mode="bilinear")[0].numpy()
     for prompt in prompts:
         assert prompt.mask is not None
-        full = F.interpolate(maps[0, prompt.label][None, None], scale_factor=16, mode="bilinear")[0, 0].numpy()
-        threshold = threshold_otsu(maps[0, prompt.label].double().numpy())
-        np.testing.assert_array_equal(prompt.mask.numpy(), full > np.float32(threshold))
-    boxes, _ = pseudo_prompts(tracker, video, aligned, [1], recipe.replace(pseudo_label="box"))
+        threshold = np.float32(threshold_otsu(maps[0, prompt.label].double().numpy()))
+        expected = (full[prompt.label] > threshold) & (full[prompt.label] >= full.max(axis=0))
+        np.testing.assert_array_equal(prompt.mask.numpy(), expected)
+    boxes, _ = pseudo_prompts(tracker, video, masks.bool(), aligned, [1], recipe.replace(pseudo_label="box"))
     assert all(prompt.box is not None and prompt.mask is None for prompt in boxes)
-    untrusted, _ = pseudo_prompts(tracker, video, aligned, [1], recipe.replace(min_separation=1e6))
-    assert untrusted == []
+    for strict in ({"min_separation": 1e6}, {"min_cycle_iou": 1.0}):
+        assert pseudo_prompts(tracker, video, masks.bool(), aligned, [1], recipe.replace(**strict))[0] == []
+
+
+def test_cycle_iou_on_features_whose_answer_is_known() -> None:
+    """Two kinds of cells: a pseudo-label of the object's kind finds exactly the object again."""
+    kinds = torch.eye(3)[:, :, None, None]
+    truth = torch.zeros(1, 8, 8, dtype=torch.bool)
+    truth[0, 2:5, 1:6] = True
+    known = torch.where(truth[:, None], kinds[:1], kinds[1:2]).expand(1, 3, 8, 8)
+    elsewhere = torch.zeros(8, 8, dtype=torch.bool)
+    elsewhere[5:, 5:] = True
+    frame = torch.where(elsewhere[None], kinds[0], kinds[1])
+    large = truth.repeat_interleave(16, 1).repeat_interleave(16, 2)
+    right, wrong = (m.repeat_interleave(16, 0).repeat_interleave(16, 1) for m in (elsewhere, ~elsewhere))
+    assert cycle_iou(known, large, frame, right) == 1.0
+    assert cycle_iou(known, large, frame, wrong) == 0.0
+    # a reference that does not show the label has no say
+    two = torch.cat([known, torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))])
+    assert cycle_iou(two, torch.cat([large, torch.zeros_like(large)]), frame, right) == 1.0
 
 
 def test_a_loss_that_is_not_finite_is_an_error(tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -19,7 +19,7 @@ from cavsam.tracking import Prompt, Tracker
 
 from .conftest import blob_picture
 
-QUICK = Recipe(frames=3, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3, min_separation=0.0)
+QUICK = Recipe(frames=3, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3, min_separation=0.0, min_cycle_iou=0.0)
 MODES: tuple[Mode, ...] = ("concat", "ttga", "dbst", "full")
 Build = Callable[..., CavSam]
 
