@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from backend.errors import LabelStudioDenied, LabelStudioNotFound, LabelStudioRejected, LabelStudioUnreachable
 from backend.label_studio import LabelStudio
@@ -170,7 +171,8 @@ def _remove_from(client: LabelStudio, task: int, ours: Iterable[str]) -> int:
     for prediction in sorted(client.predictions(task), key=lambda p: int(p["id"])):
         version = str(prediction.get("model_version"))
         if version in seen and version in ours:
-            client.delete_prediction(int(prediction["id"]))
-            removed += 1
+            with suppress(LabelStudioNotFound):  # someone else was quicker
+                client.delete_prediction(int(prediction["id"]))
+                removed += 1
         seen.add(version)
     return removed

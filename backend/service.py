@@ -160,7 +160,8 @@ class Service:
         self.worker.stop()
         if self._thread.is_alive():
             self._thread.join(5.0)
-        self.ledger.close()
+        if not self._thread.is_alive() and not self.worker.is_alive:
+            self.ledger.close()  # else a call to Label Studio is still waited for, and ends with the process
         self._folder_lock.close()
 
     # what HTTP asks
@@ -491,7 +492,10 @@ class Service:
             if _due(agenda.push_at):
                 self._push(project, agenda)
         except LabelStudioNotFound as error:
-            self._drop(project, str(error))
+            if self._is_gone(project):
+                self._drop(project, str(error))
+            else:
+                self._put_off(project, agenda, str(error))
         except BackendError as error:
             self._put_off(project, agenda, str(error))
         except Exception as error:
@@ -636,6 +640,16 @@ class Service:
         elif settings.old_predictions == "remove":
             remove_superseded(self.ledger, self.client(project), project)
         self._notify()
+
+    def _is_gone(self, project: int) -> bool:
+        """Whether it is the project that was not found, and not something in it."""
+        try:
+            self.client(project).project(project)
+        except LabelStudioNotFound:
+            return True
+        except LabelStudioError:
+            return False
+        return False
 
     def _drop(self, project: int, error: str) -> None:
         """The project is gone, or the key may not see it."""

@@ -78,6 +78,11 @@ class Worker:
         """Begin to take jobs."""
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def wake(self) -> None:
         """Look for jobs now."""
         self._wake.set()
@@ -87,7 +92,8 @@ class Worker:
         self._stopping.set()
         self._wake.set()
         self._lane.stop()
-        self._thread.join(10.0)
+        if self._thread.is_alive():
+            self._thread.join(10.0)
         self._fetcher.shutdown(wait=False, cancel_futures=True)
 
     def _work(self) -> None:

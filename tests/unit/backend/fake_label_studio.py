@@ -99,6 +99,7 @@ class FakeLabelStudio:
         self.files: dict[str, bytes] = {}
         self.connected: dict[int, str] = {}
         self.backend_state = "CO"
+        self.missing_paths: set[str] = set()
         self.webhooks: list[dict[str, Any]] = []
         self.failures = Failures()
         self.calls: list[tuple[str, str, str]] = []  # method, path, authorization
@@ -284,6 +285,8 @@ class FakeLabelStudio:
             good = (kind, key) == ("Token", LEGACY_KEY) or (kind == "Bearer" and key in self.access_tokens)
             if not good or self.failures.deny:
                 return jsonify({"detail": "Invalid token."}), 401
+            if request.path in self.missing_paths:
+                return jsonify({"detail": "Not found."}), 404
             return None
 
         @app.post("/api/token/refresh/")

@@ -487,6 +487,29 @@ def test_label_studio_away_is_waited_for(
     wait_until_all_predicted(label_studio, project)
 
 
+def test_a_deleted_project_is_forgotten_and_another_thing_not_found_is_not_taken_for_it(
+    label_studio: FakeLabelStudio, project: int, start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("backend.service.AWAY_PAUSES", (0.2,))
+    backend = start_backend()
+    label_studio.connect(project, backend.url)
+    annotate_first(label_studio, project)
+    wait_until_all_predicted(label_studio, project)
+    ledger = backend.service.ledger
+    url = label_studio.connected[project]
+    label_studio.missing_paths = {"/api/ml"}  # as where an address of the API is another one
+    label_studio.add_task(project, picture(CAT_BOX))
+    backend.service.note_all()
+    wait_for(lambda: [p.error for p in ledger.projects() if p.error], "the trouble to be noted")
+    assert len(ledger.jobs(project, backend.service.version_of(project))) == 4
+    label_studio.missing_paths = set()
+    label_studio.connected[project] = url
+    wait_until_all_predicted(label_studio, project)
+    del label_studio.projects[project]
+    backend.service.note_all()
+    wait_for(lambda: ledger.projects() == [], "the project to be forgotten")
+
+
 def test_a_project_that_disconnected_gets_no_more_work(
     label_studio: FakeLabelStudio, project: int, start_backend: StartBackend
 ):
