@@ -62,7 +62,7 @@ def read_tasks(ledger: Ledger, client: LabelStudio, project: int, config: LabelC
 
     Returns how many predictions each task has.
     """
-    listed = list(client.tasks(project))
+    listed = _listed(ledger, client, project)
     tasks = [Task(project, int(t["id"]), t.get("data") or {}, bool(t.get("total_annotations")), "") for t in listed]
     gone = ledger.replace_tasks(project, tasks)
     if gone:
@@ -79,6 +79,18 @@ def read_tasks(ledger: Ledger, client: LabelStudio, project: int, config: LabelC
         else:
             ledger.replace_annotations(project, task, [], state)
     return {int(found["id"]): int(found.get("total_predictions") or 0) for found in listed}
+
+
+def _listed(ledger: Ledger, client: LabelStudio, project: int) -> list[dict[str, Any]]:
+    """The project's tasks; one that we know is missing only when it is missing twice.
+
+    Pages are counted anew with each request, so a deletion meanwhile moves a task from a page to come to one that was
+    read.
+    """
+    found = {int(task["id"]): task for task in client.tasks(project)}
+    if any(task.id not in found for task in ledger.tasks(project)):
+        found |= {int(task["id"]): task for task in client.tasks(project)}
+    return [found[number] for number in sorted(found)]
 
 
 def read_annotations(

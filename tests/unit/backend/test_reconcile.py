@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from flask import request
+
+from backend.label_config import parse_label_config
+from backend.label_studio import LabelStudio
+from backend.ledger import Ledger, ReferenceAnnotation
+from backend.reconcile import queue_tasks, read_tasks, resolve_reference, store_project, why_no_reference
+from tests.unit.backend.fake_label_studio import CONFIG, LEGACY_KEY, FakeLabelStudio, brush, picture
+
+BOX = (8, 30, 20, 50)
+LABELS = parse_label_config(CONFIG)
+
+
+@pytest.fixture
+def client(label_studio: FakeLabelStudio) -> LabelStudio:
+    return LabelStudio(label_studio.url, LEGACY_KEY, timeout=5)
+
+
+@pytest.fixture
+def project(label_studio: FakeLabelStudio, ledger: Ledger) -> int:
+    number = label_studio.add_project()
+    for _ in range(4):
+        label_studio.add_task(number, picture(BOX))
+    store_project(ledger, number, label_studio.projects[number], "base")
+    return number
+
+
+def look(ledger: Ledger, client: LabelStudio, project: int) -> ReferenceAnnotation | None:
+    read_tasks(ledger, client, project, LABELS)
+    known = ledger.project(project)
+    assert known is not None
+    return resolve_reference(ledger, client, known, LABELS)
+
+
+def test_only_new_and_changed_annotations_are_read(
+    label_studio: FakeLabelStudio, ledger: Ledger, client: LabelStudio, project: int
+):
+    first, second, *_ = label_studio.tasks_of(project)
+    annotation = label_studio.annotate(first, [brush(BOX, "cat")])
+    read_tasks(ledger, client, project, LABELS)
+    for _ in range(3):
+        read_tasks(ledger, client, project, LABELS)
+    assert len(label_studio.authorizations(f"/api/tasks/{first}/annotations/")) == 1
+    label_studio.update_annotation(annotation, [brush(BOX, "dog")])
+    label_studio.annotate(second, [brush(BOX, "cat")])
+    read_tasks(ledger, client, project, LABELS)
+    assert len(label_studio.authorizations(f"/api/tasks/{first}/annotations/")) == 2
+    assert len(label_studio.authorizations(f"/api/tasks/{second}/annotations/")) == 1
+    del label_studio.annotations[annotation]  # nothing but the count tells of it
+    read_tasks(ledger, client, project, LABELS)
+    assert [c.task for c in ledger.candidates(project)] == [second]
+
+
+def test_a_task_missing_from_one_listing_is_kept(
+    label_studio: FakeLabelStudio, ledger: Ledger, client: LabelStudio, project: int
+):
+    read_tasks(ledger, client, project, LABELS)
+    listing = label_studio._list_tasks
+    left_out: list[bool] = []
+
+    def shifted(number: int):
+        answer = listing(number)
+        if "query" in request.args or left_out:
+            return answer
+        left_out.append(True)
+        body = answer.get_json()
+        body["tasks"] = body["tasks"][:-1]
+        body["total"] -= 1
+        answer.set_data(json.dumps(body))
+        return answer
+
+    label_studio._list_tasks = shifted  # type: ignore[method-assign]
+    read_tasks(ledger, client, project, LABELS)
+    assert left_out
+    assert [task.id for task in ledger.tasks(project)] == label_studio.tasks_of(project)
+    gone = label_studio.tasks_of(project)[-1]
+    del label_studio.tasks[gone]
+    read_tasks(ledger, client, project, LABELS)
+    assert gone not in [task.id for task in ledger.tasks(project)]
+
+
+def test_the_reference_is_fetched_once_and_followed_when_it_changes(
+    label_studio: FakeLabelStudio, ledger: Ledger, client: LabelStudio, project: int
+):
+    first, second, *_ = label_studio.tasks_of(project)
+    label_studio.annotate(second, [brush(BOX, "horse")])
+    annotation = label_studio.annotate(first, [brush(BOX, "cat")])
+    chosen = look(ledger, client, project)
+    assert chosen is not None
+    assert (chosen.annotation, chosen.task) == (annotation, first)
+    ledger.set_reference(project, "v1", chosen)
+    assert look(ledger, client, project) == chosen
+    assert len(label_studio.authorizations(f"/api/annotations/{annotation}/")) == 1
+    label_studio.update_annotation(annotation, [brush(BOX, "dog")])
+    changed = look(ledger, client, project)
+    assert changed is not None
+    assert changed.key != chosen.key
+    assert changed.regions[0]["labels"] == ["dog"]
+
+
+def test_an_annotation_edited_between_two_calls_is_judged_again(
+    label_studio: FakeLabelStudio, ledger: Ledger, client: LabelStudio, project: int
+):
+    first, second, *_ = label_studio.tasks_of(project)
+    one = label_studio.annotate(first, [brush(BOX, "cat")])
+    two = label_studio.annotate(second, [brush(BOX, "cat")])
+    read_tasks(ledger, client, project, LABELS)
+    label_studio.annotations[one]["result"] = []  # after it was judged, before it is fetched
+    known = ledger.project(project)
+    assert known is not None
+    chosen = resolve_reference(ledger, client, known, LABELS)
+    assert chosen is not None
+    assert chosen.annotation == two
+
+
+def test_a_changed_configuration_has_annotations_judged_again(
+    label_studio: FakeLabelStudio, ledger: Ledger, client: LabelStudio, project: int
+):
+    first, *_ = label_studio.tasks_of(project)
+    label_studio.annotate(first, [brush(BOX, "horse")])
+    assert look(ledger, client, project) is None
+    assert "horse is not in the configuration" in why_no_reference(ledger.candidates(project))
+    xml = CONFIG.replace("dog", "horse")
+    label_studio.projects[project]["label_config"] = xml
+    store_project(ledger, project, label_studio.projects[project], "base")
+    read_tasks(ledger, client, project, parse_label_config(xml))
+    assert [c.usable for c in ledger.candidates(project)] == [True]
+
+
+def test_people_come_first_and_the_reference_never(
+    label_studio: FakeLabelStudio, ledger: Ledger, client: LabelStudio, project: int
+):
+    first, second, third, fourth = label_studio.tasks_of(project)
+    label_studio.annotate(first, [brush(BOX, "cat")])
+    label_studio.annotate(second, [brush(BOX, "cat")])
+    chosen = look(ledger, client, project)
+    assert chosen is not None
+    ledger.set_reference(project, "v1", chosen)
+    assert queue_tasks(ledger, project, "v1", chosen) == 3
+    order = []
+    while job := ledger.take_next():
+        order.append(job.task)
+    assert order == [third, fourth, second]  # the annotated one last
