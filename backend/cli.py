@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings.from_environment(os.environ, **overrides)
         if options.command == "doctor":
             return _doctor(settings, options.project, with_model=not options.skip_model)
+        if options.command == "status":
+            return _status(settings)
         if options.command == "backfill":
             return _backfill(settings, options.project, options.dry_run)
         if options.command == "export":
@@ -55,6 +57,35 @@ def _doctor(settings: Settings, project: int | None, *, with_model: bool) -> int
         failed = failed or finding.verdict == "fail"
         print(f"{finding.verdict:<5} {finding.subject}: {finding.message}", flush=True)
     return 1 if failed else 0
+
+
+def _status(settings: Settings) -> int:
+    """A line on the model and one on each project of the backend that runs with these settings."""
+    import requests
+
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    user = (settings.basic_auth_user, settings.basic_auth_password) if settings.basic_auth_user else None
+    try:
+        answer = requests.get(f"http://{host}:{settings.port}/api/status", auth=user, timeout=5)
+        answer.raise_for_status()
+        status = answer.json()
+    except (requests.RequestException, ValueError) as error:
+        raise BackendError(
+            f"No backend answers at http://{host}:{settings.port} ({type(error).__name__}); start it with "
+            "`cavsam-backend serve`, or give its --host and --port."
+        ) from error
+    work = status["work"]
+    print(f"{status['model_version']}: {work['state']}{': ' + work['error'] if work['error'] else ''}")
+    if "notice" in status:
+        print(status["notice"])
+    for project in status["projects"]:
+        jobs = project["jobs"]
+        print(
+            f"project {project['id']} {project['title']!r}: {jobs['done']} of {project['total']} tasks predicted, "
+            f"{jobs['delivered']} in Label Studio, {jobs['failed']} failed. "
+            f"{project['error'] or project['why_no_reference'] or ''}".rstrip()
+        )
+    return 0
 
 
 def _backfill(settings: Settings, project: int, limit: int | None) -> int:
@@ -104,6 +135,9 @@ def _parser() -> argparse.ArgumentParser:
     checking = commands.add_parser("doctor", help="check settings, Label Studio, a project and the model")
     checking.add_argument("--project", type=int, help="number of a project to look at")
     checking.add_argument("--skip-model", action="store_true", help="do not load the model")
+    asking = commands.add_parser("status", help="say what a running backend is doing")
+    asking.add_argument("--host", help=OPTIONS["host"])
+    asking.add_argument("--port", type=int, help=OPTIONS["port"])
     filling = commands.add_parser("backfill", help="predict a whole project now, without a running backend")
     filling.add_argument("project", type=int, help="number of the project")
     filling.add_argument("--dry-run", type=int, metavar="N", help="predict only N tasks and push nothing")
