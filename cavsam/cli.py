@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +16,7 @@ import numpy as np
 
 from cavsam.errors import CavSamError, InvalidReference, RecipeError
 from cavsam.evaluation import bench, evaluate
-from cavsam.images import read_image, read_mask, write_mask
+from cavsam.images import Mask, read_image, read_mask, write_mask
 from cavsam.recipe import Mode, Recipe
 from cavsam.sources import NAMES, ModelSources
 from cavsam.types import Reference
@@ -33,6 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(options))
     except CavSamError as error:
         print(f"cavsam: {error}", file=sys.stderr)
+        return REFUSED
+    except (RuntimeError, MemoryError) as error:
+        # mostly a GPU without memory left, before any target was begun
+        logging.getLogger("cavsam").debug("the computation failed", exc_info=True)
+        print(f"cavsam: The computation failed ({error}); try --device cpu or a smaller recipe.", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
         print("cavsam: stopped", file=sys.stderr)
@@ -142,17 +148,18 @@ def run_segment(options: argparse.Namespace) -> int:
         bar.set_description("targets")
         for result in model.segment(adapted, options.targets):
             target, output = options.targets[result.index], outputs[result.index]
-            if result.error is None:
-                write_mask(result.masks.get(options.class_name, np.zeros(result.size, dtype=bool)), output)
-            else:
-                tqdm.write(f"cavsam: {target}: {result.error}", file=sys.stderr)
+            error = result.error
+            if error is None:
+                error = _write(result.masks.get(options.class_name, np.zeros(result.size, dtype=bool)), output)
+            if error is not None:
+                tqdm.write(f"cavsam: {target}: {error}", file=sys.stderr)
             results.append(
                 {
                     "target": target,
-                    "mask": None if result.error else str(output),
-                    "score": None if result.error else result.scores[options.class_name],
+                    "mask": None if error else str(output),
+                    "score": None if error else result.scores[options.class_name],
                     "seconds": round(result.seconds, 3),
-                    "error": result.error,
+                    "error": error,
                 }
             )
             # after every target, so that an interrupted run keeps what it has
@@ -171,12 +178,15 @@ def _output_files(targets: Sequence[str], folder: Path, inputs: Sequence[str]) -
     """One file per target, `<stem>.png`; a stem that comes again gets a number. Makes the folder.
 
     Raises:
-        CavSamError: the folder cannot be made, or a mask would overwrite one of the inputs.
+        CavSamError: the folder cannot be written, or a mask would overwrite one of the inputs.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # found out now, and not after the models have worked
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise CavSamError(f"The folder {folder} cannot be made ({error.strerror}); choose another --out.") from error
+        raise CavSamError(f"The folder {folder} cannot be written ({error.strerror}); choose another --out.") from error
     stems = [Path(target).stem for target in targets]
     names: list[str] = []
     for stem in stems:
@@ -192,10 +202,22 @@ def _output_files(targets: Sequence[str], folder: Path, inputs: Sequence[str]) -
     return outputs
 
 
+def _write(mask: Mask, path: Path) -> str | None:
+    """Write a mask; why it could not be written, or None."""
+    try:
+        write_mask(mask, path)
+    except OSError as error:
+        return f"The mask {path} cannot be written ({error.strerror or error}); make room or choose another --out."
+    return None
+
+
 def _write_json(value: Any, path: Path) -> None:
     partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise CavSamError(f"{path} cannot be written ({error.strerror}); make room or choose another --out.") from error
 
 
 if __name__ == "__main__":

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from cavsam.errors import ImageError
 
 ImageSource = str | Path | bytes | Image.Image | NDArray[Any]
 Mask = NDArray[np.bool_]
 
-MAX_PIXELS = 200_000_000
-"""Larger pictures are refused instead of filling the memory."""
+MAX_PIXELS = 170_000_000
+"""Larger pictures are refused instead of filling the memory; PIL's own bound lies a little higher."""
 
 
 def read_image(source: ImageSource) -> NDArray[np.uint8]:
@@ -73,10 +73,10 @@ def read_mask(source: ImageSource) -> Mask:
 def _mask_values(source: str | Path | bytes | Image.Image) -> NDArray[Any]:
     with _opened(source) as picture:
         try:
-            upright = ImageOps.exif_transpose(picture)
+            upright = _upright(picture)
             wide = upright.mode.startswith("I") or upright.mode == "F"
             return np.asarray(upright if wide else upright.convert("RGBA"))
-        except (OSError, ValueError, SyntaxError) as error:
+        except Exception as error:  # PIL's many decoders raise anything on a damaged file
             raise ImageError(f"The mask {_describe(source)} is broken ({error}); save it again.") from error
 
 
@@ -111,13 +111,24 @@ def _opened(source: str | Path | bytes | Image.Image) -> Image.Image:
         raise ImageError(f"There is no file {_describe(source)}; check the path.") from error
     except IsADirectoryError as error:
         raise ImageError(f"{_describe(source)} is a folder; name a picture in it.") from error
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{_describe(source)} has too many pixels; scale it below {MAX_PIXELS:,}.") from error
+    except ImageError:
+        raise
+    except Exception as error:  # PIL's many decoders raise anything on a damaged file
         raise ImageError(f"{_describe(source)} is not a picture that can be read ({error}).") from error
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # damaged EXIF: like a browser, show the picture as it is stored
+        return picture
 
 
 def _rgb_from_pil(picture: Image.Image, name: str) -> NDArray[np.uint8]:
     try:
-        upright = ImageOps.exif_transpose(picture)
+        upright = _upright(picture)
         if upright.mode.startswith("I") or upright.mode == "F":
             grey = _wide_to_bytes(upright)
             return np.repeat(grey[..., None], 3, axis=-1)
@@ -126,7 +137,7 @@ def _rgb_from_pil(picture: Image.Image, name: str) -> NDArray[np.uint8]:
             white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
             return np.array(Image.alpha_composite(white, rgba).convert("RGB"))
         return np.array(upright.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # PIL's many decoders raise anything on a damaged file
         raise ImageError(f"{name} is broken ({error}); save it again.") from error
 
 

@@ -46,6 +46,16 @@ class LoraBank:
             {name: t.detach() for name, t in self.up.items()},
         )
 
+    def single(self) -> list[LoraBank]:
+        """One bank for each adapter."""
+        return [
+            LoraBank(
+                {name: tensor[n : n + 1] for name, tensor in self.down.items()},
+                {name: tensor[n : n + 1] for name, tensor in self.up.items()},
+            )
+            for n in range(len(self))
+        ]
+
     @classmethod
     def joined(cls, banks: Sequence[LoraBank]) -> LoraBank:
         """One bank that holds the adapters of all `banks`, in order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,6 +21,8 @@ from cavsam.errors import ModelError
 from cavsam.recipe import Precision
 from cavsam.sources import ModelSources
 from cavsam.tracking import Tracker
+
+log = logging.getLogger(__name__)
 
 SAM2_PACKAGE = Path(sam2.__file__).parent
 
@@ -138,15 +141,16 @@ def _sam2_weights(checkpoint: Path) -> dict[str, Tensor]:
         if checkpoint.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            stored = load_file(checkpoint)
+            stored: Any = load_file(checkpoint)
         else:
             stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
             stored = stored.get("model", stored)
-    except Exception as error:  # pickle, zip and safetensors each fail in their own way
+        return {name: tensor.float() for name, tensor in stored.items()}
+    except Exception as error:  # pickle, zip and safetensors each fail in their own way, and in many lines
+        log.info("%s: %s", checkpoint, error)
         raise ModelError(
-            f"{checkpoint} is not a SAM2 checkpoint that can be read ({error}); fetch it again."
+            f"{checkpoint} is not a SAM2 checkpoint that can be read ({type(error).__name__}); fetch it again."
         ) from error
-    return {name: tensor.float() for name, tensor in stored.items()}
 
 
 def _only_checkpoint(folder: Path) -> Path:
@@ -270,7 +274,9 @@ def download(sources: ModelSources) -> list[Path]:
 
 
 def _is_hub_id(source: str) -> bool:
-    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not source.endswith("/")
+    """Whether a source that is no file or folder here can be `owner/name` on the hub, and not a mistyped path."""
+    files = (".pt", ".pth", ".safetensors", ".ckpt", ".yaml", ".bin")
+    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not source.endswith(("/", *files))
 
 
 def _from_hub(hub_id: str, file: str, revision: str | None) -> Path:
@@ -293,6 +299,8 @@ def _hub_errors(hub_id: str, revision: str | None) -> Any:
     from huggingface_hub import errors
 
     named = f"{hub_id} at revision {revision}" if revision else hub_id
+    # its warnings of every retry would bury the one sentence that says what to do
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         yield
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:

@@ -103,7 +103,7 @@ class CavSam:
                 aligned = alignment.align(self.tracker, images, masks.float(), trunk, self.recipe, clock.steps("align"))
         endpoints = []
         if self.recipe.generates_frames:
-            endpoints = [self._endpoint(reference.image, prompt, clock) for reference in references]
+            endpoints = self._endpoints([reference.image for reference in references], prompt, clock)
         return AdaptedReference(
             labels,
             masks,
@@ -147,8 +147,7 @@ class CavSam:
                 result = self._segment_one(adapted, read_image(target), clock)
             except CavSamError as error:
                 result = TargetResult(index, error=str(error))
-            except (RuntimeError, MemoryError) as error:
-                # out of memory or a fault in a kernel: this target is lost, the batch is not
+            except Exception as error:  # out of memory, a fault in a kernel: this target is lost, the batch is not
                 log.exception("target %d failed", index)
                 result = TargetResult(index, error=f"The computation failed: {error}")
             yield replace(result, index=index, seconds=clock.total(), timings=dict(clock.seconds))
@@ -188,7 +187,7 @@ class CavSam:
         """Generated frames from the nearest reference to the target at SAM2's size, or None without DBST."""
         if self.diffusion is None or not adapted.endpoints:
             return None
-        target = self._endpoint(image, adapted.prompt, clock)
+        (target,) = self._endpoints([image], adapted.prompt, clock)
         with clock("generate"):
             frames = transition.frames_between(self.diffusion, adapted.endpoints[nearest], target, self.recipe)
         size = (self.tracker.image_size, self.tracker.image_size)
@@ -228,15 +227,15 @@ class CavSam:
             prompts += alignment.pseudo_prompts(self.tracker, video, masks, adapted.alignment, middle, self.recipe)[0]
         return prompts
 
-    def _endpoint(self, image: NDArray[np.uint8], prompt: str, clock: _Clock) -> Endpoint:
+    def _endpoints(self, images: Sequence[NDArray[np.uint8]], prompt: str, clock: _Clock) -> list[Endpoint]:
+        """Adapters, fitted in one batch, and inverted latents of some images."""
         assert self.diffusion is not None  # checked when the object was made
         size = self.recipe.diffusion_size or self.diffusion.native_size
+        canvases = torch.stack([self._canvas(image, size) for image in images])
         with clock("lora"):
-            fitted = transition.fit_image(
-                self.diffusion, self._canvas(image, size), prompt, self.recipe, clock.steps("lora")
-            )
+            fitted = transition.fit_images(self.diffusion, canvases, prompt, self.recipe, clock.steps("lora"))
         with clock("invert"):
-            return transition.invert(self.diffusion, fitted, self.recipe)
+            return [transition.invert(self.diffusion, one, self.recipe) for one in fitted]
 
     def _canvas(self, image: NDArray[np.uint8], size: int) -> Tensor:
         """Squash uint8 (H, W, 3) to the square that a model sees: float (3, size, size) in 0..1."""

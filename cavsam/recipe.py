@@ -90,7 +90,7 @@ class Recipe:
         _check_range("frames", self.frames, 1, 64)
         _check_range("alpha_min", self.alpha_min, 0.0, 1.0)
         _check_range("alpha_max", self.alpha_max, self.alpha_min, 1.0)
-        _check_range("ddim_steps", self.ddim_steps, 1, 1000)
+        _check_range("ddim_steps", self.ddim_steps, 1, 500)
         _check_range("lora_rank", self.lora_rank, 1, 1024)
         _check_range("lora_steps", self.lora_steps, 0, 100_000)
         _check_range("lora_lr", self.lora_lr, 0.0, 1.0)

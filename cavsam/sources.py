@@ -82,7 +82,10 @@ def _identity(source: str, revision: str | None) -> list[str]:
     path = Path(source)
     if not path.exists():
         return [source, revision or ""]
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+    else:
+        files = [p for p in (path, path.with_suffix(".yaml")) if p.exists()]
     return [f"{file.name} {file.stat().st_size} {_ends_digest(file)}" for file in files]
 
 

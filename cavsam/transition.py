@@ -25,7 +25,7 @@ class Endpoint:
         adapter: bank of one adapter fitted to the image.
         latent: float (C, h, w), the image's DDIM-inverted latent z^T under its adapter.
         embedding: float (tokens, width) of the prompt.
-        losses: of each step of the adapter's fit.
+        losses: of each step of the fit, averaged over the images of the batch.
     """
 
     adapter: lora.LoraBank
@@ -42,7 +42,7 @@ class FittedImage:
         adapter: bank of one adapter fitted to the image.
         latent: float (1, C, h, w), the image's own latent z^0.
         embedding: float (1, tokens, width) of the prompt.
-        losses: of each step of the fit.
+        losses: of each step of the fit, averaged over the images of the batch.
     """
 
     adapter: lora.LoraBank
@@ -51,18 +51,21 @@ class FittedImage:
     losses: list[float]
 
 
-def fit_image(
+def fit_images(
     model: LatentDiffusion,
-    image: Tensor,
+    images: Tensor,
     prompt: str,
     recipe: Recipe,
     progress: Callable[[int, int], None] | None = None,
-) -> FittedImage:
-    """Encode `image`, float (3, D, D) in 0..1, and fit an adapter to it (method, DBST 1)."""
-    latent = model.encode(image[None])
-    embedding = model.embed([prompt])
-    adapter, losses = model.fit_loras(latent, embedding, recipe, progress)
-    return FittedImage(adapter, latent, embedding, losses)
+) -> list[FittedImage]:
+    """Encode `images`, float (n, 3, D, D) in 0..1, and fit an adapter to each, all in one batch (method, DBST 1)."""
+    latents = model.encode(images)
+    embeddings = model.embed([prompt]).expand(len(images), -1, -1)
+    bank, losses = model.fit_loras(latents, embeddings, recipe, progress)
+    return [
+        FittedImage(adapter, latents[i : i + 1], embeddings[i : i + 1], losses)
+        for i, adapter in enumerate(bank.single())
+    ]
 
 
 def invert(model: LatentDiffusion, fitted: FittedImage, recipe: Recipe) -> Endpoint:

@@ -183,16 +183,17 @@ def test_augmentation_moves_image_and_mask_together() -> None:
     assert not torch.equal(moved[0], moved[1])
 
 
-def test_a_picture_without_contrast_gets_no_prompt(tracker: Tracker) -> None:
-    trunk = tracker.trunk(torch.zeros(2, 3, tracker.image_size, tracker.image_size))
-    mask = torch.zeros(1, 1, tracker.image_size, tracker.image_size, dtype=torch.bool)
-    mask[..., 40:90, 40:90] = True
-    with torch.no_grad():
-        features, _ = tracker.neck(trunk)
-    flat = Alignment({}, F.normalize(features[0, :, 3, 3], dim=0)[None], [])
-    prompts, activations = pseudo_prompts(tracker, trunk, mask, flat, [1], Recipe(min_separation=1e6))
+def test_an_activation_without_contrast_gives_no_prompt(
+    tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    images, masks = reference
+    video = [torch.cat([level, level]) for level in tracker.trunk(images)]
+    channels = tracker.neck(video)[0].shape[1]
+    silent = Alignment({}, torch.zeros(2, channels), [])  # nothing is like it
+    prompts, activations = pseudo_prompts(tracker, video, masks.bool(), silent, [1], Recipe())
     assert prompts == []
-    assert activations.shape == (1, 1, tracker.image_size // 16, tracker.image_size // 16)
+    assert activations.shape == (1, 2, tracker.image_size // 16, tracker.image_size // 16)
+    assert float(activations.abs().max()) == 0
 
 
 def test_pseudo_prompts_follow_the_activations(tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]) -> None:

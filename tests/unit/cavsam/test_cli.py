@@ -125,3 +125,23 @@ def test_masks_of_the_output_read_back(folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert read_mask(folder / "o" / "reference.png").shape == (300, 300)
+
+
+def test_a_mask_that_cannot_be_written_fails_alone(folder: Path) -> None:
+    (folder / "out" / "target.png").mkdir(parents=True)
+    inputs = ("reference.png", "mask.png", "target.jpg", "turned.jpg")
+    done = run(folder, "segment", *inputs, "--model", "nano", "--mode", "concat", "--out", "out")
+    assert done.returncode == 1, done.stderr
+    first, second = json.loads((folder / "out" / "results.json").read_text())
+    assert "cannot be written" in first["error"]
+    assert second["error"] is None
+    assert (folder / "out" / "turned.png").is_file()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(folder: Path) -> None:
+    (folder / "file").write_text("")
+    for out in ("file", "/proc"):
+        done = run(folder, "segment", "reference.png", "mask.png", "target.jpg", "--model", "nano", "--out", out)
+        assert done.returncode == 2
+        assert "cannot be written" in done.stderr
+        assert "Traceback" not in done.stderr

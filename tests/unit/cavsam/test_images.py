@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -152,3 +153,27 @@ def test_a_truncated_file_and_a_folder_say_so(colours: np.ndarray, tmp_path: Pat
             reader(big[: len(big) // 2])
         with pytest.raises(ImageError, match="folder"):
             reader(tmp_path)
+
+
+def test_damaged_exif_does_not_hide_the_picture(colours: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = bytearray(encoded(Image.fromarray(np.kron(colours, np.ones((8, 8, 1), dtype=np.uint8))), "JPEG", exif=exif))
+    start = data.index(b"Exif") + 6
+    readable = 0
+    for offset in range(8, 24):  # every byte of the one directory entry
+        damaged = bytearray(data)
+        damaged[start + offset] ^= 0x5A
+        readable += sorted(read_image(bytes(damaged)).shape) == [3, 40, 56]
+    assert readable == 16
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_noise_in_a_file_never_escapes_as_another_error(rng: np.random.Generator, kind: str) -> None:
+    whole = encoded(Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)), kind)
+    for _ in range(150):
+        data = np.frombuffer(whole, dtype=np.uint8).copy()
+        data[rng.integers(0, min(len(data), 200), 3)] = rng.integers(0, 256, 3)
+        for reader in (read_image, read_mask):
+            with contextlib.suppress(ImageError):
+                assert reader(data.tobytes()).ndim in (2, 3)

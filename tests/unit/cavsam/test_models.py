@@ -114,7 +114,14 @@ def test_broken_and_missing_checkpoints_say_so(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"\x00" * 100)
         with pytest.raises(ModelError, match="not a SAM2 checkpoint"):
             load_tracker(ModelSources(sam2=str(tmp_path / name), sam2_config=NANO_CONFIG), CPU)
+    torch.save({"epoch": 3, "state_dict": {}}, tmp_path / "trainer.pt")
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    for name in ("trainer.pt", "text.pt"):
+        with pytest.raises(ModelError, match="not a SAM2 checkpoint") as caught:
+            load_tracker(ModelSources(sam2=str(tmp_path / name), sam2_config=NANO_CONFIG), CPU)
+        assert "\n" not in str(caught.value)
     cases = {
+        "weights/mine.pt": "no SAM2 checkpoint",
         str(tmp_path / "absent.pt"): "no SAM2 checkpoint",
         str(tmp_path): "one SAM2 checkpoint",
         str(tmp_path / "broken.pt"): "does not tell its configuration",

@@ -15,7 +15,7 @@ from torch import Tensor
 from cavsam import lora
 from cavsam.diffusion import LatentDiffusion
 from cavsam.recipe import Recipe
-from cavsam.transition import adain, fit_image, frames_between, interpolate_latents, invert, slerp
+from cavsam.transition import Endpoint, adain, fit_images, frames_between, interpolate_latents, invert, slerp
 
 from .conftest import make_diffusion
 
@@ -123,9 +123,15 @@ def test_ddim_step_against_the_formula(diffusion: LatentDiffusion) -> None:
     np.testing.assert_allclose(diffusion.denoise(start, embeddings, 1).numpy(), expected, atol=1e-4)
 
 
+def both_ends(diffusion: LatentDiffusion, pictures: Tensor, recipe: Recipe) -> list[Endpoint]:
+    """Two pictures, each with a prompt of its own."""
+    named = zip(pictures, "ab", strict=True)
+    return [invert(diffusion, fit_images(diffusion, one[None], name, recipe)[0], recipe) for one, name in named]
+
+
 def test_frames_in_one_batch_equal_frames_one_by_one(diffusion: LatentDiffusion) -> None:
     pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(13))
-    ends = [invert(diffusion, fit_image(diffusion, picture, "cell", RECIPE), RECIPE) for picture in pictures]
+    ends = [invert(diffusion, fitted, RECIPE) for fitted in fit_images(diffusion, pictures, "cell", RECIPE)]
     together = frames_between(diffusion, *ends, RECIPE)
     single = frames_between(diffusion, *ends, RECIPE.replace(frame_batch=1))
     assert together.shape == (4, 3, 64, 64)
@@ -138,9 +144,7 @@ def test_a_frame_is_denoised_with_its_own_share_of_both_ends(diffusion: LatentDi
     """The frame at alpha = 0 is the reference's own reconstruction, with its own adapter."""
     pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(14))
     recipe = RECIPE.replace(alpha_min=0.0, alpha_max=1.0, frames=2)
-    ends = [
-        invert(diffusion, fit_image(diffusion, p, name, recipe), recipe) for p, name in zip(pictures, "ab", strict=True)
-    ]
+    ends = both_ends(diffusion, pictures, recipe)
     frames = frames_between(diffusion, *ends, recipe)
     for end, frame in zip(ends, frames, strict=True):
         with lora.attached(diffusion.unet, end.adapter, torch.ones(1, 1)):
@@ -159,8 +163,6 @@ def test_encoding_is_the_scaled_posterior_mean(diffusion: LatentDiffusion) -> No
 def test_the_two_ways_to_mix_adapters_give_different_frames(diffusion: LatentDiffusion) -> None:
     pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(16))
     recipe = RECIPE.replace(lora_lr=0.05)
-    ends = [
-        invert(diffusion, fit_image(diffusion, p, name, recipe), recipe) for p, name in zip(pictures, "ab", strict=True)
-    ]
+    ends = both_ends(diffusion, pictures, recipe)
     delta, factor = (frames_between(diffusion, *ends, recipe.replace(lora_mix=mix)) for mix in ("delta", "factor"))
     assert not torch.allclose(delta, factor, atol=1e-4)
