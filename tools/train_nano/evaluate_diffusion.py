@@ -119,12 +119,10 @@ def class_transitions(
     model: LatentDiffusion, tracker: Tracker, name: str, index: int, recipe: Recipe
 ) -> Iterator[Transition]:
     """The pseudo videos between three development images of a class, with their features' distances to both ends."""
-    images, ends = [], []
-    for number in range(3):
-        seed = synth.seed_of("dev", 7000 + 3 * index + number)
-        image = synth.generate("textures", (name,), seed=seed, size=model.native_size).image
-        images.append(torch.from_numpy(image).permute(2, 0, 1).to(model.device).float() / 255)
-        ends.append(transition.invert(model, transition.fit_image(model, images[-1], name, recipe), recipe))
+    seeds = [synth.seed_of("dev", 7000 + 3 * index + number) for number in range(3)]
+    pictures = [synth.generate("textures", (name,), seed=seed, size=model.native_size).image for seed in seeds]
+    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(model.device).float() / 255
+    ends = [transition.invert(model, fitted, recipe) for fitted in transition.fit_images(model, images, name, recipe)]
     for first, second in itertools.combinations(range(3), 2):
         between = transition.frames_between(model, ends[first], ends[second], recipe)
         video = torch.cat([images[first][None], between, images[second][None]])

@@ -1,7 +1,7 @@
 """Train the UNet and the text encoder of the nano diffusion model on latents of SynthFSS training images.
 
-    python -m tools.train_nano.train_unet --out runs/unet --vae cavsam/nano/diffusion --steps 3000
-    python -m tools.train_nano.train_unet --out runs/unet --vae cavsam/nano/diffusion --steps 3000 --resume
+    python -m tools.train_nano.train_unet --out runs/unet --vae cavsam/nano/diffusion --steps 2000
+    python -m tools.train_nano.train_unet --out runs/unet --vae cavsam/nano/diffusion --steps 2000 --resume
     python -m tools.train_nano.train_unet --out runs/unet --vae cavsam/nano/diffusion --export cavsam/nano/diffusion
 
 The prompt of an image is the name of its class, now and then empty. Batch k is a function of (--seed, k), so a
@@ -120,8 +120,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and of log.jsonl")
     parser.add_argument("--vae", type=Path, required=True, help="pipeline folder with the trained VAE")
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from scipy.stats import spearmanr
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from cavsam import lora, synth
+from cavsam import lora, synth, transition
 from cavsam.models import load_diffusion
+from cavsam.recipe import Recipe
 from cavsam.sources import NANO, ModelSources
 
 FOLDER = NANO / "diffusion"
@@ -155,3 +158,19 @@ def test_latents_have_unit_deviation(vae: AutoencoderKL) -> None:
 def test_the_vae_gives_held_out_images_back(vae: AutoencoderKL, domain: str, bound: float) -> None:
     # measured over 24 images of each: 27.4, 32.9, 37.4, 27.7, 28.6 dB
     assert psnr(vae, held_out(domain, 3)) >= bound
+
+
+def test_the_frames_between_two_instances_lead_from_one_to_the_other() -> None:
+    model = load_diffusion(ModelSources.named("nano"), torch.device("cpu"))
+    recipe = Recipe(lora_steps=40, ddim_steps=10, frames=5)
+    name = synth.classes("textures", "dev")[7]
+    pictures = [synth.generate("textures", (name,), seed=synth.seed_of("dev", 6100 + i)).image for i in range(2)]
+    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+    ends = [transition.invert(model, fitted, recipe) for fitted in transition.fit_images(model, images, name, recipe)]
+    frames = transition.frames_between(model, ends[0], ends[1], recipe)
+    video = F.avg_pool2d(torch.cat([images[:1], frames, images[1:]]), 8)  # colours and places, no detail
+    from_reference = (video - video[0]).square().mean(dim=(1, 2, 3))
+    from_target = (video - video[-1]).square().mean(dim=(1, 2, 3))
+    order = np.arange(len(video))
+    assert spearmanr(order, from_reference).statistic >= 0.9
+    assert spearmanr(order, from_target).statistic <= -0.9
