@@ -78,7 +78,7 @@ def test_it_follows_an_object_through_smooth_clips(tracker):
     assert np.mean(ious) > 0.6
 
 
-def test_it_says_so_when_the_object_is_gone(tracker):
+def test_its_object_score_is_lower_where_the_object_is_gone(tracker):
     names = synth.classes("textures", "dev")
     scores: dict[bool, list[float]] = {True: [], False: []}
     for index in range(40):
