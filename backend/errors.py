@@ -62,6 +62,10 @@ class LabelStudioRejected(LabelStudioError):
     """Label Studio found fault with what was sent (status 400)."""
 
 
+class LedgerError(BackendError):
+    """The ledger cannot be read or written: a full disk, a lock that somebody holds, a damaged file."""
+
+
 class DataFolderBusy(BackendError):
     """Another backend process works with the same data folder."""
 

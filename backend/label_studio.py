@@ -15,10 +15,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote_to_bytes, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
 
 import requests
 from requests.auth import AuthBase
+from urllib3.exceptions import LocationParseError
+from urllib3.util import parse_url
 
 from backend.errors import (
     BackendError,
@@ -173,19 +175,28 @@ class LabelStudio:
                 part.unlink(missing_ok=True)
 
     def _resolve(self, address: str) -> tuple[str, bool]:
-        """The full address of an image and whether it is Label Studio's own."""
+        """The full address of an image and whether it is Label Studio's own.
+
+        Whoever may import tasks chooses the address, so what counts is the host that will be connected to, as the
+        library that connects reads it.
+        """
+        address = address.strip()
+        if "\\" in address or any(ord(character) < 32 or ord(character) == 127 for character in address):
+            raise ImageUnavailable(f"The image address {_shown(address)} is not valid.", permanent=True)
+        parts = _split(address)
         if self.public_url and _same_origin(address, self.public_url):
-            address = self.url + address[len(self.public_url) :]
-        parts = urlsplit(address)
+            inside = parts.path.removeprefix(urlsplit(self.public_url).path.rstrip("/"))
+            address = self.url + inside + (f"?{parts.query}" if parts.query else "")
+            parts = _split(address)
         if parts.scheme in ("http", "https"):
-            return address, _same_origin(address, self.url)
+            return address, _same_origin(_connected_to(address), self.url)
         if parts.scheme:
             raise ImageUnavailable(
                 f"The image address {_shown(address)} is not resolved by Label Studio; add the storage it lies in to "
                 "the project (Settings, Cloud Storage) or use a web address.",
                 permanent=True,
             )
-        return urljoin(self.url + "/", address.lstrip("/")), True
+        return f"{self.url}/{address.lstrip('/')}", True
 
     def _download(self, url: str, ours: bool) -> requests.Response:
         last: requests.RequestException | None = None
@@ -371,6 +382,22 @@ def _cause(error: requests.RequestException | None) -> str:
     if isinstance(error, requests.ConnectionError):
         return "the connection failed"
     return type(error).__name__
+
+
+def _split(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError as error:
+        raise ImageUnavailable(f"The image address {_shown(address)} is not valid.", permanent=True) from error
+
+
+def _connected_to(address: str) -> str:
+    """Scheme, host and port of `address` as urllib3, which makes the connection, reads them."""
+    try:
+        url = parse_url(address)
+    except LocationParseError as error:
+        raise ImageUnavailable(f"The image address {_shown(address)} is not valid.", permanent=True) from error
+    return f"{url.scheme}://{url.host}" + (f":{url.port}" if url.port else "")
 
 
 def _same_origin(address: str, base: str) -> bool:

@@ -25,10 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backend.errors import BackendError
+from backend.errors import BackendError, LedgerError
 from backend.references import Candidate
 
 SCHEMA_VERSION = 1
+LOCK_PATIENCE = 30.0
+"""Seconds to wait for another process that holds the file."""
 PUSH_BYTES = 2_000_000
 """Compressed size of the results pushed in one call; some ten times that as JSON."""
 
@@ -159,12 +161,19 @@ class Ledger:
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.RLock()
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30.0)
+        path.touch(mode=0o600)  # it holds the keys that Label Studio hands over
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=LOCK_PATIENCE)
         self._connection.row_factory = sqlite3.Row
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = NORMAL")
-        self._connection.execute("PRAGMA foreign_keys = ON")
-        self._prepare(path)
+        try:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._connection.execute("PRAGMA foreign_keys = ON")
+            self._prepare(path)
+        except sqlite3.DatabaseError as error:
+            self._connection.close()
+            raise LedgerError(
+                f"The ledger {path} cannot be used ({error}); if it is damaged, move it away to start afresh."
+            ) from error
 
     def close(self) -> None:
         """Close the file; later calls raise `sqlite3.ProgrammingError`."""
@@ -173,17 +182,18 @@ class Ledger:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
+        with self._lock, _ledger_errors():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # a full disk has ended it already
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
     def _rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
-        with self._lock:
+        with self._lock, _ledger_errors():
             return self._connection.execute(query, values).fetchall()
 
     def _prepare(self, path: Path) -> None:
@@ -200,6 +210,19 @@ class Ledger:
                 f"The ledger {path} was written by another release (schema {row['value']}, this one uses "
                 f"{SCHEMA_VERSION}); move it away to start afresh, or use that release."
             )
+
+    # what Label Studio handed over
+
+    def grants(self) -> dict[int, tuple[str, str]]:
+        """Project -> address and token that /setup handed over."""
+        rows = self._rows("SELECT name, value FROM meta WHERE name LIKE 'grant:%'")
+        return {int(row["name"].partition(":")[2]): tuple(json.loads(row["value"])) for row in rows}
+
+    def set_grant(self, project: int, hostname: str, token: str) -> None:
+        """Keep the address and the token of a project for the next start."""
+        with self._transaction() as db:
+            value = json.dumps([hostname, token])
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"grant:{project}", value))
 
     # projects
 
@@ -221,6 +244,7 @@ class Ledger:
         """Drop a project and all that belongs to it."""
         with self._transaction() as db:
             db.execute("DELETE FROM projects WHERE id = ?", (project,))
+            db.execute("DELETE FROM meta WHERE name = ?", (f"grant:{project}",))
 
     def projects(self) -> list[Project]:
         """All known projects."""
@@ -432,14 +456,23 @@ class Ledger:
     def recover(self, lease: float) -> int:
         """After a restart: queue the running jobs again, settle hand-overs cut short; returns how many were running."""
         with self._transaction() as db:
-            requeued = db.execute("UPDATE jobs SET state = 'queued', not_before = 0 WHERE state = 'running'").rowcount
             db.execute("UPDATE jobs SET delivery = 'open', delivery_owner = NULL WHERE delivery = 'reserved'")
+        self.settle_pushing(lease)
+        return self.requeue_running()
+
+    def requeue_running(self) -> int:
+        """Queue the running jobs again, when nobody runs them any more; returns how many there were."""
+        with self._transaction() as db:
+            return db.execute("UPDATE jobs SET state = 'queued', not_before = 0 WHERE state = 'running'").rowcount
+
+    def settle_pushing(self, lease: float) -> None:
+        """Imports whose outcome could not be noted count as answered: it will be looked up."""
+        with self._transaction() as db:
             db.execute(
                 "UPDATE jobs SET delivery = 'answered', delivery_owner = NULL, delivery_until = ? "
                 "WHERE delivery = 'pushing'",
                 (time.time() + lease,),
             )
-            return requeued
 
     def jobs(self, project: int, version: str, tasks: Iterable[int] | None = None) -> dict[int, Job]:
         """The jobs of a version by task, without their results."""
@@ -659,6 +692,16 @@ def _chunks(tasks: Iterable[int], size: int = 500) -> Iterator[list[int]]:
 
 def _packed(value: Any) -> bytes:
     return zlib.compress(json.dumps(value, separators=(",", ":")).encode())
+
+
+@contextmanager
+def _ledger_errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.ProgrammingError:
+        raise  # a fault of ours, such as a call after `close`
+    except sqlite3.OperationalError as error:
+        raise LedgerError(f"The ledger cannot be read or written ({error}); make room or free the file.") from error
 
 
 def _project(row: sqlite3.Row) -> Project:

@@ -25,6 +25,7 @@ from backend.errors import (
     LabelStudioDenied,
     LabelStudioError,
     LabelStudioNotFound,
+    LedgerError,
 )
 from backend.events import Note, read_event, webhook_notes
 from backend.execution.process import CAVSAM, LaneProcess, LaneSpec
@@ -120,7 +121,7 @@ class Service:
         # however many tasks are opened at once, some threads stay free to answer /health and /setup in time
         self._waiters = threading.BoundedSemaphore(max(1, settings.threads // 2))
         self._listing: set[int] = set()
-        self._granted: dict[int, tuple[str, str]] = {}  # project -> address and token that /setup handed over
+        self._granted = self.ledger.grants()  # project -> address and token that /setup handed over
         self._clients: dict[tuple[str, str, str], LabelStudio] = {}
         self._clients_lock = threading.Lock()
         self._thread = threading.Thread(target=self._coordinate, name="coordinator", daemon=True)
@@ -430,21 +431,34 @@ class Service:
     # the coordinator
 
     def _coordinate(self) -> None:
+        recover = False
         while not self._stopping.is_set():
             try:
-                note = self._notes.get(timeout=self._pause())
+                if recover:
+                    self.ledger.settle_pushing(self.settings.answer_lease)
+                    recover = False
+                self._coordinate_once()
+            except LedgerError as error:
+                # the thread must outlive a full disk; what is due stays due
+                log.error("%s Trying again in %.0f s.", error, self.worker.ledger_pause)
+                self._stopping.wait(self.worker.ledger_pause)
+                recover = True
+
+    def _coordinate_once(self) -> None:
+        try:
+            note = self._notes.get(timeout=self._pause())
+        except queue.Empty:
+            note = None
+        while note is not None:
+            self._take(note) if isinstance(note, Note) else self._read(note)
+            try:
+                note = self._notes.get_nowait()
             except queue.Empty:
                 note = None
-            while note is not None:
-                self._take(note) if isinstance(note, Note) else self._read(note)
-                try:
-                    note = self._notes.get_nowait()
-                except queue.Empty:
-                    note = None
-            for project in list(self._agendas):
-                if self._stopping.is_set():
-                    return
-                self._attend(project)
+        for project in list(self._agendas):
+            if self._stopping.is_set():
+                return
+            self._attend(project)
 
     def _pause(self) -> float:
         times = [t for agenda in self._agendas.values() for t in _due_times(agenda)]
@@ -496,6 +510,9 @@ class Service:
                 self._drop(project, str(error))
             else:
                 self._put_off(project, agenda, str(error))
+        except LedgerError as error:
+            self._put_off(project, agenda, str(error))
+            raise
         except BackendError as error:
             self._put_off(project, agenda, str(error))
         except Exception as error:
@@ -511,6 +528,9 @@ class Service:
         client = self.client(project)
         found = client.project(project)
         known = store_project(self.ledger, project, found, self.base_version)
+        granted = self._granted.get(project)
+        if granted is not None and granted != self.ledger.grants().get(project):
+            self.ledger.set_grant(project, *granted)
         config = parse_label_config(str(found.get("label_config") or ""))
         with self._while_listing(project, asks_meanwhile=bool(found.get("evaluate_predictions_automatically"))):
             counts = read_tasks(self.ledger, client, project, config)
@@ -662,16 +682,18 @@ class Service:
 
     def _put_off(self, project: int, agenda: _Agenda, error: str) -> None:
         pause = AWAY_PAUSES[min(agenda.failures, len(AWAY_PAUSES) - 1)]
-        known = self.ledger.project(project)
-        if agenda.failures == 0 or (known is not None and known.error != error):
-            log.warning("Project %d: %s", project, error)
+        first = agenda.failures == 0
         agenda.failures += 1
         agenda.look_at = time.monotonic() + pause
         agenda.touched.clear()  # the next look sees them as well
         agenda.settle_at = agenda.push_at = agenda.confirm_at = None
-        self.ledger.set_project_error(project, error)
         self._looked[project] += 1
         self._notify()
+        # last, for the ledger itself may be the trouble
+        known = self.ledger.project(project)
+        if first or (known is not None and known.error != error):
+            log.warning("Project %d: %s", project, error)
+        self.ledger.set_project_error(project, error)
 
     @contextmanager
     def _while_listing(self, project: int, *, asks_meanwhile: bool) -> Iterator[None]:

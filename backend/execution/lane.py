@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from backend.regions import Slot, mask_names, prediction_regions, reference_masks
-from cavsam.errors import CavSamError, InvalidReference, ModelError
+from cavsam.errors import CavSamError, ImageError, InvalidReference, ModelError
 from cavsam.images import read_image
 from cavsam.recipe import Recipe
 from cavsam.sources import ModelSources
@@ -80,8 +80,10 @@ class Lane:
                 continue  # a task need not have every image that the reference has
             try:
                 adapted, slots = self._adapt(reference, to_name, progress)
-            except CavSamError as error:
+            except (InvalidReference, ImageError) as error:
                 return {"event": "bad_reference", "message": str(error)}
+            except CavSamError as error:  # the computation failed, which is no fault of the annotation
+                return {"event": "failed", "message": str(error)}
             started = time.monotonic()
             result = next(iter(self._segmenter.segment(adapted, [path], progress=progress)))
             if result.error is not None:

@@ -16,6 +16,7 @@ from backend.errors import (
     LabelStudioError,
     LaneDied,
     LaneStopped,
+    LedgerError,
     ModelUnavailable,
 )
 from backend.execution.process import LaneProcess
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 LANE_ATTEMPTS = 2
 FETCH_DELAYS = (5.0, 20.0, 60.0)
 AWAY_DELAY = 20.0
+LEDGER_PAUSE = 10.0
 MODEL_DELAYS = (15.0, 30.0, 60.0, 300.0)
 IDLE = 30.0
 
@@ -71,6 +73,8 @@ class Worker:
         self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch-ahead")
         self._ahead: Future[None] | None = None
         self._model_failures = 0
+        self._recover = False
+        self.ledger_pause = LEDGER_PAUSE
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
         self.activity = Activity()
 
@@ -99,19 +103,34 @@ class Worker:
     def _work(self) -> None:
         self._load_ahead()
         while not self._stopping.is_set():
-            self._wake.clear()
-            job = self._ledger.take_next()
-            if job is None:
-                self.activity = Activity(error=self.activity.error)
-                pause = self._ledger.seconds_to_next()
-                self._wake.wait(IDLE if pause is None else min(pause + 0.05, IDLE))
-                continue
             try:
-                self._do(job)
-            except Exception as error:
-                log.exception("Project %d, task %d: the job failed.", job.project, job.task)
-                self._ledger.fail(job, f"The backend failed on this task ({type(error).__name__}: {error}).")
-            self._hooks.finished(job.project, job.task)
+                self._work_once()
+            except LedgerError as error:
+                # the job stays as it is in the ledger; the thread must outlive a full disk
+                log.error("%s Trying again in %.0f s.", error, self.ledger_pause)
+                self.activity = Activity("no ledger", error=str(error))
+                self._stopping.wait(self.ledger_pause)
+                self._recover = True
+
+    def _work_once(self) -> None:
+        if self._recover:
+            self._ledger.requeue_running()
+            self._recover = False
+        self._wake.clear()
+        job = self._ledger.take_next()
+        if job is None:
+            self.activity = Activity(error=self.activity.error if self.activity.state == "no model" else "")
+            pause = self._ledger.seconds_to_next()
+            self._wake.wait(IDLE if pause is None else min(pause + 0.05, IDLE))
+            return
+        try:
+            self._do(job)
+        except LedgerError:
+            raise
+        except Exception as error:
+            log.exception("Project %d, task %d: the job failed.", job.project, job.task)
+            self._ledger.fail(job, f"The backend failed on this task ({type(error).__name__}: {error}).")
+        self._hooks.finished(job.project, job.task)
 
     def _load_ahead(self) -> None:
         """Load the model before the first job, so that a missing checkpoint is known at once."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import socket
 import threading
@@ -12,6 +13,7 @@ from flask import Flask, redirect, request
 from werkzeug.serving import make_server
 
 from backend.errors import (
+    BackendError,
     ImageUnavailable,
     LabelStudioDenied,
     LabelStudioError,
@@ -158,6 +160,28 @@ def test_other_hosts_do_not_see_the_key(client: LabelStudio, other_host: OtherHo
     client.fetch_image(f"{other_host.url}/a.png?signature=1", tmp_path / "a", LIMIT)
     assert (tmp_path / "a").read_bytes() == IMAGE
     assert other_host.authorizations == [None]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/http://{evil}/x",
+        " //{evil}/x",
+        "\t//{evil}/x",
+        "//{evil}/x",
+        "http://{evil}\\@{ours}/x",
+        "http://{ours}@{evil}/x",
+        "http:{evil}/x",
+        "http:////{evil}/x",
+    ],
+)
+def test_no_spelling_of_an_address_takes_the_key_elsewhere(
+    client: LabelStudio, label_studio: FakeLabelStudio, other_host: OtherHost, tmp_path: Path, address: str
+):
+    hosts = {"evil": other_host.url.removeprefix("http://"), "ours": label_studio.url.removeprefix("http://")}
+    with contextlib.suppress(BackendError):
+        client.fetch_image(address.format(**hosts), tmp_path / "a", LIMIT)
+    assert not any(LEGACY_KEY in (authorization or "") for authorization in other_host.authorizations)
 
 
 def test_a_redirect_to_another_host_loses_the_key(other_host: OtherHost, tmp_path: Path):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import requests
 from flask import request
 
 from backend.brush import decode_mask
-from backend.errors import DataFolderBusy
+from backend.errors import DataFolderBusy, LedgerError
 from backend.service import Service
 from backend.settings import Settings
 from tests.unit.backend.conftest import RunningBackend, wait_for
@@ -570,3 +572,48 @@ def test_several_labels_and_regions(label_studio: FakeLabelStudio, start_backend
         for label, r in regions.items()
     }
     assert areas == {"cat": 81, "dog": 400}
+
+
+def test_what_label_studio_handed_over_lasts_beyond_a_restart(
+    label_studio: FakeLabelStudio, project: int, start_backend: StartBackend
+):
+    """Connected by its address alone: the second process knows where Label Studio is before anyone calls it."""
+    first = start_backend(label_studio_url="", label_studio_api_key="")
+    label_studio.connect(project, first.url)
+    wait_for(lambda: first.service.ledger.grants(), "the address and the token in the ledger")
+    first.service.stop()
+    ledger = first.service.settings.data_dir / "ledger.sqlite3"
+    assert ledger.stat().st_mode & 0o077 == 0
+    annotate_first(label_studio, project)  # while the backend is down
+    second = start_backend(label_studio_url="", label_studio_api_key="")
+    label_studio.connected[project] = second.url
+    wait_until_all_predicted(label_studio, project)
+    assert once_each(label_studio, project)
+
+
+def test_a_ledger_that_somebody_holds_stops_nothing_for_good(
+    label_studio: FakeLabelStudio, project: int, start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("backend.ledger.LOCK_PATIENCE", 0.2)
+    backend = start_backend()
+    backend.service.worker.ledger_pause = 0.2
+    label_studio.connect(project, backend.url)
+    wait_for(lambda: backend.service.ledger.project(project), "the project in the ledger")
+    path = backend.service.settings.data_dir / "ledger.sqlite3"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        annotate_first(label_studio, project)
+        wait_for(lambda: backend.service.worker.activity.state == "no ledger", "the worker to meet the lock")
+        status = requests.get(f"{backend.url}/health", timeout=5)
+        assert "locked" in status.json()["error"]
+        other.execute("ROLLBACK")
+    wait_until_all_predicted(label_studio, project)
+    assert once_each(label_studio, project)
+
+
+def test_a_damaged_ledger_is_refused_in_one_sentence(make_settings: Callable[..., Settings]):
+    settings = make_settings()
+    settings.data_dir.mkdir(parents=True)
+    (settings.data_dir / "ledger.sqlite3").write_bytes(bytes(range(256)) * 32)
+    with pytest.raises(LedgerError, match="move it away"):
+        Service(settings)
