@@ -4,16 +4,15 @@
 #       -e LABEL_STUDIO_URL=http://label-studio.example:8080 -e LABEL_STUDIO_API_KEY cavsam-backend
 # The key comes from the environment at run time; nothing secret is in the image.
 
-# The CUDA libraries come with torch's own packages, so the driver that `--gpus` brings in is all that is missing. NVIDIA's
-# CUDA images would hold the libraries twice, and their Ubuntu has Python 3.11 as a release candidate only.
-FROM python:3.11-slim-bookworm
+# `base`, not `runtime`: torch's own packages bring the CUDA libraries, so an image with them would hold them twice.
+FROM nvidia/cuda:12.8.1-base-ubuntu22.04
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 
-# gcc and libc6-dev are for packages without a wheel, curl for the health check.
+# Ubuntu 22.04 carries Python 3.11 in universe. gcc is for packages without a wheel, curl for the health check.
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-        ca-certificates curl gcc libc6-dev \
+        ca-certificates curl gcc libc6-dev python3.11 python3.11-dev python3.11-venv \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 cavsam \
     && mkdir /app /data /weights \

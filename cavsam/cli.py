@@ -28,6 +28,8 @@ DONE, SOME_FAILED, REFUSED = 0, 1, 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, 1 when some targets failed, or 2 when nothing could be done."""
+    # threads that spin while they wait starve each other on shared cores; only heeded before torch is imported
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:

@@ -138,7 +138,12 @@ def _start(spec: LaneSpec) -> _Running:
         process = subprocess.Popen(
             [sys.executable, "-m", "backend.execution.lane", str(theirs.fileno()), str(watched)],
             pass_fds=(theirs.fileno(), watched),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            # threads that spin while they wait starve each other on shared cores; set before torch is imported
+            env={
+                "OMP_WAIT_POLICY": "PASSIVE",
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            },
             stdin=subprocess.DEVNULL,
         )
     finally:

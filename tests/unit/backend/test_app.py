@@ -178,7 +178,9 @@ def test_secrets_stay_out_of_log_and_answers(
     project = label_studio.add_project()
     label_studio.connect(project, backend.url)
     label_studio.annotate(label_studio.add_task(project, picture((1, 9, 1, 9))), [brush((1, 9, 1, 9), "cat")])
+    wait_for(lambda: backend.service.ledger.reference(project), "the reference, found with the key")
     answers = [requests.get(backend.url + path, timeout=5).text for path in ("/", "/health", "/versions")]
+    assert "is the reference" in caplog.text
     assert LEGACY_KEY not in caplog.text + "".join(answers)
 
 
