@@ -185,9 +185,11 @@ class LabelStudio:
             raise ImageUnavailable(f"The image address {_shown(address)} is not valid.", permanent=True)
         parts = _split(address)
         if self.public_url and _same_origin(address, self.public_url):
-            inside = parts.path.removeprefix(urlsplit(self.public_url).path.rstrip("/"))
-            address = self.url + inside + (f"?{parts.query}" if parts.query else "")
-            parts = _split(address)
+            prefix = urlsplit(self.public_url).path.rstrip("/")
+            if f"{parts.path}/".startswith(f"{prefix}/"):
+                inside = parts.path.removeprefix(prefix)
+                address = self.url + inside + (f"?{parts.query}" if parts.query else "")
+                parts = _split(address)
         if parts.scheme in ("http", "https"):
             return address, _same_origin(_connected_to(address), self.url)
         if parts.scheme:
@@ -208,7 +210,7 @@ class LabelStudio:
                 )
             except (requests.ConnectionError, requests.Timeout) as error:
                 last = error
-            except requests.RequestException as error:
+            except (requests.RequestException, UnicodeError) as error:
                 raise ImageUnavailable(f"The image address {_shown(url)} is not valid.", permanent=True) from error
         raise _image_away(f"The image {_shown(url)} cannot be fetched: {_cause(last)}.", ours) from last
 

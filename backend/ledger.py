@@ -159,10 +159,19 @@ class Ledger:
     """The SQLite file; one connection shared by the process's threads, each call one transaction."""
 
     def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.RLock()
-        path.touch(mode=0o600)  # it holds the keys that Label Studio hands over
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=LOCK_PATIENCE)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # it holds the keys that Label Studio hands over; sqlite gives its side files the same permissions
+            path.touch(mode=0o600)
+            for file in (path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))):
+                if file.exists():
+                    file.chmod(0o600)
+            self._connection = sqlite3.connect(
+                path, isolation_level=None, check_same_thread=False, timeout=LOCK_PATIENCE
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise LedgerError(f"The ledger {path} cannot be opened ({error}); set another CAVSAM_DATA_DIR.") from error
         self._connection.row_factory = sqlite3.Row
         try:
             self._connection.execute("PRAGMA journal_mode = WAL")
@@ -174,6 +183,9 @@ class Ledger:
             raise LedgerError(
                 f"The ledger {path} cannot be used ({error}); if it is damaged, move it away to start afresh."
             ) from error
+        except BaseException:
+            self._connection.close()
+            raise
 
     def close(self) -> None:
         """Close the file; later calls raise `sqlite3.ProgrammingError`."""
@@ -698,10 +710,12 @@ def _packed(value: Any) -> bytes:
 def _ledger_errors() -> Iterator[None]:
     try:
         yield
-    except sqlite3.ProgrammingError:
+    except (sqlite3.ProgrammingError, sqlite3.IntegrityError):
         raise  # a fault of ours, such as a call after `close`
     except sqlite3.OperationalError as error:
         raise LedgerError(f"The ledger cannot be read or written ({error}); make room or free the file.") from error
+    except sqlite3.DatabaseError as error:
+        raise LedgerError(f"The ledger is damaged ({error}); move it away to start afresh.") from error
 
 
 def _project(row: sqlite3.Row) -> Project:

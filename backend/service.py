@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -121,6 +121,7 @@ class Service:
         # however many tasks are opened at once, some threads stay free to answer /health and /setup in time
         self._waiters = threading.BoundedSemaphore(max(1, settings.threads // 2))
         self._listing: set[int] = set()
+        self._unreleased: deque[tuple[int, str]] = deque()  # project and owner of reservations
         self._granted = self.ledger.grants()  # project -> address and token that /setup handed over
         self._clients: dict[tuple[str, str, str], LabelStudio] = {}
         self._clients_lock = threading.Lock()
@@ -241,8 +242,17 @@ class Service:
         finally:
             if waits:
                 self._waiters.release()
-            if self.ledger.release(owner):
-                self._finished(project, 0)
+            self._release(project, owner)
+
+    def _release(self, project: int, owner: str) -> None:
+        """Let go of what a request reserved and did not give."""
+        try:
+            released = self.ledger.release(owner)
+        except LedgerError:
+            self._unreleased.append((project, owner))  # the coordinator does it once the ledger can be written
+            raise
+        if released:
+            self._finished(project, 0)
 
     def status(self) -> dict[str, Any]:
         """What the backend is doing, JSON-ready and without secrets."""
@@ -437,6 +447,11 @@ class Service:
                 if recover:
                     self.ledger.settle_pushing(self.settings.answer_lease)
                     recover = False
+                while self._unreleased:
+                    project, owner = self._unreleased[0]
+                    self.ledger.release(owner)
+                    self._unreleased.popleft()
+                    self._notes.put(Note(project, "finished"))
                 self._coordinate_once()
             except LedgerError as error:
                 # the thread must outlive a full disk; what is due stays due

@@ -76,7 +76,8 @@ class AdaptedReference:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise InvalidReference(f"{path} does not hold an adapted reference; adapt the reference again.")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                # copies, whose memory is aligned as that of any tensor: kernels round by alignment
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (OSError, SafetensorError) as error:
             raise InvalidReference(f"{path} cannot be read ({error}); adapt the reference again.") from error
         described = json.loads(metadata["described"])

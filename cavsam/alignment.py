@@ -148,7 +148,7 @@ def otsu(values: Tensor) -> float:
     Raises:
         NumericalError: a value is not finite.
     """
-    flat = values.detach().flatten().double().cpu()
+    flat = values.detach().flatten().cpu().double()
     low, high = flat.min(), flat.max()
     if not (low.isfinite() and high.isfinite()):
         raise NumericalError("The activation is not finite; lower ttga_lr or use precision float32.")
@@ -170,7 +170,7 @@ def separation(values: Tensor, threshold: float) -> float:
     Unlike Otsu's own criterion it does not depend on how large the foreground is. One normal mode cut in the middle
     gives 2.6, a uniform spread 3.5. 0 where one side is empty, infinity where both sides are constant.
     """
-    flat = values.detach().flatten().double().cpu()
+    flat = values.detach().flatten().cpu().double()
     above, below = flat[flat > threshold], flat[flat <= threshold]
     if not len(above) or not len(below):
         return 0.0

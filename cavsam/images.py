@@ -58,6 +58,8 @@ def read_mask(source: ImageSource) -> Mask:
     if isinstance(source, np.ndarray) and source.dtype == np.bool_ and source.ndim == 2:
         return source.copy()
     values = source if isinstance(source, np.ndarray) else _mask_values(source)
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8) * 255
     if values.ndim not in (2, 3) or 0 in values.shape:
         raise ImageError(f"A mask must be (H, W) or (H, W, channels), not {values.shape}.")
     if values.ndim == 2:
@@ -95,7 +97,10 @@ def resize_mask(mask: Mask, size: tuple[int, int]) -> Mask:
 
 def _opened(source: str | Path | bytes | Image.Image) -> Image.Image:
     if isinstance(source, Image.Image):
-        return source.copy()  # the caller's picture stays open and unchanged
+        try:
+            return source.copy()  # the caller's picture stays open and unchanged
+        except Exception as error:  # it may be a file that is only now read
+            raise ImageError(f"The given picture is broken ({error}); save it again.") from error
     stream: Any = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         with warnings.catch_warnings():

@@ -50,8 +50,8 @@ class LoraBank:
         """One bank for each adapter."""
         return [
             LoraBank(
-                {name: tensor[n : n + 1] for name, tensor in self.down.items()},
-                {name: tensor[n : n + 1] for name, tensor in self.up.items()},
+                {name: tensor[n : n + 1].clone() for name, tensor in self.down.items()},
+                {name: tensor[n : n + 1].clone() for name, tensor in self.up.items()},
             )
             for n in range(len(self))
         ]

@@ -104,12 +104,14 @@ def slerp(first: Tensor, second: Tensor, alpha: float) -> Tensor:
 
     Linear where the angle is so near 0 or pi that the sphere gives no direction.
     """
-    cosine = torch.nn.functional.cosine_similarity(first.flatten().double(), second.flatten().double(), dim=0)
+    # in double precision, which not every device has
+    a, b = first.flatten().cpu().double(), second.flatten().cpu().double()
+    cosine = torch.nn.functional.cosine_similarity(a, b, dim=0)
     angle = torch.acos(cosine.clamp(-1, 1))
     if torch.sin(angle) < PARALLEL:
         return torch.lerp(first, second, alpha)
     weights = torch.sin(torch.stack([(1 - alpha) * angle, alpha * angle])) / torch.sin(angle)
-    return weights[0].to(first) * first + weights[1].to(first) * second
+    return float(weights[0]) * first + float(weights[1]) * second
 
 
 def adain(latent: Tensor, first: Tensor, second: Tensor, alpha: float, eps: float = 1e-6) -> Tensor:

@@ -132,8 +132,11 @@ class LaneProcess:
 
 
 def _start(spec: LaneSpec) -> _Running:
-    ours, theirs = Pipe()
-    watched, life = os.pipe()
+    try:
+        ours, theirs = Pipe()
+        watched, life = os.pipe()
+    except OSError as error:
+        raise LaneDied(f"The model's process cannot be started ({error.strerror}).") from error
     try:
         process = subprocess.Popen(
             [sys.executable, "-m", "backend.execution.lane", str(theirs.fileno()), str(watched)],
@@ -146,10 +149,14 @@ def _start(spec: LaneSpec) -> _Running:
             },
             stdin=subprocess.DEVNULL,
         )
+        ours.send_bytes(json.dumps(asdict(spec)).encode())
+    except OSError as error:
+        ours.close()
+        os.close(life)  # ends the process, where there is one
+        raise LaneDied(f"The model's process cannot be started ({error.strerror}).") from error
     finally:
         theirs.close()
         os.close(watched)
-    ours.send_bytes(json.dumps(asdict(spec)).encode())
     return _Running(process, ours, life)
 
 

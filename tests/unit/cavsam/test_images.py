@@ -114,6 +114,11 @@ def test_anti_aliased_and_transparent_masks() -> None:
     np.testing.assert_array_equal(read_mask(encoded(Image.fromarray(rgba))), [[False, True]])
 
 
+def test_bool_masks_with_channels() -> None:
+    assert read_mask(np.ones((3, 4, 4), dtype=bool)).all()
+    assert not read_mask(np.zeros((3, 4, 4), dtype=bool)).any()
+
+
 def test_written_mask_reads_back(rng: np.random.Generator, tmp_path: Path) -> None:
     truth = rng.random((6, 9)) > 0.5
     write_mask(truth, tmp_path / "mask.png")
@@ -151,6 +156,8 @@ def test_a_truncated_file_and_a_folder_say_so(colours: np.ndarray, tmp_path: Pat
     for reader in (read_image, read_mask):
         with pytest.raises(ImageError, match="broken"):
             reader(big[: len(big) // 2])
+        with pytest.raises(ImageError, match="broken"):
+            reader(Image.open(io.BytesIO(big[: len(big) // 2])))
         with pytest.raises(ImageError, match="folder"):
             reader(tmp_path)
 

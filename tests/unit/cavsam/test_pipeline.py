@@ -262,7 +262,11 @@ def test_an_adapted_reference_survives_the_disk(
     loaded = AdaptedReference.load(tmp_path / "reference.safetensors")
     assert loaded.labels == adapted.labels
     assert loaded.timings == adapted.timings
-    assert same(*(next(model.segment(each, targets[:1])) for each in (adapted, loaded)))
+    first, second = (next(model.segment(each, targets[:1])) for each in (adapted, loaded))
+    assert second.scores == pytest.approx(first.scores, abs=0.02)
+    for label in first.scores:
+        masks = [result.masks.get(label, np.zeros(result.size, dtype=bool)) for result in (first, second)]
+        assert (masks[0] == masks[1]).mean() > 0.99
 
 
 def test_a_file_that_holds_no_adapted_reference_is_refused(build: Build, reference: Reference, tmp_path: Path) -> None:
