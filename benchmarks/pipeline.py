@@ -152,8 +152,10 @@ def measure_backend(options: argparse.Namespace) -> dict[str, float]:
     import requests
     from PIL import Image
 
-    from backend.brush import encode_mask
     from backend.execution.process import CAVSAM, LaneProcess, LaneSpec
+    from backend.label_config import parse_label_config
+    from backend.references import examine
+    from tools import brush
     from tools.backend_server import backend
 
     recipe = Recipe(mode=options.mode, lora_steps=max(1, 200 // options.cut), ttga_steps=max(1, 100 // options.cut))
@@ -164,17 +166,13 @@ def measure_backend(options: argparse.Namespace) -> dict[str, float]:
         for number, picture in enumerate(pictures):
             paths.append(str(Path(folder) / f"{number}.png"))
             Image.fromarray(picture.image).save(paths[-1])
-        regions = [
-            {
-                "from_name": "tag",
-                "to_name": "image",
-                "labels": [name],
-                "original_width": 1024,
-                "original_height": 1024,
-                "rle": encode_mask(mask),
-            }
-            for name, mask in pictures[0].masks.items()
-        ]
+        labels = "".join(f'<Label value="{name}"/>' for name in names)
+        config = parse_label_config(
+            '<View><Image name="image" value="$image"/>'
+            f'<BrushLabels name="tag" toName="image">{labels}</BrushLabels></View>'
+        )
+        drawn = brush.regions(pictures[0].masks, from_name="tag", to_name="image")
+        regions = examine({"id": 1, "task": 1, "result": drawn}, config).regions
         sources = ModelSources.named("nano")
         lane = LaneProcess(
             LaneSpec(
