@@ -1,13 +1,14 @@
 """Train SAM2-nano on clips of one moving object, as SAM 2 is trained, and export it into the package.
 
-    python tools/train_nano/train_sam2.py --out runs/sam2_nano --steps 8000
-    python tools/train_nano/train_sam2.py --out runs/sam2_nano --steps 8000 --resume
-    python tools/train_nano/train_sam2.py --out runs/sam2_nano --evaluate-only     # of the bundled weights
+    python -m tools.train_nano.train_sam2 --out runs/sam2_nano --steps 8000
+    python -m tools.train_nano.train_sam2 --out runs/sam2_nano --steps 8000 --resume
+    python -m tools.train_nano.train_sam2 --out runs/sam2_nano --evaluate-only     # of the bundled weights
 
-The clips come from the training classes of the domain "textures" (`cavsam.synth`); a clip shows one and the
-same object, never two of a class: to match another instance is what CAV-SAM has to add. Batch k is a function of
-(--seed, k), so a resumed run continues exactly where it stopped. At the end the new weights replace the bundled ones
-if they track better on the development split.
+The clips come from the training classes of the domain "textures" (`cavsam.synth`), their colours, contrast and
+sharpness changed at random; a clip shows one and the same object, never two of a class: to match another instance is
+what CAV-SAM has to add. Batch k is a function of (--seed, k) and the worker, so a resumed run with as many workers
+continues exactly where it stopped. At the end the new weights replace the bundled ones if they track better on the
+development split.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import multiprocessing
 import os
 import queue
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,9 +34,10 @@ from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from cavsam import synth
+from tools.train_nano.diffusion_data import recolour
 
 PACKAGE = Path(__file__).resolve().parents[2] / "cavsam" / "nano" / "sam2"
 PACKAGED = PACKAGE / "sam2_nano.safetensors"
@@ -43,10 +46,12 @@ SIZE = 256
 SMALL_SIZE = 128  # of the first steps, which cost a quarter: what an object is can be learned there
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIPS_OF_LENGTH = {2: 6, 3: 4, 4: 3, 8: 2}  # batch size for each clip length: every step costs about the same
-FAR_PART = {SMALL_SIZE: 0.4, SIZE: 0.65}  # part of the clips with far jumps: the easy ones come first
+FAR_PART = {SMALL_SIZE: 0.4, SIZE: 0.5}  # part of the clips with far jumps: the easy ones come first
 POSITIVE_WEIGHT = 3.0  # of the object's pixels in the cross entropy: they are the fewer
 LENGTH_ODDS = {SMALL_SIZE: (0.6, 0.25, 0.15, 0.0), SIZE: (0.5, 0.25, 0.13, 0.12)}  # of the lengths above
 PROMPTS = {"mask": 0.7, "box": 0.15, "points": 0.15}
+RECOLOURED = 0.6  # part of the clips whose colours, contrast and sharpness are changed
+RELIT = 0.3  # part of these in which every frame is changed in its own way
 
 
 @dataclass(frozen=True)
@@ -81,10 +86,10 @@ class Batch:
 # ------------------------------------------------------------------------------------------------ data
 
 
-def make_batch(seed: int, step: int, size: int) -> Batch:
-    """The batch of one step, a function of its arguments alone."""
-    rng = np.random.default_rng([seed, step])
-    length = int(rng.choice(list(CLIPS_OF_LENGTH), p=LENGTH_ODDS[size]))
+def make_batch(seed: int, step: int, size: int, worker: int = 0) -> Batch:
+    """The batch of one step and worker, a function of its arguments alone; all workers' clips are equally long."""
+    length = int(np.random.default_rng([seed, step]).choice(list(CLIPS_OF_LENGTH), p=LENGTH_ODDS[size]))
+    rng = np.random.default_rng([seed, step, worker])
     names = synth.classes("textures", "train")
     clips = []
     for _ in range(CLIPS_OF_LENGTH[length]):
@@ -97,7 +102,7 @@ def make_batch(seed: int, step: int, size: int) -> Batch:
                 motion="far" if rng.random() < FAR_PART[size] else "smooth",
             )
         )
-    frames = np.stack([clip.frames for clip in clips])
+    frames = np.stack([_recoloured(rng, clip.frames) if rng.random() < RECOLOURED else clip.frames for clip in clips])
     masks = np.stack([clip.masks for clip in clips])
     prompt = str(rng.choice(list(PROMPTS), p=list(PROMPTS.values())))
     prompted = (
@@ -108,6 +113,18 @@ def make_batch(seed: int, step: int, size: int) -> Batch:
     rows = np.flatnonzero(flat.any((1, 2)))
     single = SinglePrompts(rows, *_drawn_points(rng, str(rng.choice(["box", "points"])), flat[rows]))
     return Batch(frames, masks, prompt, prompted, points, labels, single)
+
+
+def _recoloured(rng: np.random.Generator, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 (T, H, W, 3) in other colours: the same change for all frames, or each frame its own."""
+    seeds = rng.integers(2**32, size=len(frames))
+    if rng.random() >= RELIT:
+        seeds[:] = seeds[0]
+    changed = [
+        recolour(np.random.default_rng(seed), frame.astype(np.float32) / 255)
+        for seed, frame in zip(seeds, frames, strict=True)
+    ]
+    return (np.stack(changed) * 255 + 0.5).astype(np.uint8)
 
 
 def _drawn_points(
@@ -134,10 +151,10 @@ def _drawn_points(
     return points, labels
 
 
-def _produce(out: multiprocessing.Queue, seed: int, first: int, stop: int, small: int) -> None:
+def _produce(out: multiprocessing.Queue, seed: int, first: int, stop: int, small: int, worker: int) -> None:
     parent = os.getppid()
     for step in range(first, stop):
-        batch = make_batch(seed, step, SMALL_SIZE if step < small else SIZE)
+        batch = make_batch(seed, step, SMALL_SIZE if step < small else SIZE, worker)
         while True:
             try:
                 out.put(batch, timeout=10)
@@ -147,11 +164,11 @@ def _produce(out: multiprocessing.Queue, seed: int, first: int, stop: int, small
                     return
 
 
-def batches(seed: int, first: int, stop: int, small: int) -> Iterator[Batch]:
+def batches(seed: int, first: int, stop: int, small: int, worker: int = 0) -> Iterator[Batch]:
     """The batches first .. stop-1 in order, made by a process of their own; those before `small` are small."""
     context = multiprocessing.get_context("spawn")
     ready: multiprocessing.Queue = context.Queue(maxsize=6)
-    process = context.Process(target=_produce, args=(ready, seed, first, stop, small), daemon=True)
+    process = context.Process(target=_produce, args=(ready, seed, first, stop, small, worker), daemon=True)
     process.start()
     try:
         for _ in range(first, stop):
@@ -455,11 +472,27 @@ def export(state: dict[str, Tensor], path: Path) -> None:
     temporary.replace(path)
 
 
-def train(arguments: argparse.Namespace) -> nn.Module:
+def average_gradients(model: nn.Module, workers: int) -> None:
+    """Give every worker the mean of all workers' gradients; a parameter that a batch did not reach counts as 0."""
+    if workers == 1:
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    flat /= workers
+    for p, gradient in zip(model.parameters(), flat.split([g.numel() for g in gradients]), strict=True):
+        p.grad = gradient.view_as(p)
+
+
+def train(arguments: argparse.Namespace, worker: int = 0) -> nn.Module:
+    """Train as the arguments say, as one of `arguments.workers` equal processes; number 0 writes the files."""
     torch.manual_seed(arguments.seed)
     torch.set_flush_denormal(True)  # the tiny numbers in saturated sigmoids cost a fifth of the backward pass
-    model = build_model()
-    initialise(model)
+    if arguments.init:
+        model = load_weights(arguments.init)
+    else:
+        model = build_model()
+        initialise(model)
     model = model.to(arguments.device, memory_format=torch.channels_last)
     average = copy.deepcopy(model).requires_grad_(False)
     decayed = [p for p in model.parameters() if p.ndim >= 2]
@@ -499,8 +532,8 @@ def train(arguments: argparse.Namespace) -> nn.Module:
     begun = time.monotonic()
     saved_at = begun
     recent: list[dict[str, float]] = []
-    with (arguments.out / "curve.jsonl").open("a") as curve:
-        data = batches(arguments.seed, first, arguments.steps, arguments.small_steps)
+    with (arguments.out / "curve.jsonl" if worker == 0 else Path(os.devnull)).open("a") as curve:
+        data = batches(arguments.seed, first, arguments.steps, arguments.small_steps, worker)
         for step, batch in enumerate(data, start=first):
             set_image_size(model, batch.frames.shape[2])
             for group in optimiser.param_groups:
@@ -509,6 +542,7 @@ def train(arguments: argparse.Namespace) -> nn.Module:
             loss, parts = batch_loss(model, batch)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
+            average_gradients(model, arguments.workers)
             norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             keep = min(arguments.ema, (step + 1) / (step + 10))
@@ -522,15 +556,32 @@ def train(arguments: argparse.Namespace) -> nn.Module:
                 curve.write(json.dumps({"step": step + 1, "seconds": seconds, **means}) + "\n")
                 curve.flush()
                 recent.clear()
-            if time.monotonic() - saved_at > 180:
+            if worker == 0 and time.monotonic() - saved_at > 180:
                 save(step + 1)
                 saved_at = time.monotonic()
-            if (step + 1) % arguments.evaluate_every == 0:
+            if worker == 0 and (step + 1) % arguments.evaluate_every == 0:
                 figures = {k: round(v, 4) for k, v in evaluate(average, "dev", 40).items()}
                 curve.write(json.dumps({"step": step + 1, "evaluation": figures}) + "\n")
                 curve.flush()
-    save(arguments.steps)
+    if worker == 0:
+        save(arguments.steps)
     return average
+
+
+def _train_as(worker: int, arguments: argparse.Namespace, meeting: str) -> None:
+    torch.set_num_threads(arguments.threads)
+    distributed.init_process_group("gloo", init_method=meeting, rank=worker, world_size=arguments.workers)
+    try:
+        train(arguments, worker)
+    finally:
+        distributed.destroy_process_group()
+
+
+def train_together(arguments: argparse.Namespace) -> None:
+    """Train in `arguments.workers` processes that average their gradients: as many times the clips in a step."""
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = (Path(folder) / "meeting").as_uri()
+        torch.multiprocessing.spawn(_train_as, (arguments, meeting), nprocs=arguments.workers)
 
 
 def main() -> None:
@@ -542,7 +593,9 @@ def main() -> None:
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of each worker")
+    parser.add_argument("--workers", type=int, default=1, help="processes, each with a batch of its own every step")
+    parser.add_argument("--init", type=Path, help="weights (safetensors) to start from instead of fresh ones")
     parser.add_argument("--evaluate-every", type=int, default=2000)
     parser.add_argument("--episodes", type=int, default=200, help="episodes of the final evaluation")
     parser.add_argument("--resume", action="store_true")
@@ -551,7 +604,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     if not arguments.evaluate_only:
-        train(arguments)
+        if arguments.workers > 1:
+            train_together(arguments)
+        else:
+            train(arguments)
         decide(arguments.out, PACKAGED, arguments.episodes)
     packaged = load_weights(PACKAGED)
     figures = {split: evaluate(packaged, split, arguments.episodes) for split in ("dev", "test")}

@@ -105,6 +105,9 @@ def options(out, steps: int, resume: bool) -> argparse.Namespace:
         seed=4,
         evaluate_every=1000,
         resume=resume,
+        init=None,
+        workers=1,
+        threads=1,
     )
 
 
