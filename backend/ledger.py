@@ -156,10 +156,15 @@ class Job:
 
 
 class Ledger:
-    """The SQLite file; one connection shared by the process's threads, each call one transaction."""
+    """The SQLite file, shared by the process's threads; each call is one transaction.
+
+    One connection writes and one reads: a writer may have to wait for another process, and whoever only asks (such
+    as /setup, which has seconds) must not wait behind it. In WAL mode nobody's writing keeps a reader waiting.
+    """
 
     def __init__(self, path: Path):
         self._lock = threading.RLock()
+        self._read_lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # it holds the keys that Label Studio hands over; sqlite gives its side files the same permissions
@@ -167,17 +172,16 @@ class Ledger:
             for file in (path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))):
                 if file.exists():
                     file.chmod(0o600)
-            self._connection = sqlite3.connect(
-                path, isolation_level=None, check_same_thread=False, timeout=LOCK_PATIENCE
-            )
+            self._connection = _connected(path)
         except (OSError, sqlite3.Error) as error:
             raise LedgerError(f"The ledger {path} cannot be opened ({error}); set another CAVSAM_DATA_DIR.") from error
-        self._connection.row_factory = sqlite3.Row
         try:
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self._connection.execute("PRAGMA foreign_keys = ON")
             self._prepare(path)
+            self._reader = _connected(path)
+            self._reader.execute("PRAGMA query_only = ON")
         except sqlite3.DatabaseError as error:
             self._connection.close()
             raise LedgerError(
@@ -189,7 +193,8 @@ class Ledger:
 
     def close(self) -> None:
         """Close the file; later calls raise `sqlite3.ProgrammingError`."""
-        with self._lock:
+        with self._lock, self._read_lock:
+            self._reader.close()
             self._connection.close()
 
     @contextmanager
@@ -205,8 +210,8 @@ class Ledger:
                 raise
 
     def _rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
-        with self._lock, _ledger_errors():
-            return self._connection.execute(query, values).fetchall()
+        with self._read_lock, _ledger_errors():
+            return self._reader.execute(query, values).fetchall()
 
     def _prepare(self, path: Path) -> None:
         with self._transaction() as db:
@@ -694,6 +699,12 @@ _NEXT_JOB = (
     "SELECT j.* FROM jobs j JOIN projects p ON p.id = j.project AND p.version = j.version "
     "WHERE j.state = 'queued' AND j.not_before <= ? ORDER BY j.priority DESC, j.project, j.task"
 )
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=LOCK_PATIENCE)
+    connection.row_factory = sqlite3.Row
+    return connection
 
 
 def _chunks(tasks: Iterable[int], size: int = 500) -> Iterator[list[int]]:

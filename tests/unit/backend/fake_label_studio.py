@@ -87,7 +87,10 @@ class Failures:
     drop_silently: set[int] = field(default_factory=set)  # tasks whose predictions vanish with 201
     invalid_labels: set[str] = field(default_factory=set)
     deny: bool = False
+    cut_files: bool = False  # files end in their middle
+    busy_files: dict[str, int] = field(default_factory=dict)  # answer so many requests for a file with 503
     slow: float = 0.0
+    before_answer: Callable[[], None] = lambda: None
 
 
 class FakeLabelStudio:
@@ -279,6 +282,7 @@ class FakeLabelStudio:
             authorization = request.headers.get("Authorization", "")
             self.calls.append((request.method, request.path, authorization))
             time.sleep(self.failures.slow)
+            self.failures.before_answer()
             if request.path in ("/api/token/refresh/", "/api/version"):
                 return None
             kind, _, key = authorization.partition(" ")
@@ -371,6 +375,12 @@ class FakeLabelStudio:
         @app.get("/data/upload/<name>")
         def upload(name: str) -> Any:
             content = self.files.get(request.path)
+            if self.failures.busy_files.get(request.path, 0) > 0:
+                self.failures.busy_files[request.path] -= 1
+                return "busy", 503
+            if self.failures.cut_files and content is not None:
+                length = {"Content-Length": str(len(content))}
+                return Response(iter([content[: len(content) // 2]]), mimetype="image/png", headers=length)
             return Response(content, mimetype="image/png") if content is not None else (jsonify({}), 404)
 
         return app

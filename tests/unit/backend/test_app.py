@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -201,6 +204,73 @@ def test_answers_while_label_studio_is_slow(backend: RunningBackend, label_studi
             assert post(backend, "/webhook", {"action": "PROJECT_UPDATED", "project": {"id": 7}}).ok
         assert time.monotonic() - started < 19  # that is: none of the fifteen waited for the silent server
         connection.close()
+
+
+HOLD = (
+    "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], isolation_level=None); db.execute('BEGIN IMMEDIATE'); "
+    "print('held', flush=True); sys.stdin.readline(); db.execute('ROLLBACK')"
+)
+
+
+def test_setup_answers_while_another_process_holds_the_ledger(
+    label_studio: FakeLabelStudio, start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("backend.ledger.LOCK_PATIENCE", 600.0)  # longer than any request of this test waits
+    backend = start_backend()
+    project = label_studio.add_project()
+    label_studio.connect(project, backend.url)
+    ledger = backend.service.ledger
+    wait_for(lambda: ledger.project(project), "the project in the ledger")
+    path = backend.service.settings.data_dir / "ledger.sqlite3"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdin is not None
+        assert other.stdout.readline() == "held\n"
+        writer = threading.Thread(target=ledger.set_project_error, args=(project, "held up"))
+        writer.start()
+        assert label_studio.setup(project)["model_version"] == backend.service.base_version
+        assert post(backend, "/webhook", {"action": "PROJECT_UPDATED"}).status_code == 201
+        assert requests.get(backend.url + "/api/status", timeout=30).ok
+        assert requests.get(backend.url + "/versions", timeout=30).ok
+        assert writer.is_alive()  # and whoever writes still waits: the answers came before the file was free
+        assert other.poll() is None
+        other.stdin.write("\n")
+        other.stdin.flush()
+        writer.join(30)
+    assert not writer.is_alive()
+
+
+@pytest.mark.parametrize("size", [100, 2 * EVENT_READ_NOW])
+def test_a_webhook_is_acknowledged_before_its_work_is_done(
+    label_studio: FakeLabelStudio, start_backend: StartBackend, size: int
+):
+    """Label Studio answers our questions only once our acknowledgement is there: work within the call would hang."""
+    backend = start_backend()
+    project = label_studio.add_project()
+    first, _ = (label_studio.add_task(project, picture((1, 9, 1, 9))) for _ in range(2))
+    label_studio.connect(project, backend.url)
+    wait_for(lambda: backend.service.looks(project), "the first look")
+    acknowledged = threading.Event()
+    order: list[str] = []
+
+    def before_answer() -> None:
+        acknowledged.wait(120)
+        order.append("asked")
+
+    label_studio.connected.pop(project)  # the event is sent from here, not by the stand-in
+    number = label_studio.annotate(first, [brush((1, 9, 1, 9), "cat")])
+    label_studio.failures.before_answer = before_answer
+    filling = [{"type": "textarea", "value": {"text": ["x" * size]}}]
+    annotation = {"id": number, "task": first, "result": filling}
+    event = {"action": "ANNOTATION_CREATED", "project": {"id": project}, "annotation": annotation}
+    assert post(backend, "/webhook", event).status_code == 201
+    order.append("acknowledged")
+    acknowledged.set()
+    wait_for(lambda: backend.service.ledger.reference(project), "the reference")
+    assert order[0] == "acknowledged"
+    assert "asked" in order
 
 
 def test_a_large_event_is_noted_as_a_small_one_is(backend: RunningBackend, label_studio: FakeLabelStudio):

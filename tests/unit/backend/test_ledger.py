@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from backend.errors import BackendError
 from backend.ledger import Job, Ledger, ReferenceAnnotation, Task
 from backend.references import Candidate
+from tests.unit.backend.conftest import wait_for
 
 VERSION = "cavsam-r1"
 REGIONS = [{"from_name": "tag", "labels": ["cat"], "rle": [1, 2, 3]}]
@@ -233,3 +235,38 @@ def test_a_ledger_of_another_release_is_refused(tmp_path: Path):
         db.execute("UPDATE meta SET value = '99' WHERE name = 'schema'")
     with pytest.raises(BackendError, match="another release"):
         Ledger(path)
+
+
+def test_readers_do_not_wait_behind_a_writer_that_waits_for_another_process(ledger: Ledger, tmp_path: Path):
+    fill(ledger)
+    order: list[str] = []
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite3", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("UPDATE projects SET version = 'half written'")
+
+        def write() -> None:
+            ledger.set_project_error(1, "written")
+            order.append("written")
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        wait_for(lambda: is_held(ledger._lock), "the writer to have its turn, and so to wait for the other process")
+        project = ledger.project(1)
+        assert project is not None
+        assert (project.version, project.error) == (VERSION, None)
+        assert len(ledger.jobs(1, VERSION)) == 3
+        order.append("read")
+        other.execute("ROLLBACK")
+        writer.join()
+    assert order == ["read", "written"]
+    project = ledger.project(1)
+    assert project is not None
+    assert project.error == "written"  # what is committed is read at once
+
+
+def is_held(lock: threading.RLock) -> bool:
+    """Whether another thread has the lock."""
+    free = lock.acquire(blocking=False)
+    if free:
+        lock.release()
+    return not free
