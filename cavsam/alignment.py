@@ -35,6 +35,28 @@ class Alignment:
     losses: list[float]
 
 
+@dataclass(frozen=True)
+class PseudoLabel:
+    """What was decided about one label on one frame that its activation might prompt.
+
+    Attributes:
+        frame, label: where.
+        threshold: Otsu's, of the activation.
+        separation: see `separation`.
+        cycle_iou: see `cycle_iou`; None where an earlier condition already failed.
+        mask: bool (S, S), the activation above its threshold, without what other labels claim.
+        refused: why it prompts nothing, in words; empty when it does.
+    """
+
+    frame: int
+    label: int
+    threshold: float
+    separation: float
+    cycle_iou: float | None
+    mask: Tensor
+    refused: str
+
+
 def align(
     tracker: Tracker,
     images: Tensor,
@@ -191,6 +213,7 @@ def pseudo_prompts(
     alignment: Alignment,
     frames: Sequence[int],
     recipe: Recipe,
+    watch: Callable[[PseudoLabel], None] | None = None,
 ) -> tuple[list[Prompt], Tensor]:
     """Prompts for generated frames from their binarised activations (method, TTGA 4).
 
@@ -202,6 +225,7 @@ def pseudo_prompts(
         trunk: features of all frames of the video, the K references first.
         reference_masks: bool (K, labels, S, S), in the order of the video.
         frames: indices of the frames that may be prompted.
+        watch: called with each decision.
 
     Returns:
         The prompts, and the activations of `frames`, float (len(frames), labels, h, w).
@@ -217,14 +241,29 @@ def pseudo_prompts(
     for position, frame in enumerate(frames):
         for label in range(maps.shape[1]):
             threshold = otsu(maps[position, label])
-            if separation(maps[position, label], threshold) < recipe.min_separation:
-                continue
+            parted = separation(maps[position, label], threshold)
             mask = (full[position, label] > threshold) & (full[position].argmax(dim=0) == label)
-            if mask.all() or not mask.any():
-                continue
-            if cycle_iou(known, reference_masks[:, label], generated[position], mask) >= recipe.min_cycle_iou:
+            found_again, refused = None, ""
+            if parted < recipe.min_separation:
+                refused = f"not clearly bimodal: separation {parted:.2f} < {recipe.min_separation:g}"
+            elif mask.all() or not mask.any():
+                refused = "the activation marks everything" if mask.any() else "the activation marks nothing"
+            else:
+                found_again = cycle_iou(known, reference_masks[:, label], generated[position], mask)
+                if found_again < recipe.min_cycle_iou:
+                    refused = f"the way back to the reference misses: IoU {found_again:.2f} < {recipe.min_cycle_iou:g}"
+            if not refused:
                 prompts.append(Prompt.of(frame, label, mask, recipe.pseudo_label))
+            if watch:
+                watch(PseudoLabel(frame, label, threshold, parted, found_again, mask, refused))
     return prompts, maps
+
+
+@torch.no_grad()
+def activations(tracker: Tracker, trunk: Sequence[Tensor], alignment: Alignment) -> Tensor:
+    """Activation of every frame and label under the tuned neck, float (N, labels, h, w) in -1..1."""
+    features, _ = tracker.neck(trunk, alignment.neck)
+    return activation(features, alignment.prototypes)
 
 
 def cycle_iou(known: Tensor, reference_masks: Tensor, features: Tensor, mask: Tensor) -> float:

@@ -24,6 +24,7 @@ from cavsam.images import ImageSource, Mask, read_image, resize_mask
 from cavsam.models import load_diffusion, load_tracker, select_device
 from cavsam.recipe import Recipe
 from cavsam.sources import ModelSources, fingerprint
+from cavsam.trace import CandidateTrace, Trace
 from cavsam.tracking import Prompt, Track, Tracker
 from cavsam.transition import Endpoint
 from cavsam.types import Progress, Reference, TargetResult
@@ -74,6 +75,7 @@ class CavSam:
         *,
         class_name: str | None = None,
         progress: Progress | None = None,
+        trace: Trace | None = None,
     ) -> AdaptedReference:
         """Do once what depends on the references only.
 
@@ -81,6 +83,7 @@ class CavSam:
             references: one or more annotated images; a label need not be on all of them.
             class_name: text for the diffusion model; the labels themselves when None.
             progress: told of each step.
+            trace: keeps what happens inside.
 
         Raises:
             InvalidReference: there is no reference.
@@ -88,11 +91,13 @@ class CavSam:
         """
         if not references:
             raise InvalidReference("There is no reference; annotate at least one image.")
-        clock = _Clock(progress)
+        clock = _Clock(progress, trace)
         labels = tuple(dict.fromkeys(label for reference in references for label in reference.masks))
         prompt = class_name if class_name is not None else ", ".join(labels)
         images = torch.stack([self._canvas(reference.image, self.tracker.image_size) for reference in references])
         masks = torch.stack([self._mask_canvas(reference, labels) for reference in references])
+        if trace:
+            trace.references = images.cpu()
 
         with clock("encode"):
             trunk = self.tracker.trunk(images)
@@ -123,6 +128,7 @@ class CavSam:
         *,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
+        trace: Trace | None = None,
     ) -> Iterator[TargetResult]:
         """Segment targets one after another; a result does not depend on the other targets.
 
@@ -133,6 +139,7 @@ class CavSam:
             targets: paths, encoded bytes, PIL images or arrays.
             progress: told of each step within a target.
             cancelled: asked before each target; True ends the iteration.
+            trace: keeps what happens inside on the first target.
 
         Raises:
             ModelError: `adapted` was made with other models or another recipe.
@@ -142,9 +149,10 @@ class CavSam:
         for index, target in enumerate(targets):
             if cancelled and cancelled():
                 return
-            clock = _Clock(progress)
+            seen = trace if index == 0 else None
+            clock = _Clock(progress, seen)
             try:
-                result = self._segment_one(adapted, read_image(target), clock)
+                result = self._segment_one(adapted, read_image(target), clock, seen)
             except CavSamError as error:
                 result = TargetResult(index, error=str(error))
             except Exception as error:  # out of memory, a fault in a kernel: this target is lost, the batch is not
@@ -152,28 +160,48 @@ class CavSam:
                 result = TargetResult(index, error=f"The computation failed: {error}")
             yield replace(result, index=index, seconds=clock.total(), timings=dict(clock.seconds))
 
-    def _segment_one(self, adapted: AdaptedReference, image: NDArray[np.uint8], clock: _Clock) -> TargetResult:
+    def _segment_one(
+        self, adapted: AdaptedReference, image: NDArray[np.uint8], clock: _Clock, trace: Trace | None
+    ) -> TargetResult:
         """The method on one target: fill the video, prompt it, track, read the last frame, check it backwards."""
         target = self._canvas(image, self.tracker.image_size)
         with clock("encode"):
             target_trunk = self.tracker.trunk(target[None])
             nearest = self._nearest(adapted, target_trunk)
-        between = self._transition(adapted, nearest, image, clock)
+        between = self._transition(adapted, nearest, image, clock, trace)
         video = self._video(adapted, nearest, between, target_trunk, clock)
+        seen = trace.candidate(self.recipe.mode, len(video[0])) if trace else None
         with clock("prompt"):
-            prompts = self._prompts(adapted, nearest, video)
+            prompts = self._prompts(adapted, nearest, video, seen)
         neck = adapted.alignment.neck if adapted.alignment and self.recipe.propagate_with == "tuned" else None
         target_frame = len(video[0]) - 1
         with clock("track"):
-            track = self.tracker.track(video, prompts, len(adapted.labels), read=target_frame, neck_weights=neck)
+            track = self.tracker.track(
+                video,
+                prompts,
+                len(adapted.labels),
+                read=target_frame,
+                neck_weights=neck,
+                watch=seen.forward if seen else None,
+            )
         found = _without_overlap(track.logits)
         with clock("score"):
             # the reference next to the transition is the last one of the video's head
             reference_frame = len(adapted.masks) - 1
             consistency = scoring.reverse_consistency(
-                self.tracker, video, found, adapted.masks[nearest], reference_frame, neck
+                self.tracker,
+                video,
+                found,
+                adapted.masks[nearest],
+                reference_frame,
+                neck,
+                watch=seen.back if seen else None,
             )
             scores = scoring.mask_scores(track, consistency)
+        if trace and seen:
+            maps = alignment.activations(self.tracker, video, adapted.alignment) if adapted.alignment else None
+            trace.close(adapted, _reference_order(len(adapted.masks), nearest), target, maps)
+            seen.close(prompts, found, consistency, track.object_scores, scores, chosen=True)
         return _result(adapted.labels, track, scores, (image.shape[0], image.shape[1]))
 
     def _nearest(self, adapted: AdaptedReference, target_trunk: Sequence[Tensor]) -> int:
@@ -182,7 +210,7 @@ class CavSam:
         return int((adapted.descriptors @ descriptor[0]).argmax())
 
     def _transition(
-        self, adapted: AdaptedReference, nearest: int, image: NDArray[np.uint8], clock: _Clock
+        self, adapted: AdaptedReference, nearest: int, image: NDArray[np.uint8], clock: _Clock, trace: Trace | None
     ) -> Tensor | None:
         """Generated frames from the nearest reference to the target at SAM2's size, or None without DBST."""
         if self.diffusion is None or not adapted.endpoints:
@@ -191,7 +219,10 @@ class CavSam:
         with clock("generate"):
             frames = transition.frames_between(self.diffusion, adapted.endpoints[nearest], target, self.recipe)
         size = (self.tracker.image_size, self.tracker.image_size)
-        return F.interpolate(frames, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        video = F.interpolate(frames, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        if trace:
+            trace.generated, trace.target_losses = video.cpu(), target.losses
+        return video
 
     def _video(
         self,
@@ -210,7 +241,9 @@ class CavSam:
         parts.append(list(target_trunk))
         return [torch.cat(levels) for levels in zip(*parts, strict=True)]
 
-    def _prompts(self, adapted: AdaptedReference, nearest: int, video: Sequence[Tensor]) -> list[Prompt]:
+    def _prompts(
+        self, adapted: AdaptedReference, nearest: int, video: Sequence[Tensor], seen: CandidateTrace | None
+    ) -> list[Prompt]:
         """The references' masks, and pseudo-labels on the first generated frames."""
         references = len(adapted.masks)
         prompts = [
@@ -224,7 +257,10 @@ class CavSam:
             count = int(generated * self.recipe.prompted_fraction)
             middle = range(references, references + count)
             masks = adapted.masks[_reference_order(references, nearest)]
-            prompts += alignment.pseudo_prompts(self.tracker, video, masks, adapted.alignment, middle, self.recipe)[0]
+            watch = seen.decision if seen else None
+            prompts += alignment.pseudo_prompts(
+                self.tracker, video, masks, adapted.alignment, middle, self.recipe, watch
+            )[0]
         return prompts
 
     def _endpoints(self, images: Sequence[NDArray[np.uint8]], prompt: str, clock: _Clock) -> list[Endpoint]:
@@ -291,13 +327,16 @@ def _result(labels: Sequence[str], track: Track, scores: Tensor, size: tuple[int
 class _Clock:
     """Seconds per step, and the caller's progress callback."""
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: Progress | None, trace: Trace | None = None) -> None:
         self.progress = progress
+        self.trace = trace
         self.seconds: dict[str, float] = defaultdict(float)
         self.started = time.perf_counter()
 
     @contextmanager
     def __call__(self, step: str) -> Iterator[None]:
+        if self.trace:
+            self.trace.step_begins()
         start = time.perf_counter()
         if self.progress:
             self.progress(step, 0, 1)
@@ -306,7 +345,10 @@ class _Clock:
         finally:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            self.seconds[step] += time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self.seconds[step] += seconds
+            if self.trace:
+                self.trace.step_ends(step, seconds)
             if self.progress:
                 self.progress(step, 1, 1)
 

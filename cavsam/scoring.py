@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ def reverse_consistency(
     reference: Tensor,
     reference_frame: int,
     neck_weights: Mapping[str, Tensor] | None,
+    watch: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """IoU of the reference mask with what the prediction finds when the pseudo video is played backwards.
 
@@ -24,6 +25,7 @@ def reverse_consistency(
         trunk: features of all frames; the target is the last.
         predicted: bool (labels, S, S), the masks found on the target.
         reference: bool (labels, S, S), the true masks of frame `reference_frame`.
+        watch: called with each frame on the way back and its masks, bool (labels, S, S).
 
     Returns:
         float (labels,) in 0..1; 0 for a label that was not found, NaN for one that frame `reference_frame` does not
@@ -31,9 +33,24 @@ def reverse_consistency(
     """
     found = [label for label in range(len(predicted)) if predicted[label].any()]
     result = torch.zeros(len(predicted))
+
+    def pass_on(frame: int, logits: Tensor) -> None:
+        masks = torch.zeros_like(predicted)
+        masks[found] = logits > 0
+        if watch:
+            watch(frame, masks)
+
     if found:
         prompts = [Prompt(len(trunk[0]) - 1, index, mask=predicted[label]) for index, label in enumerate(found)]
-        back = tracker.track(trunk, prompts, len(found), read=reference_frame, neck_weights=neck_weights, reverse=True)
+        back = tracker.track(
+            trunk,
+            prompts,
+            len(found),
+            read=reference_frame,
+            neck_weights=neck_weights,
+            reverse=True,
+            watch=pass_on if watch else None,
+        )
         for index, label in enumerate(found):
             result[label] = iou(back.logits[index] > 0, reference[label])
     result[~reference.flatten(1).any(dim=1).cpu()] = torch.nan

@@ -116,6 +116,7 @@ class Tracker:
         read: int,
         neck_weights: Mapping[str, Tensor] | None = None,
         reverse: bool = False,
+        watch: Callable[[int, Tensor], None] | None = None,
     ) -> Track:
         """Prompt, propagate, and read one frame.
 
@@ -126,6 +127,7 @@ class Tracker:
             read: index of the frame whose masks are returned.
             neck_weights: a tuned neck; the model's own when None.
             reverse: play from the last prompted frame back to the first.
+            watch: called with each frame on the way, the one that is read included, and its logits, (labels, S, S).
         """
         with self.autocast():
             state = self._state(trunk, neck_weights)
@@ -137,6 +139,8 @@ class Tracker:
             start = max(p.frame for p in prompts) if reverse else min(p.frame for p in prompts)
             logits = None
             for frame, _, masks in self.predictor.propagate_in_video(state, start_frame_idx=start, reverse=reverse):
+                if watch:
+                    watch(frame, masks[:, 0].float())
                 if frame == read:
                     logits = masks[:, 0].float()
                     break
