@@ -129,6 +129,7 @@ class CavSam:
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         trace: Trace | None = None,
+        between: Callable[[int], Tensor] | None = None,
     ) -> Iterator[TargetResult]:
         """Segment targets one after another; a result does not depend on the other targets.
 
@@ -140,6 +141,8 @@ class CavSam:
             progress: told of each step within a target.
             cancelled: asked before each target; True ends the iteration.
             trace: keeps what happens inside on the first target.
+            between: gives frames made before, float (n, 3, D, D) in 0..1, from the reference of an index to the one
+                target there is; none are generated then. For studies, in which frames are dear and often wanted again.
 
         Raises:
             ModelError: `adapted` was made with other models or another recipe.
@@ -152,7 +155,7 @@ class CavSam:
             seen = trace if index == 0 else None
             clock = _Clock(progress, seen)
             try:
-                result = self._segment_one(adapted, read_image(target), clock, seen)
+                result = self._segment_one(adapted, read_image(target), clock, seen, between)
             except CavSamError as error:
                 result = TargetResult(index, error=str(error))
             except Exception as error:  # out of memory, a fault in a kernel: this target is lost, the batch is not
@@ -160,15 +163,33 @@ class CavSam:
                 result = TargetResult(index, error=f"The computation failed: {error}")
             yield replace(result, index=index, seconds=clock.total(), timings=dict(clock.seconds))
 
+    def generate(self, reference: NDArray[np.uint8], target: NDArray[np.uint8], prompt: str) -> Tensor:
+        """The frames that DBST puts between two images, uint8 (H, W, 3): float (frames, 3, D, D) in 0..1.
+
+        Raises:
+            ModelError: this object has no diffusion model.
+        """
+        if self.diffusion is None:
+            raise ModelError(f"The mode {self.recipe.mode} generates no frames; choose dbst or full.")
+        clock = _Clock(None)
+        # one after the other, as adapt and segment do: a fit's random draws depend on its batch
+        ends = [self._endpoints([image], prompt, clock)[0] for image in (reference, target)]
+        return transition.frames_between(self.diffusion, ends[0], ends[1], self.recipe)
+
     def _segment_one(
-        self, adapted: AdaptedReference, image: NDArray[np.uint8], clock: _Clock, trace: Trace | None
+        self,
+        adapted: AdaptedReference,
+        image: NDArray[np.uint8],
+        clock: _Clock,
+        trace: Trace | None,
+        between_from: Callable[[int], Tensor] | None,
     ) -> TargetResult:
         """The method on one target: fill the video, prompt it, track, read the last frame, check it backwards."""
         target = self._canvas(image, self.tracker.image_size)
         with clock("encode"):
             target_trunk = self.tracker.trunk(target[None])
             nearest = self._nearest(adapted, target_trunk)
-        between = self._transition(adapted, nearest, image, clock, trace)
+        between = self._transition(adapted, nearest, image, clock, trace, between_from)
         video = self._video(adapted, nearest, between, target_trunk, clock)
         seen = trace.candidate(self.recipe.mode, len(video[0])) if trace else None
         with clock("prompt"):
@@ -210,18 +231,30 @@ class CavSam:
         return int((adapted.descriptors @ descriptor[0]).argmax())
 
     def _transition(
-        self, adapted: AdaptedReference, nearest: int, image: NDArray[np.uint8], clock: _Clock, trace: Trace | None
+        self,
+        adapted: AdaptedReference,
+        nearest: int,
+        image: NDArray[np.uint8],
+        clock: _Clock,
+        trace: Trace | None,
+        between_from: Callable[[int], Tensor] | None,
     ) -> Tensor | None:
         """Generated frames from the nearest reference to the target at SAM2's size, or None without DBST."""
-        if self.diffusion is None or not adapted.endpoints:
+        losses: list[float] = []
+        if not self.recipe.generates_frames:
             return None
-        (target,) = self._endpoints([image], adapted.prompt, clock)
-        with clock("generate"):
-            frames = transition.frames_between(self.diffusion, adapted.endpoints[nearest], target, self.recipe)
+        if between_from:
+            frames = between_from(nearest).to(self.tracker.device)
+        else:
+            assert self.diffusion is not None  # checked when the object was made
+            (target,) = self._endpoints([image], adapted.prompt, clock)
+            losses = target.losses
+            with clock("generate"):
+                frames = transition.frames_between(self.diffusion, adapted.endpoints[nearest], target, self.recipe)
         size = (self.tracker.image_size, self.tracker.image_size)
         video = F.interpolate(frames, size=size, mode="bicubic", antialias=True).clamp(0, 1)
         if trace:
-            trace.generated, trace.target_losses = video.cpu(), target.losses
+            trace.generated, trace.target_losses = video.cpu(), losses
         return video
 
     def _video(
