@@ -48,11 +48,10 @@ class CandidateTrace:
         pseudo_labels: what was decided on each frame that might have been prompted by its activation.
         tracked: frame -> logits, float (labels, S, S), on the way forward.
         backward: frame -> masks, bool (labels, S, S), on the way back from the target.
-        masks: bool (labels, S, S) on the target.
-        consistency: float (labels,), IoU of the way back with the reference; NaN where the reference shows nothing.
-        presence: float (labels,) in 0..1, SAM2's probability that the object is there.
-        scores: float (labels,) in 0..1.
-        chosen: whether the result is this one.
+        masks: bool (labels, S, S) on the target; None until `close`.
+        signs: of each label, what speaks for its mask, by name.
+        scores: of each label, 0..1.
+        chosen: of each label, whether the result is this candidate's.
     """
 
     name: str
@@ -62,10 +61,9 @@ class CandidateTrace:
     tracked: dict[int, Tensor] = field(default_factory=dict)
     backward: dict[int, Tensor] = field(default_factory=dict)
     masks: Tensor | None = None
-    consistency: Tensor | None = None
-    presence: Tensor | None = None
-    scores: Tensor | None = None
-    chosen: bool = False
+    signs: list[dict[str, float]] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    chosen: list[bool] = field(default_factory=list)
 
     def decision(self, label: PseudoLabel) -> None:
         """Note what was decided about a frame's activation."""
@@ -91,9 +89,13 @@ class CandidateTrace:
     ) -> None:
         """Note what came out; `object_scores` are SAM2's logits, the rest is as in the attributes."""
         self.prompts = [replace(p, mask=None if p.mask is None else p.mask.cpu()) for p in prompts]
-        self.masks, self.presence = masks.cpu(), object_scores.sigmoid().cpu()
-        self.consistency, self.scores = consistency.cpu(), scores.cpu()
-        self.chosen = chosen
+        self.masks = masks.cpu()
+        self.signs = [
+            {"reverse consistency": float(back), "object presence": float(there)}
+            for back, there in zip(consistency, object_scores.sigmoid(), strict=True)
+        ]
+        self.scores = scores.tolist()
+        self.chosen = [chosen] * len(scores)
 
 
 @dataclass
