@@ -35,6 +35,10 @@ class ImageUnavailable(BackendError):
         self.permanent = permanent
 
 
+class ImageNotKept(ImageUnavailable):
+    """The folder of fetched images cannot be written, which is no fault of the image or its task."""
+
+
 class LabelStudioError(BackendError):
     """Label Studio's API refused, failed or could not be reached."""
 

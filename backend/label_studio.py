@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
@@ -24,6 +25,7 @@ from urllib3.util import parse_url
 
 from backend.errors import (
     BackendError,
+    ImageNotKept,
     ImageUnavailable,
     LabelStudioDenied,
     LabelStudioError,
@@ -156,23 +158,33 @@ class LabelStudio:
     def fetch_image(self, address: str, path: Path, limit: int) -> None:
         """Write the file behind a task's image address to `path`; at most `limit` bytes.
 
-        The key goes to Label Studio only. Raises `ImageUnavailable`, `LabelStudioDenied` or `LabelStudioUnreachable`.
+        The key goes to Label Studio only, and a file that is there is whole. Raises `ImageUnavailable` (`ImageNotKept`
+        where `path` cannot be written), `LabelStudioDenied` or `LabelStudioUnreachable`.
         """
-        if address.startswith("data:"):
-            _write_data_address(address, path, limit)
-            return
+        # of one's own: requests and the worker may fetch the same image at once
+        part = path.with_name(f"{path.name}.{threading.get_ident()}.part")
+        try:
+            if address.startswith("data:"):
+                content = _inside(address, limit)
+                with _writing(part.parent):
+                    part.write_bytes(content)
+            else:
+                self._fetch_file(address, part, limit)
+            with _writing(part.parent):
+                part.replace(path)
+        finally:
+            with suppress(OSError):  # the folder itself may be gone
+                part.unlink()
+
+    def _fetch_file(self, address: str, path: Path, limit: int) -> None:
         url, ours = self._resolve(address)
         response = self._download(url, ours)
         with response:
             _check_download(response, url, ours)
-            part = path.with_name(path.name + ".part")
             try:
-                _stream(response, part, limit)
-                part.replace(path)
+                _stream(response, path, limit)
             except requests.RequestException as error:
                 raise _image_away(f"The image {_shown(url)} broke off: {_cause(error)}.", ours) from error
-            finally:
-                part.unlink(missing_ok=True)
 
     def _resolve(self, address: str) -> tuple[str, bool]:
         """The full address of an image and whether it is Label Studio's own.
@@ -442,7 +454,7 @@ def _check_download(response: requests.Response, url: str, ours: bool) -> None:
 
 def _stream(response: requests.Response, path: Path, limit: int) -> None:
     size = 0
-    with path.open("wb") as file:
+    with _writing(path.parent), path.open("wb") as file:
         for chunk in response.iter_content(CHUNK):
             size += len(chunk)
             if size > limit:
@@ -453,7 +465,8 @@ def _stream(response: requests.Response, path: Path, limit: int) -> None:
             file.write(chunk)
 
 
-def _write_data_address(address: str, path: Path, limit: int) -> None:
+def _inside(address: str, limit: int) -> bytes:
+    """The picture that an address holds itself."""
     head, _, body = address.partition(",")
     try:
         content = base64.b64decode(body, validate=True) if head.endswith(";base64") else unquote_to_bytes(body)
@@ -463,4 +476,15 @@ def _write_data_address(address: str, path: Path, limit: int) -> None:
         raise ImageUnavailable(
             f"The image is larger than {limit / 1e6:g} MB; raise CAVSAM_MAX_IMAGE_MB.", permanent=True
         )
-    path.write_bytes(content)
+    return content
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn what the file system refuses into `ImageNotKept`; the network's errors, which are OSErrors too, pass."""
+    try:
+        yield
+    except requests.RequestException:
+        raise
+    except OSError as error:
+        raise ImageNotKept(f"The folder {folder} cannot be written ({error.strerror or error}); make room.") from error

@@ -6,12 +6,15 @@ import json
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
 
 from backend.errors import (
+    BackendError,
+    ImageNotKept,
     ImageUnavailable,
     LabelStudioError,
     LaneDied,
@@ -73,6 +76,9 @@ class Worker:
         self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch-ahead")
         self._ahead: Future[None] | None = None
         self._model_failures = 0
+        # per job and counted apart: an image that came late must not cost the task its second try in the lane
+        self._fetch_failures: Counter[tuple[int, int, str]] = Counter()
+        self._crashes: Counter[tuple[int, int, str]] = Counter()
         self._recover = False
         self.ledger_pause = LEDGER_PAUSE
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
@@ -129,7 +135,7 @@ class Worker:
             raise
         except Exception as error:
             log.exception("Project %d, task %d: the job failed.", job.project, job.task)
-            self._ledger.fail(job, f"The backend failed on this task ({type(error).__name__}: {error}).")
+            self._fail(job, f"The backend failed on this task ({type(error).__name__}: {error}).")
         self._hooks.finished(job.project, job.task)
 
     def _load_ahead(self) -> None:
@@ -192,10 +198,12 @@ class Worker:
             return False
         if answer["event"] == "failed":
             log.error("Project %d, task %d: %s", job.project, job.task, answer["message"])
-            self._ledger.fail(job, answer["message"])
+            self._fail(job, answer["message"])
             return True
         text = json.dumps(answer["regions"], separators=(",", ":"))
         self._ledger.finish(job, text, answer["score"], answer["seconds"])
+        self._fetch_failures.pop(_key(job), None)
+        self._crashes.pop(_key(job), None)
         for note in answer["notes"]:
             log.info("Project %d, task %d: %s", job.project, job.task, note)
         log.info(
@@ -219,7 +227,7 @@ class Worker:
         try:
             client = self._hooks.client(job.project)
         except LabelStudioError as error:
-            self._without_label_studio(job, error)
+            self._without_fault(job, error)
             return None
         task = self._ledger.task(job.project, job.task)
         reference_task = self._ledger.task(job.project, reference.task)
@@ -232,7 +240,7 @@ class Worker:
             self._without_image(job, error)
             return None
         except LabelStudioError as error:
-            self._without_label_studio(job, error)
+            self._without_fault(job, error)
             return None
         try:
             return self._images.fetch(client, config, reference_task, to_names), images
@@ -245,20 +253,24 @@ class Worker:
             log.error("Project %d: the reference's image cannot be used. %s", job.project, error)
             self._hooks.refused(job.project)
         except LabelStudioError as error:
-            self._without_label_studio(job, error)
+            self._without_fault(job, error)
         return None
 
     def _without_image(self, job: Job, error: ImageUnavailable) -> None:
-        if error.permanent or job.attempts > len(FETCH_DELAYS):
-            log.error("Project %d, task %d: %s", job.project, job.task, error)
-            self._ledger.fail(job, str(error))
+        if isinstance(error, ImageNotKept):
+            self._without_fault(job, error)
             return
-        delay = FETCH_DELAYS[job.attempts - 1]
+        failures = self._fetch_failures[_key(job)] = self._fetch_failures[_key(job)] + 1
+        if error.permanent or failures > len(FETCH_DELAYS):
+            log.error("Project %d, task %d: %s", job.project, job.task, error)
+            self._fail(job, str(error))
+            return
+        delay = FETCH_DELAYS[failures - 1]
         log.warning("Project %d, task %d: %s Trying again in %.0f s.", job.project, job.task, error, delay)
-        self._ledger.put_back(job, error=str(error), delay=delay)
+        self._ledger.put_back(job, error=str(error), delay=delay, counts=False)
 
-    def _without_label_studio(self, job: Job, error: LabelStudioError) -> None:
-        """Label Studio itself is away or refuses us, which is no fault of the task: it waits."""
+    def _without_fault(self, job: Job, error: BackendError) -> None:
+        """Label Studio is away or refuses us, or the disk is full, which is no fault of the task: it waits."""
         log.warning("Project %d, task %d: %s Trying again in %.0f s.", job.project, job.task, error, AWAY_DELAY)
         self._ledger.put_back(job, error=str(error), delay=AWAY_DELAY, counts=False)
 
@@ -281,12 +293,19 @@ class Worker:
             log.debug("Project %d, task %d: %s", job.project, job.task, error)  # met again when its turn comes
 
     def _after_crash(self, job: Job, error: str) -> None:
-        if job.attempts >= LANE_ATTEMPTS:
-            log.error("Project %d, task %d: %s It happened twice; giving this task up.", job.project, job.task, error)
-            self._ledger.fail(job, f"{error} It happened {job.attempts} times on this task.")
+        crashes = self._crashes[_key(job)] = self._crashes[_key(job)] + 1
+        if crashes >= LANE_ATTEMPTS:
+            log.error("Project %d, task %d: %s Giving this task up.", job.project, job.task, error)
+            self._fail(job, f"{error} It happened {crashes} times on this task.")
         else:
             log.error("Project %d, task %d: %s Trying once more.", job.project, job.task, error)
             self._ledger.put_back(job, error=error)
+
+    def _fail(self, job: Job, error: str) -> None:
+        """Give a task up; whoever asks for it again gives it all its tries back."""
+        self._ledger.fail(job, error)
+        self._fetch_failures.pop(_key(job), None)
+        self._crashes.pop(_key(job), None)
 
     def _wait_for_model(self, job: Job, error: str) -> None:
         delay = MODEL_DELAYS[min(self._model_failures, len(MODEL_DELAYS) - 1)]
@@ -298,3 +317,7 @@ class Worker:
 
     def _progress(self, step: str, done: int, total: int) -> None:
         self.activity = replace(self.activity, step=step, done=done, total=total)
+
+
+def _key(job: Job) -> tuple[int, int, str]:
+    return job.project, job.task, job.version

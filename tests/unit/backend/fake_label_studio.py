@@ -88,7 +88,6 @@ class Failures:
     invalid_labels: set[str] = field(default_factory=set)
     deny: bool = False
     cut_files: bool = False  # files end in their middle
-    busy_files: dict[str, int] = field(default_factory=dict)  # answer so many requests for a file with 503
     slow: float = 0.0
     before_answer: Callable[[], None] = lambda: None
 
@@ -375,9 +374,6 @@ class FakeLabelStudio:
         @app.get("/data/upload/<name>")
         def upload(name: str) -> Any:
             content = self.files.get(request.path)
-            if self.failures.busy_files.get(request.path, 0) > 0:
-                self.failures.busy_files[request.path] -= 1
-                return "busy", 503
             if self.failures.cut_files and content is not None:
                 length = {"Content-Length": str(len(content))}
                 return Response(iter([content[: len(content) // 2]]), mimetype="image/png", headers=length)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from werkzeug.serving import make_server
 
 from backend.errors import (
     BackendError,
+    ImageNotKept,
     ImageUnavailable,
     LabelStudioDenied,
     LabelStudioError,
@@ -244,3 +246,56 @@ def test_a_file_that_is_too_large_is_not_kept(label_studio: FakeLabelStudio, cli
     with pytest.raises(ImageUnavailable, match="CAVSAM_MAX_IMAGE_MB"):
         client.fetch_image(f"/data/upload/{task}.png", tmp_path / "a", len(IMAGE) - 1)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file of this process may grow beyond 10 bytes: the system refuses to write, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("kind", ["upload", "data address", "web address"])
+def test_an_image_for_which_there_is_no_room_leaves_nothing(
+    client: LabelStudio,
+    label_studio: FakeLabelStudio,
+    other_host: OtherHost,
+    tmp_path: Path,
+    small_files: None,
+    kind: str,
+):
+    task = label_studio.add_task(label_studio.add_project(), IMAGE)
+    address = {
+        "upload": f"/data/upload/{task}.png",
+        "data address": f"data:image/png;base64,{base64.b64encode(IMAGE).decode()}",
+        "web address": f"{other_host.url}/a.png",
+    }[kind]
+    with pytest.raises(ImageNotKept, match=r"The folder .* cannot be written \(File too large\); make room") as caught:
+        client.fetch_image(address, tmp_path / "a", LIMIT)
+    assert not caught.value.permanent
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_broken_off_leaves_nothing(client: LabelStudio, label_studio: FakeLabelStudio, tmp_path: Path):
+    label_studio.failures.cut_files = True
+    task = label_studio.add_task(label_studio.add_project(), IMAGE)
+    with pytest.raises(LabelStudioUnreachable, match="broke off"):
+        client.fetch_image(f"/data/upload/{task}.png", tmp_path / "a", LIMIT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_threads_may_fetch_the_same_image(client: LabelStudio, label_studio: FakeLabelStudio, tmp_path: Path):
+    task = label_studio.add_task(label_studio.add_project(), IMAGE)
+    label_studio.failures.slow = 0.05
+    threads = [
+        threading.Thread(target=client.fetch_image, args=(f"/data/upload/{task}.png", tmp_path / "a", LIMIT))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == IMAGE

@@ -6,17 +6,19 @@ import os
 import signal
 import sqlite3
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import requests
-from flask import request
+from flask import Flask, request
+from werkzeug.serving import make_server
 
 from backend.brush import decode_mask
 from backend.errors import DataFolderBusy, LedgerError
+from backend.ledger import Job
 from backend.service import Service
 from backend.settings import Settings
 from tests.unit.backend.conftest import RunningBackend, wait_for
@@ -119,7 +121,7 @@ def test_a_missing_webhook_is_registered_once_and_one_that_cannot_be_is_told(
     wait_until_all_predicted(label_studio, project)
     assert [hook["url"] for hook in label_studio.webhooks] == [f"{backend.url}/webhook"]
     label_studio.add_task(project, picture(CAT_BOX))
-    backend.service.note_all()
+    backend.service.coordinator.note_all()
     wait_until_all_predicted(label_studio, project)
     assert len(label_studio.webhooks) == 1
 
@@ -129,7 +131,7 @@ def test_a_missing_webhook_is_registered_once_and_one_that_cannot_be_is_told(
     label_studio.setup(other, backend.url)
     label_studio.annotate(label_studio.tasks_of(other)[0], [brush(CAT_BOX, "cat")])
     label_studio.connected[other] = "http://ml-backend:9090"  # as Label Studio knows it
-    backend.service.note_all()
+    backend.service.coordinator.note_all()
     wait_until_all_predicted(label_studio, other)
     assert len(label_studio.webhooks) == 1
     assert "Enter a valid URL" in caplog.text
@@ -251,6 +253,22 @@ def test_predictions_that_label_studio_has_are_not_computed_again(
     assert once_each(label_studio, project)
 
 
+@contextmanager
+def storage_host(image: bytes, statuses: list[int]) -> Iterator[str]:
+    """Another host that serves one picture; first it answers each of `statuses`, taking them from the list."""
+    app = Flask("storage")
+
+    @app.get("/<name>")
+    def serve(name: str):
+        return ("busy", statuses.pop()) if statuses else image
+
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://localhost:{server.server_port}"  # another name than Label Studio's
+    server.shutdown()
+    server.server_close()
+
+
 class TestPredict:
     def test_waits_for_what_is_asked_and_answers_in_order(
         self, label_studio: FakeLabelStudio, project: int, start_backend: StartBackend
@@ -330,7 +348,7 @@ class TestPredict:
 
         label_studio._list_tasks = list_and_ask  # type: ignore[method-assign]
         annotate_first(label_studio, project)
-        backend.service.note_all()
+        backend.service.coordinator.note_all()
         wait_until_all_predicted(label_studio, project)
         assert len(nested[0]) == 5
 
@@ -362,7 +380,7 @@ class TestNoTaskGetsTwo:
         version = service.version_of(project)
         waiting = [t for t, j in service.ledger.jobs(project, version).items() if j.delivery == "open"]
         service.ledger.mark_open(project, version, waiting)  # whatever pause the refused push left is over
-        push_finished(service.ledger, service.client(project), project, version, 50, service.settings.answer_lease)
+        push_finished(service.ledger, service.clients.of(project), project, version, 50, service.settings.answer_lease)
 
     def test_pushed_before_label_studio_asks(
         self, label_studio: FakeLabelStudio, project: int, held_back: RunningBackend
@@ -463,6 +481,27 @@ class TestTheLaneDies:
         assert (job.state, job.attempts) == ("failed", 2)
         assert "SIGKILL" in (job.error or "")
 
+    def test_images_that_came_late_cost_no_try(
+        self,
+        label_studio: FakeLabelStudio,
+        project: int,
+        start_backend: StartBackend,
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        monkeypatch.setattr("backend.execution.worker.FETCH_DELAYS", (0.05, 0.05, 0.05))
+        task = label_studio.add_task(project, png(np.full((64, 96, 3), DEADLY_ONCE, np.uint8)))
+        busy = [503, 503, 503]
+        with storage_host(label_studio.files[f"/data/upload/{task}.png"], busy) as url:
+            label_studio.tasks[task]["data"] = {"image": f"{url}/a.png"}
+            backend = start_backend()
+            label_studio.connect(project, backend.url)
+            annotate_first(label_studio, project)
+            wait_until_all_predicted(label_studio, project)
+        assert busy == []
+        job = backend.service.ledger.job(project, task, backend.service.version_of(project))
+        assert job is not None
+        assert job.attempts == 2  # the lane died once
+
     def test_killed_while_idle(self, label_studio: FakeLabelStudio, project: int, start_backend: StartBackend):
         backend = start_backend()
         label_studio.connect(project, backend.url)
@@ -474,10 +513,33 @@ class TestTheLaneDies:
         wait_until_all_predicted(label_studio, project)
 
 
+def test_a_full_disk_fails_no_task(
+    label_studio: FakeLabelStudio, project: int, start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("backend.execution.worker.AWAY_DELAY", 0.05)
+    backend = start_backend()
+    images = backend.service.settings.data_dir / "images"
+    images.rename(images.with_name("away"))
+    images.touch()  # nothing can be written into it, even by root
+    label_studio.connect(project, backend.url)
+    annotate_first(label_studio, project)
+
+    def jobs() -> list[Job]:
+        return list(backend.service.ledger.jobs(project, backend.service.version_of(project)).values())
+
+    wait_for(lambda: all("cannot be written" in (job.error or "") for job in jobs()) and jobs(), "no image to be kept")
+    assert {job.state for job in jobs()} <= {"queued", "running"}
+    assert all(job.attempts <= 1 for job in jobs())
+    images.unlink()
+    images.with_name("away").rename(images)
+    wait_until_all_predicted(label_studio, project)
+    assert once_each(label_studio, project)
+
+
 def test_label_studio_away_is_waited_for(
     label_studio: FakeLabelStudio, project: int, start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("backend.service.AWAY_PAUSES", (0.2,))
+    monkeypatch.setattr("backend.coordinator.AWAY_PAUSES", (0.2,))
     backend = start_backend()
     label_studio.failures.deny = True
     label_studio.connect(project, backend.url)
@@ -491,7 +553,7 @@ def test_label_studio_away_is_waited_for(
 def test_a_deleted_project_is_forgotten_and_another_thing_not_found_is_not_taken_for_it(
     label_studio: FakeLabelStudio, project: int, start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("backend.service.AWAY_PAUSES", (0.2,))
+    monkeypatch.setattr("backend.coordinator.AWAY_PAUSES", (0.2,))
     backend = start_backend()
     label_studio.connect(project, backend.url)
     annotate_first(label_studio, project)
@@ -500,14 +562,14 @@ def test_a_deleted_project_is_forgotten_and_another_thing_not_found_is_not_taken
     url = label_studio.connected[project]
     label_studio.missing_paths = {"/api/ml"}  # as where an address of the API is another one
     label_studio.add_task(project, picture(CAT_BOX))
-    backend.service.note_all()
+    backend.service.coordinator.note_all()
     wait_for(lambda: [p.error for p in ledger.projects() if p.error], "the trouble to be noted")
     assert len(ledger.jobs(project, backend.service.version_of(project))) == 4
     label_studio.missing_paths = set()
     label_studio.connected[project] = url
     wait_until_all_predicted(label_studio, project)
     del label_studio.projects[project]
-    backend.service.note_all()
+    backend.service.coordinator.note_all()
     wait_for(lambda: ledger.projects() == [], "the project to be forgotten")
 
 
@@ -521,7 +583,7 @@ def test_a_project_that_disconnected_gets_no_more_work(
     del label_studio.connected[project]
     before = len(label_studio.authorizations("/api/ml"))
     label_studio.add_task(project, picture(CAT_BOX))
-    backend.service.note_all()
+    backend.service.coordinator.note_all()
     wait_for(lambda: len(label_studio.authorizations("/api/ml")) >= before + 2, "two looks")
     assert len(predicted(label_studio, project)) == 4
 
@@ -595,7 +657,7 @@ def test_a_ledger_that_somebody_holds_stops_nothing_for_good(
 ):
     monkeypatch.setattr("backend.ledger.LOCK_PATIENCE", 0.2)
     backend = start_backend()
-    backend.service.worker.ledger_pause = 0.2
+    backend.service.worker.ledger_pause = backend.service.coordinator.ledger_pause = 0.2
     label_studio.connect(project, backend.url)
     wait_for(lambda: backend.service.ledger.project(project), "the project in the ledger")
     path = backend.service.settings.data_dir / "ledger.sqlite3"
