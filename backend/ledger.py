@@ -31,6 +31,8 @@ from backend.references import Candidate
 SCHEMA_VERSION = 1
 LOCK_PATIENCE = 30.0
 """Seconds to wait for another process that holds the file."""
+MAX_BEGUN = 5
+"""Times that a job is begun when the whole process ends with it each time, as where a container runs out of memory."""
 PUSH_BYTES = 2_000_000
 """Compressed size of the results pushed in one call; some ten times that as JSON."""
 
@@ -471,9 +473,16 @@ class Ledger:
             )
 
     def recover(self, lease: float) -> int:
-        """After a restart: queue the running jobs again, settle hand-overs cut short; returns how many were running."""
+        """After a restart: queue the running jobs again, settle hand-overs cut short; returns how many were running.
+
+        A job that was begun `MAX_BEGUN` times, and never ended in order, is given up: it may be what ends the process.
+        """
         with self._transaction() as db:
             db.execute("UPDATE jobs SET delivery = 'open', delivery_owner = NULL WHERE delivery = 'reserved'")
+            db.execute(
+                "UPDATE jobs SET state = 'failed', error = ?, updated_at = ? WHERE state = 'running' AND attempts >= ?",
+                (f"The backend was ended {MAX_BEGUN} times in the middle of this task.", time.time(), MAX_BEGUN),
+            )
         self.settle_pushing(lease)
         return self.requeue_running()
 

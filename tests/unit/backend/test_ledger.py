@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from backend.errors import BackendError
-from backend.ledger import Job, Ledger, ReferenceAnnotation, Task
+from backend.ledger import MAX_BEGUN, Job, Ledger, ReferenceAnnotation, Task
 from backend.references import Candidate
 from tests.unit.backend.conftest import wait_for
 
@@ -58,6 +58,28 @@ def test_everything_survives_a_restart(tmp_path: Path):
     assert (again.task, again.attempts) == (running.task, 2)
     assert second.reserve(1, VERSION, [4], "another") == {4}  # the promise ended with the process that made it
     second.close()
+
+
+def test_a_task_that_ends_the_process_each_time_is_given_up(tmp_path: Path):
+    path = tmp_path / "ledger.sqlite3"
+    first = Ledger(path)
+    fill(first, 3)
+    first.close()
+    begun: list[int] = []
+    while not begun or begun[-1] == begun[0]:
+        ledger = Ledger(path)
+        ledger.recover(lease=60)
+        job = ledger.take_next()  # and there the process is killed
+        assert job is not None
+        begun.append(job.task)
+        ledger.close()
+    assert len(begun) == MAX_BEGUN + 1
+    ledger = Ledger(path)
+    given_up = ledger.job(1, begun[0], VERSION)
+    assert given_up is not None
+    assert given_up.state == "failed"
+    assert "in the middle of this task" in (given_up.error or "")
+    ledger.close()
 
 
 def test_nothing_is_queued_or_computed_twice(ledger: Ledger):
