@@ -17,6 +17,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 venv=${VENV:-$root/.venv}
 venv_label_studio=${VENV_LABEL_STUDIO:-$root/.venv-label-studio}
+CUDA_GIGABYTES=12 # of disk, for torch with its CUDA libraries and all else
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_INPUT=1
 
 say() { printf '%s\n' "$*" >&2; }
@@ -41,9 +42,11 @@ check_machine() { # $1: Python, $2: GiB of disk needed
     command -v gcc >/dev/null 2>&1 || command -v cc >/dev/null 2>&1 ||
         fail "no C compiler was found. Install gcc (Debian: 'apt-get install gcc python3.11-dev')."
     local free
-    free=$(df -Pk "$root" | awk 'NR == 2 {print int($4 / 1048576)}')
+    free=$(free_gigabytes)
     [ "$free" -ge "$2" ] || fail "$root has $free GiB of disk left; this step needs about $2 GiB. Make room and run it again."
 }
+
+free_gigabytes() { df -Pk "$root" | awk 'NR == 2 {print int($4 / 1048576)}'; }
 
 # What an environment was made from. It names the folder too: an environment does not survive being moved.
 stamp_of() { # $1: environment, further: files
@@ -75,16 +78,26 @@ from_torch_index() { # the rest: a command
     if [ -n "${TORCH_INDEX_URL:-}" ]; then PIP_INDEX_URL=$TORCH_INDEX_URL "$@"; else "$@"; fi
 }
 
+# Which build of torch the ordinary index hands out is known only once it is there; on Linux it is mostly the CUDA one.
+torch_may_bring_cuda() { [ -z "${TORCH_INDEX_URL:-}" ] && [ "$(uname -s)" = Linux ]; }
+
 setup_packages() { # lock files
-    local stamp gigabytes=3 locks=("$@") pip=("$venv/bin/python" -m pip install -qq)
+    local stamp gigabytes=3 free locks=("$@") pip=("$venv/bin/python" -m pip install -qq)
     stamp=$(stamp_of "$venv" requirements/{installers,torch,torchvision,sam2}.txt "${locks[@]}")
     if ! is_done "$venv" "$stamp"; then
-        if has_cuda; then gigabytes=12; fi
+        if has_cuda; then gigabytes=$CUDA_GIGABYTES; fi
+        free=$(free_gigabytes)
+        if torch_may_bring_cuda && [ "$free" -lt "$CUDA_GIGABYTES" ]; then
+            say "setup: $free GiB of disk are left. That is enough for torch's CPU build (3), not for the one with CUDA" \
+                "($CUDA_GIGABYTES), which the ordinary index may hand out: TORCH_INDEX_URL=... names an index of CPU builds."
+        fi
         new_environment "$venv" "$gigabytes" "2 GiB, about 2 minutes; several GiB more where torch comes with CUDA"
         say "setup: the locked packages"
         "${pip[@]}" --no-deps --no-build-isolation "${locks[@]/#/-r}"
         say "setup: torch"
-        from_torch_index "${pip[@]}" -r requirements/torch.txt -c requirements/runtime.txt
+        from_torch_index "${pip[@]}" -r requirements/torch.txt -c requirements/runtime.txt ||
+            fail "pip could not install torch; $(free_gigabytes) GiB of disk are left, and a build with CUDA needs about
+       $CUDA_GIGABYTES. TORCH_INDEX_URL=... names an index of CPU builds, which need 3."
         if has_cuda; then
             from_torch_index "${pip[@]}" --no-deps -r requirements/torchvision.txt
         fi

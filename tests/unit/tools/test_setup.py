@@ -31,8 +31,12 @@ def program(folder: Path, name: str, script: str) -> None:
     path.chmod(0o755)
 
 
-def setup(machine: Path, part: str) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": str(machine), "VENV": str(machine.parent / "venv"), "HOME": os.environ.get("HOME", "/")}
+def setup(machine: Path, part: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = variables | {
+        "PATH": str(machine),
+        "VENV": str(machine.parent / "venv"),
+        "HOME": os.environ.get("HOME", "/"),
+    }
     return subprocess.run([str(SCRIPT), part], env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -58,6 +62,21 @@ def test_names_the_room_that_is_missing(machine: Path):
     done = setup(machine, "main")
     assert done.returncode == 1
     assert "has 1 GiB of disk left; this step needs about 3 GiB" in done.stderr
+
+
+@pytest.mark.parametrize(("variables", "noted"), [({}, True), ({"TORCH_INDEX_URL": "https://cpu.example"}, False)])
+def test_says_when_the_room_is_enough_for_one_build_of_torch_only(
+    machine: Path, variables: dict[str, str], noted: bool
+):
+    program(machine, "python3.11", f'[ "$2" = venv ] && exit 9\nexec "{sys.executable}" "$@"')  # go no further
+    program(machine, "gcc", "true")
+    program(machine, "rm", "true")
+    program(machine, "uname", "echo Linux")
+    (machine / "df").unlink()
+    program(machine, "df", f"printf 'Filesystem 1024-blocks Used Available\\nx 9 9 {5 * 1048576}\\n'")
+    done = setup(machine, "main", **variables)
+    assert done.returncode == 9
+    assert ("5 GiB of disk are left. That is enough for torch's CPU build" in done.stderr) is noted
 
 
 def test_names_the_browser_to_a_user(machine: Path):
