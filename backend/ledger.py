@@ -23,12 +23,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from backend.errors import BackendError, LedgerError
 from backend.references import Candidate
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LOCK_PATIENCE = 30.0
 """Seconds to wait for another process that holds the file."""
 MAX_BEGUN = 5
@@ -46,7 +46,8 @@ CREATE TABLE projects (
     version TEXT NOT NULL DEFAULT '',
     reference_key TEXT,
     error TEXT,
-    reconciled_at REAL
+    reconciled_at REAL,
+    paused INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE tasks (
     project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
@@ -103,6 +104,24 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_by_state ON jobs (state, delivery);
 """
 
+# the index spares an overview of 50,000 tasks reading past their results
+NOTICES_AND_OVERVIEW = """
+CREATE TABLE notices (
+    project INTEGER NOT NULL,
+    topic TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    text TEXT NOT NULL,
+    PRIMARY KEY (project, topic, number)
+);
+CREATE INDEX jobs_overview ON jobs (project, version, task, state, delivery, score, seconds, updated_at);
+"""
+
+UPGRADES = {1: "ALTER TABLE projects ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;" + NOTICES_AND_OVERVIEW}
+"""What makes a ledger of one schema one of the next."""
+
+ALL_PROJECTS = 0
+"""In place of a project's number (Label Studio's begin at 1): the whole backend."""
+
 
 @dataclass(frozen=True)
 class Project:
@@ -116,6 +135,7 @@ class Project:
     reference_key: str | None
     error: str | None
     reconciled_at: float | None
+    paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,6 +158,38 @@ class ReferenceAnnotation:
     annotation: int
     task: int
     regions: list[dict[str, Any]]
+
+
+TaskOrder = Literal["task", "score", "latest"]
+TaskFilter = Literal["all", "waiting", "predicted", "failed", "low"]
+
+_ORDERS: dict[str, str] = {
+    "task": "t.id",
+    "score": "j.score IS NULL, j.score, t.id",
+    "latest": "j.updated_at IS NULL, j.updated_at DESC, t.id",
+}
+_FILTERS: dict[str, str] = {
+    "all": "TRUE",
+    "waiting": "coalesce(j.state, 'queued') IN ('queued', 'running')",
+    "predicted": "j.state = 'done'",
+    "failed": "j.state = 'failed'",
+    "low": "j.state = 'done' AND j.score < :low",
+}
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """One task of a project and what became of it under a version; `state` is `None` where it has no job."""
+
+    task: int
+    state: str | None
+    delivery: str | None
+    score: float | None
+    seconds: float | None
+    error: str | None
+    attempts: int
+    has_result: bool
+    updated_at: float | None
 
 
 @dataclass(frozen=True)
@@ -212,23 +264,29 @@ class Ledger:
                 raise
 
     def _rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        """What a query finds; its values one by one, or one mapping where it names them."""
+        parameters = values[0] if values and isinstance(values[0], dict) else values
         with self._read_lock, _ledger_errors():
-            return self._reader.execute(query, values).fetchall()
+            return self._reader.execute(query, parameters).fetchall()
 
     def _prepare(self, path: Path) -> None:
         with self._transaction() as db:
             tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
             if not tables:
-                for statement in SCHEMA.split(";"):
-                    db.execute(statement)
-                db.execute("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
-                return
-            row = db.execute("SELECT value FROM meta WHERE name = 'schema'").fetchone()
-        if int(row["value"]) != SCHEMA_VERSION:
-            raise BackendError(
-                f"The ledger {path} was written by another release (schema {row['value']}, this one uses "
-                f"{SCHEMA_VERSION}); move it away to start afresh, or use that release."
-            )
+                statements = SCHEMA + NOTICES_AND_OVERVIEW
+            else:
+                found = int(db.execute("SELECT value FROM meta WHERE name = 'schema'").fetchone()["value"])
+                if found == SCHEMA_VERSION:
+                    return
+                if found not in UPGRADES:
+                    raise BackendError(
+                        f"The ledger {path} was written by another release (schema {found}, this one uses "
+                        f"{SCHEMA_VERSION}); move it away to start afresh, or use that release."
+                    )
+                statements = ";".join(UPGRADES[version] for version in range(found, SCHEMA_VERSION))
+            for statement in statements.split(";"):
+                db.execute(statement)
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
 
     # what Label Studio handed over
 
@@ -255,14 +313,15 @@ class Ledger:
             known = db.execute("SELECT uid FROM projects WHERE id = ?", (project,)).fetchone()
             if known is not None and known["uid"] == uid:
                 return False
-            db.execute("DELETE FROM projects WHERE id = ?", (project,))
+            if known is not None:
+                _forget(db, project)
             db.execute("INSERT INTO projects (id, uid) VALUES (?, ?)", (project, uid))
             return True
 
     def forget_project(self, project: int) -> None:
         """Drop a project and all that belongs to it."""
         with self._transaction() as db:
-            db.execute("DELETE FROM projects WHERE id = ?", (project,))
+            _forget(db, project)
             db.execute("DELETE FROM meta WHERE name = ?", (f"grant:{project}",))
 
     def projects(self) -> list[Project]:
@@ -288,6 +347,69 @@ class Ledger:
         """Note that the ledger agreed with Label Studio just now."""
         with self._transaction() as db:
             db.execute("UPDATE projects SET error = NULL, reconciled_at = ? WHERE id = ?", (time.time(), project))
+
+    # what people see and want
+
+    def set_notices(self, project: int, topic: str, texts: Iterable[str]) -> list[str]:
+        """Make `texts` all there is to tell people of a project on one topic; returns those that are new, for the log.
+
+        This is the one place for what the status page and /api/projects show as notices: unsupported tags, unknown
+        labels, extra params that cannot be read. Whoever finds out calls it each time, with an empty list once all is
+        well; a topic belongs to one caller. It writes, so not from /setup or /health. The project need not be known
+        yet.
+        """
+        wanted = list(dict.fromkeys(texts))
+        known = self.notices(project).get(topic, [])
+        if wanted == known:
+            return []
+        with self._transaction() as db:
+            db.execute("DELETE FROM notices WHERE project = ? AND topic = ?", (project, topic))
+            db.executemany(
+                "INSERT INTO notices VALUES (?, ?, ?, ?)", [(project, topic, i, text) for i, text in enumerate(wanted)]
+            )
+        return [text for text in wanted if text not in known]
+
+    def notices(self, project: int) -> dict[str, list[str]]:
+        """What there is to tell people of a project, by topic."""
+        found: dict[str, list[str]] = {}
+        for row in self._rows("SELECT topic, text FROM notices WHERE project = ? ORDER BY topic, number", project):
+            found.setdefault(row["topic"], []).append(row["text"])
+        return found
+
+    def set_paused(self, project: int, paused: bool) -> None:
+        """Have no job of a project (or of any, `ALL_PROJECTS`) taken until it is resumed, restarts included."""
+        with self._transaction() as db:
+            if project != ALL_PROJECTS:
+                db.execute("UPDATE projects SET paused = ? WHERE id = ?", (paused, project))
+            elif paused:
+                db.execute("INSERT OR REPLACE INTO meta VALUES ('paused', '1')")
+            else:
+                db.execute("DELETE FROM meta WHERE name = 'paused'")
+
+    def is_paused(self, project: int = ALL_PROJECTS) -> bool:
+        """Whether a project's jobs, or all projects' jobs, are not taken."""
+        return bool(
+            self._rows(
+                "SELECT 1 FROM meta WHERE name = 'paused' UNION ALL SELECT 1 FROM projects WHERE id = ? AND paused",
+                project,
+            )
+        )
+
+    def want_again(self, project: int) -> None:
+        """Note that a project's present predictions are to be replaced; kept until `begin_again`."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, '1')", (f"again:{project}",))
+
+    def wanted_again(self) -> set[int]:
+        """The projects of `want_again`."""
+        rows = self._rows("SELECT name FROM meta WHERE name LIKE 'again:%'")
+        return {int(row["name"].partition(":")[2]) for row in rows}
+
+    def begin_again(self, project: int, version: str) -> None:
+        """Forget what was computed under a version, so that it is queued anew, as `want_again` asked."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM jobs WHERE project = ? AND version = ?", (project, version))
+            db.execute("DELETE FROM meta WHERE name = ?", (f"again:{project}",))
 
     def set_version(self, project: int, version: str) -> None:
         """Give a project's present reference another version, as after a change of settings."""
@@ -408,15 +530,23 @@ class Ledger:
                 [(priority, project, version, task) for task in tasks],
             )
 
-    def retry_failed(self, project: int, version: str, tasks: Iterable[int], *, older_than: float) -> None:
-        """Queue failed tasks again whose failure is at least `older_than` seconds old."""
+    def retry_failed(
+        self, project: int, version: str, tasks: Iterable[int] | None = None, *, older_than: float = 0.0
+    ) -> int:
+        """Queue failed tasks (all of them without `tasks`) again whose failure is at least `older_than` seconds old.
+
+        Returns how many.
+        """
         limit = time.time() - older_than
+        query = (
+            "UPDATE jobs SET state = 'queued', attempts = 0, not_before = 0 WHERE project = ? AND version = ? "
+            "AND state = 'failed' AND updated_at <= ?"
+        )
         with self._transaction() as db:
-            db.executemany(
-                "UPDATE jobs SET state = 'queued', attempts = 0, not_before = 0 WHERE project = ? AND version = ? "
-                "AND task = ? AND state = 'failed' AND updated_at < ?",
-                [(project, version, task, limit) for task in tasks],
-            )
+            if tasks is None:
+                return db.execute(query, (project, version, limit)).rowcount
+            changed = [db.execute(f"{query} AND task = ?", (project, version, limit, task)).rowcount for task in tasks]
+            return sum(changed)
 
     def take_next(self) -> Job | None:
         """Mark the most urgent queued job of a present version as running and return it."""
@@ -439,8 +569,7 @@ class Ledger:
     def seconds_to_next(self) -> float | None:
         """How long until a queued job may be tried; `None` where none is queued."""
         rows = self._rows(
-            "SELECT min(j.not_before) AS first FROM jobs j JOIN projects p ON p.id = j.project "
-            "AND p.version = j.version WHERE j.state = 'queued'"
+            f"SELECT min(j.not_before) AS first FROM jobs j {_PRESENT_AND_NOT_PAUSED} WHERE j.state = 'queued'"
         )
         first = rows[0]["first"]
         return None if first is None else max(0.0, first - time.time())
@@ -527,6 +656,50 @@ class Ledger:
             version,
         )[0]
         return {name: row[name] or 0 for name in ("queued", "running", "done", "failed", "delivered")}
+
+    def low_scores(self, project: int, version: str, below: float) -> int:
+        """How many predictions of a version have a score below a bound."""
+        query = "SELECT count(*) AS n FROM jobs WHERE project = ? AND version = ? AND state = 'done' AND score < ?"
+        return int(self._rows(query, project, version, below)[0]["n"])
+
+    def queue_length(self) -> int:
+        """How many jobs wait for the lane; those of paused projects do not count."""
+        query = f"SELECT count(*) AS n FROM jobs j {_PRESENT_AND_NOT_PAUSED} WHERE j.state = 'queued'"
+        return int(self._rows(query)[0]["n"])
+
+    def task_states(
+        self,
+        project: int,
+        version: str,
+        *,
+        show: TaskFilter = "all",
+        order: TaskOrder = "task",
+        low: float = 0.0,
+        limit: int = -1,
+        offset: int = 0,
+    ) -> tuple[list[TaskState], int]:
+        """Some of a project's tasks and what became of them under a version; and how many there are to `show`.
+
+        `low` is the score below which `show="low"` counts. Ordered by number, by score with the lowest first, or with
+        what changed last first.
+        """
+        values = {"project": project, "version": version, "low": low, "limit": limit, "offset": offset}
+        source = (
+            "FROM tasks t LEFT JOIN jobs j ON j.project = t.project AND j.task = t.id AND j.version = :version "
+            f"WHERE t.project = :project AND {_FILTERS[show]}"
+        )
+        counted = "FROM tasks t WHERE t.project = :project" if show == "all" else source
+        total = int(self._rows(f"SELECT count(*) AS n {counted}", values)[0]["n"])
+        page = self._rows(f"SELECT t.id AS id {source} ORDER BY {_ORDERS[order]} LIMIT :limit OFFSET :offset", values)
+        found = []
+        for row in page:
+            details = (
+                "SELECT state, delivery, score, seconds, error, attempts, result IS NOT NULL AS has_result, updated_at "
+                "FROM jobs WHERE project = ? AND task = ? AND version = ?"
+            )
+            jobs = self._rows(details, project, row["id"], version)
+            found.append(TaskState(row["id"], **_as_dict(jobs[0])) if jobs else _without_job(row["id"]))
+        return found, total
 
     def mean_seconds(self, project: int, version: str) -> float | None:
         """Mean time of the last finished jobs of a version."""
@@ -704,8 +877,12 @@ class Ledger:
 
 
 _LIGHT = "project, task, version, state, attempts, score, seconds, error, NULL AS result, delivery, updated_at"
+_PRESENT_AND_NOT_PAUSED = (
+    "JOIN projects p ON p.id = j.project AND p.version = j.version AND NOT p.paused "
+    "AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'paused')"
+)
 _NEXT_JOB = (
-    "SELECT j.* FROM jobs j JOIN projects p ON p.id = j.project AND p.version = j.version "
+    f"SELECT j.* FROM jobs j {_PRESENT_AND_NOT_PAUSED} "
     "WHERE j.state = 'queued' AND j.not_before <= ? ORDER BY j.priority DESC, j.project, j.task"
 )
 
@@ -738,8 +915,22 @@ def _ledger_errors() -> Iterator[None]:
         raise LedgerError(f"The ledger is damaged ({error}); move it away to start afresh.") from error
 
 
+def _forget(db: sqlite3.Connection, project: int) -> None:
+    db.execute("DELETE FROM projects WHERE id = ?", (project,))
+    db.execute("DELETE FROM notices WHERE project = ?", (project,))
+    db.execute("DELETE FROM meta WHERE name = ?", (f"again:{project}",))
+
+
+def _as_dict(row: sqlite3.Row) -> dict[str, Any]:
+    return {name: row[name] for name in row.keys()}  # noqa: SIM118 - a Row is no mapping
+
+
+def _without_job(task: int) -> TaskState:
+    return TaskState(task, None, None, None, None, None, 0, False, None)
+
+
 def _project(row: sqlite3.Row) -> Project:
-    return Project(**{name: row[name] for name in row.keys()})  # noqa: SIM118 - a Row is no mapping
+    return Project(**_as_dict(row) | {"paused": bool(row["paused"])})
 
 
 def _task(row: sqlite3.Row) -> Task:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from backend.errors import BackendError
-from backend.ledger import MAX_BEGUN, Job, Ledger, ReferenceAnnotation, Task
+from backend.ledger import ALL_PROJECTS, MAX_BEGUN, Job, Ledger, ReferenceAnnotation, Task
 from backend.references import Candidate
 from tests.unit.backend.conftest import wait_for
 
@@ -292,3 +292,152 @@ def is_held(lock: threading.RLock) -> bool:
     if free:
         lock.release()
     return not free
+
+
+def test_a_ledger_of_the_first_schema_is_taken_over(tmp_path: Path):
+    path = tmp_path / "ledger.sqlite3"
+    first = Ledger(path)
+    fill(first)
+    first.close()
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(
+            "ALTER TABLE projects DROP COLUMN paused; DROP TABLE notices; DROP INDEX jobs_overview; "
+            "UPDATE meta SET value = '1' WHERE name = 'schema'"
+        )
+    for _ in range(2):  # the second time there is nothing to upgrade
+        ledger = Ledger(path)
+        assert len(ledger.jobs(1, VERSION)) == 3
+        ledger.set_paused(1, True)
+        ledger.set_notices(1, "tags", ["one"])
+        assert ledger.is_paused(1)
+        ledger.close()
+
+
+def test_a_pause_keeps_jobs_in_the_queue_and_survives_a_restart(tmp_path: Path):
+    path = tmp_path / "ledger.sqlite3"
+    ledger = Ledger(path)
+    fill(ledger)
+    ledger.note_project(2, "made on Tuesday")
+    ledger.set_reference(2, VERSION, None)
+    ledger.queue(2, VERSION, [11])
+    running = ledger.take_next()
+    assert running is not None
+    ledger.set_paused(1, True)
+    ledger.close()
+
+    ledger = Ledger(path)
+    ledger.finish(running, "[]", 0.5, 1.0)  # what is in work ends as usual
+    assert ledger.job(1, running.task, VERSION).state == "done"
+    assert (ledger.is_paused(1), ledger.is_paused(2), ledger.is_paused()) == (True, False, False)
+    assert ledger.queue_length() == 1
+    peeked = ledger.peek_next()
+    assert peeked is not None
+    assert peeked.project == 2
+    ledger.set_paused(ALL_PROJECTS, True)
+    ledger.close()
+
+    ledger = Ledger(path)
+    assert (ledger.is_paused(1), ledger.is_paused(2), ledger.is_paused()) == (True, True, True)
+    assert ledger.take_next() is None
+    assert ledger.seconds_to_next() is None
+    assert ledger.queue_length() == 0
+    ledger.set_paused(ALL_PROJECTS, False)
+    assert (ledger.is_paused(1), ledger.is_paused(2)) == (True, False)
+    assert finish_next(ledger).task == 11
+    assert ledger.take_next() is None
+    ledger.set_paused(1, False)
+    assert [finish_next(ledger).task for _ in range(2)] == [3, 4]
+    ledger.close()
+
+
+def test_failed_tasks_are_queued_again_all_or_some(ledger: Ledger):
+    fill(ledger, 5)
+    for _ in range(4):
+        ledger.fail(ledger.take_next(), "no picture")
+    assert ledger.retry_failed(1, VERSION, [3, 77]) == 1
+    assert ledger.retry_failed(1, VERSION, older_than=3600) == 0
+    assert ledger.counts(1, VERSION)["queued"] == 1
+    assert ledger.retry_failed(1, VERSION) == 3
+    assert {job.state for job in ledger.jobs(1, VERSION).values()} == {"queued"}
+    assert {job.attempts for job in ledger.jobs(1, VERSION).values()} == {0}
+
+
+def test_predicting_again_forgets_one_version_and_is_wanted_until_then(tmp_path: Path):
+    path = tmp_path / "ledger.sqlite3"
+    ledger = Ledger(path)
+    fill(ledger)
+    finish_next(ledger)
+    ledger.queue(1, "another", [2])
+    ledger.want_again(1)
+    ledger.close()
+    ledger = Ledger(path)
+    assert ledger.wanted_again() == {1}
+    ledger.begin_again(1, VERSION)
+    assert ledger.jobs(1, VERSION) == {}
+    assert set(ledger.jobs(1, "another")) == {2}
+    assert ledger.wanted_again() == set()
+    ledger.want_again(1)
+    ledger.forget_project(1)
+    assert ledger.wanted_again() == set()
+    ledger.close()
+
+
+def test_notices_are_replaced_by_topic_and_the_new_ones_are_told(ledger: Ledger):
+    assert ledger.set_notices(1, "params", ["unknown policy", "unknown policy"]) == ["unknown policy"]
+    ledger.note_project(1, "made on Monday")  # found out before the project was known
+    assert ledger.set_notices(1, "tags", ["b", "a"]) == ["b", "a"]
+    assert ledger.set_notices(1, "tags", ["a", "c"]) == ["c"]
+    assert ledger.set_notices(1, "tags", ["a", "c"]) == []
+    ledger.set_notices(2, "tags", ["of another project"])
+    assert ledger.notices(1) == {"params": ["unknown policy"], "tags": ["a", "c"]}
+    assert ledger.set_notices(1, "params", []) == []
+    assert ledger.notices(1) == {"tags": ["a", "c"]}
+    ledger.note_project(1, "made on Friday")  # another project under that number
+    assert ledger.notices(1) == {}
+    assert ledger.notices(2) == {"tags": ["of another project"]}
+
+
+class TestTaskStates:
+    @pytest.fixture
+    def filled(self, ledger: Ledger) -> Ledger:
+        """Task 1 is the reference's; 2 to 6 have scores 0.9, 0.1, failed, 0.5 and running; 7 to 9 are queued."""
+        fill(ledger, 9)
+        for score in (0.9, 0.1, None, 0.5):
+            job = ledger.take_next()
+            if score is None:
+                ledger.fail(job, "no picture")
+            else:
+                ledger.finish(job, "[]", score, 1.5)
+        ledger.take_next()
+        ledger.mark_delivered(1, VERSION, [3])
+        return ledger
+
+    def shown(self, ledger: Ledger, **choice: object) -> list[int]:
+        return [task.task for task in ledger.task_states(1, VERSION, **choice)[0]]
+
+    def test_orders_and_filters(self, filled: Ledger):
+        assert self.shown(filled) == list(range(1, 10))
+        assert self.shown(filled, order="score")[:3] == [3, 5, 2]
+        assert self.shown(filled, order="latest")[-1] == 1
+        assert self.shown(filled, show="failed") == [4]
+        assert self.shown(filled, show="predicted") == [2, 3, 5]
+        assert self.shown(filled, show="low", low=0.5) == [3]
+        assert self.shown(filled, show="waiting") == [1, 6, 7, 8, 9]
+        assert filled.low_scores(1, VERSION, 0.6) == 2
+
+    def test_each_state_says_what_the_job_says(self, filled: Ledger):
+        states = {task.task: task for task in filled.task_states(1, VERSION)[0]}
+        jobs = filled.jobs(1, VERSION)
+        assert states[1].state is None
+        assert set(states) - {1} == set(jobs)
+        for number, job in jobs.items():
+            state = states[number]
+            assert (state.state, state.delivery, state.score) == (job.state, job.delivery, job.score)
+            assert (state.seconds, state.error, state.attempts) == (job.seconds, job.error, job.attempts)
+            assert state.has_result == (filled.job(1, number, VERSION).result is not None)
+
+    def test_pages_make_up_the_whole(self, filled: Ledger):
+        pages = [filled.task_states(1, VERSION, limit=4, offset=offset) for offset in (0, 4, 8, 12)]
+        assert [task.task for page, _ in pages for task in page] == self.shown(filled)
+        assert {total for _, total in pages} == {9}
+        assert pages[-1][0] == []
