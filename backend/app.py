@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 MODEL_CLASS = "CavSam"
 TRIAL_NOTICE = "try-out models (nano): for trying the backend out, not for real work"
+DEAD_NOTICE = "The backend's {} has ended unexpectedly; the log says why. Start the backend again."
 EVENT_READ_NOW = 100_000
 """Bytes up to which an event is read before it is answered; Label Studio gives up on an answer after a second."""
 TASKS_SHOWN = 500
@@ -53,11 +54,15 @@ def create_app(settings: Settings, service: Service) -> Flask:
             answer["notice"] = TRIAL_NOTICE
         if service.worker.activity.error:
             answer["error"] = service.worker.activity.error
+        dead = service.dead_threads()
+        if dead:
+            answer |= {"status": "DOWN", "dead": dead, "error": DEAD_NOTICE.format(" and ".join(dead))}
         return answer
 
     @app.get("/health")
-    def health() -> Response:
-        return jsonify(overview())
+    def health() -> tuple[Response, int]:
+        answer = overview()
+        return jsonify(answer), 200 if answer["status"] == "UP" else 503
 
     @app.get("/api/status")
     def status() -> Response:
@@ -102,9 +107,9 @@ def create_app(settings: Settings, service: Service) -> Flask:
     def webhook() -> tuple[Response, int]:
         raw = request.get_data(cache=False)
         if len(raw) > EVENT_READ_NOW:
-            service.note_event(raw)
+            service.coordinator.note_event(raw)
         else:
-            service.take_event(read_event(raw))
+            service.coordinator.take_event(read_event(raw))
         return jsonify({"status": "ok"}), 201
 
     @app.get("/versions")

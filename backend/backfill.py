@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from backend.coordinator import Demand
 from backend.errors import BackendError
 from backend.execution.process import CAVSAM
 from backend.reconcile import why_no_reference
-from backend.service import Demand, Service
+from backend.service import Service
 from backend.settings import Settings
 
 PAUSE = 0.3
@@ -32,7 +33,7 @@ def backfill(
     try:
         service.start()
         while True:
-            looked = service.looks(project)
+            looked = service.coordinator.looks(project)
             if looked:
                 _check(service, project)
             tasks = service.task_states(project)

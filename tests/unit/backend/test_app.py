@@ -42,6 +42,30 @@ def test_health_and_front_page_announce_the_try_out_models(backend: RunningBacke
         assert "nano" in answer.json()["model_version"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("thread", ["coordinator", "worker"])
+def test_health_names_a_thread_that_has_ended(backend: RunningBackend, monkeypatch: pytest.MonkeyPatch, thread: str):
+    assert requests.get(backend.url + "/health", timeout=5).status_code == 200
+
+    def fail() -> None:
+        raise RuntimeError("a fault that nobody foresaw")
+
+    owner, step = {
+        "coordinator": (backend.service.coordinator, "_coordinate_once"),
+        "worker": (backend.service.worker, "_work_once"),
+    }[thread]
+    monkeypatch.setattr(owner, step, fail)
+    backend.service.coordinator.note_all()
+    backend.service.setup(1, "", "")
+    backend.service.worker.wake()
+    wait_for(lambda: requests.get(backend.url + "/health", timeout=5).status_code == 503, "the thread to end")
+    answer = requests.get(backend.url + "/health", timeout=5).json()
+    assert answer["status"] == "DOWN"
+    assert answer["dead"] == [thread]
+    assert thread in answer["error"]
+    assert "log" in answer["error"]
+
+
 def test_a_browser_gets_a_page_and_others_the_same_as_json(label_studio: FakeLabelStudio, start_backend: StartBackend):
     backend = start_backend()
     project = label_studio.add_project()
@@ -187,14 +211,12 @@ def test_secrets_stay_out_of_log_and_answers(
     assert LEGACY_KEY not in caplog.text + "".join(answers)
 
 
-def test_answers_while_label_studio_is_slow(backend: RunningBackend, label_studio: FakeLabelStudio):
+def test_answers_while_label_studio_is_slow(start_backend: StartBackend):
     """The coordinator hangs in a call that never ends; the HTTP side does not notice."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hostname = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        service = backend.service
-        service.settings = service.settings.__class__(
-            data_dir=service.settings.data_dir, model="nano", api_timeout=20.0
-        )  # no configured address, so the one that never answers is used
+        # no configured address, so the one that never answers is used
+        backend = start_backend(label_studio_url="", label_studio_api_key="", api_timeout=20.0)
         post(backend, "/setup", {"project": "7.1", "hostname": hostname, "access_token": "x"})
         connection, _ = silent.accept()
         started = time.monotonic()
@@ -251,7 +273,7 @@ def test_a_webhook_is_acknowledged_before_its_work_is_done(
     project = label_studio.add_project()
     first, _ = (label_studio.add_task(project, picture((1, 9, 1, 9))) for _ in range(2))
     label_studio.connect(project, backend.url)
-    wait_for(lambda: backend.service.looks(project), "the first look")
+    wait_for(lambda: backend.service.coordinator.looks(project), "the first look")
     acknowledged = threading.Event()
     order: list[str] = []
 

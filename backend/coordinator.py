@@ -1,0 +1,514 @@
+"""One thread that keeps the ledger and Label Studio in line, project by project.
+
+Others leave notes for it: HTTP threads what Label Studio told, the worker what is finished. Whoever waits for the work
+waits here too (`wait`).
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from backend.clients import Clients
+from backend.delivery import confirm_answers, push_finished, remove_duplicates, remove_superseded
+from backend.errors import (
+    BackendError,
+    InvalidRequest,
+    LabelStudioDenied,
+    LabelStudioError,
+    LabelStudioNotFound,
+    LedgerError,
+)
+from backend.events import Note, read_event, webhook_notes
+from backend.label_config import parse_label_config
+from backend.label_studio import LabelStudio
+from backend.ledger import Ledger
+from backend.reconcile import (
+    ensure_webhook,
+    known_config,
+    queue_tasks,
+    read_annotations,
+    read_tasks,
+    resolve_reference,
+    store_project,
+    unqueued_tasks,
+)
+from backend.settings import Settings
+from backend.version import model_version
+
+log = logging.getLogger(__name__)
+
+LOOK_PAUSE = 15.0
+"""Least seconds between two looks at a project that calls without news (/setup, /predict) bring about."""
+LOOK_SHARE = 20.0
+"""...and at least that many times what the last look took."""
+SETTLE_PAUSE = 1.0
+FOLLOW_UP_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
+CONNECT_PAUSES = (2.0, 4.0, 8.0, 16.0)
+CONFIRM_PAUSE = 3.0
+AWAY_PAUSES = (5.0, 10.0, 20.0, 60.0)
+LEDGER_PAUSE = 10.0
+UNREAD_LIMIT = 64_000_000
+"""Bytes of large events that may wait to be read."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Work on one project only, whether or not it is connected; with a `limit`, on so many tasks, and push nothing."""
+
+    project: int
+    limit: int | None = None
+
+
+@dataclass
+class _Agenda:
+    """What the coordinator has in mind for one project; times are of the monotonic clock."""
+
+    look_at: float | None = None
+    looked_at: float | None = None
+    look_took: float = 0.0
+    touched: dict[int, tuple[frozenset[int], int, float]] = field(default_factory=dict)
+    settle_at: float | None = None
+    pending_key: str | None = None
+    push_at: float | None = None
+    confirm_at: float | None = None
+    failures: int = 0
+    unconnected: int = 0
+    webhook_seen_to: bool = False
+
+
+class Coordinator:
+    """The thread, its notes, and what it has in mind for each project. `wake` has the worker look for jobs."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        clients: Clients,
+        base_version: str,
+        *,
+        demand: Demand | None,
+        wake: Callable[[], None],
+    ):
+        self._settings, self._ledger, self._clients = settings, ledger, clients
+        self._base_version = base_version
+        self._demand = demand
+        self._wake = wake
+        self._notes: queue.SimpleQueue[Note | bytes | None] = queue.SimpleQueue()
+        self._agendas: dict[int, _Agenda] = {}
+        self._looked: Counter[int] = Counter()
+        self._changed = threading.Condition()
+        self._unread = 0
+        self._stopping = threading.Event()
+        self._listing: set[int] = set()
+        self._unreleased: deque[tuple[int, str]] = deque()  # project and owner of reservations
+        self.ledger_pause = LEDGER_PAUSE
+        self._thread = threading.Thread(target=self._coordinate, name="coordinator", daemon=True)
+
+    # life
+
+    def start(self) -> None:
+        """Look at the projects that are known, or at the one that is demanded."""
+        if self._demand is None:
+            self.note_all()
+        else:
+            self.note(Note(self._demand.project))
+        self._thread.start()
+
+    def begin_stop(self) -> None:
+        """Have those that wait stop waiting; safe in a signal handler."""
+        self._stopping.set()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether `begin_stop` was called."""
+        return self._stopping.is_set()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def stop(self, patience: float = 5.0) -> bool:
+        """End the thread; returns whether it has ended, for a call to Label Studio may still be waited for."""
+        self.begin_stop()
+        self._notes.put(None)
+        self.notify()
+        if self._thread.is_alive():
+            self._thread.join(patience)
+        return not self._thread.is_alive()
+
+    # notes
+
+    def note(self, note: Note) -> None:
+        """Have something looked at; returns at once."""
+        self._notes.put(note)
+
+    def note_all(self) -> None:
+        """Have every known project looked at."""
+        for project in self._ledger.projects():
+            self._notes.put(Note(project.id))
+
+    def take_event(self, event: Mapping[str, Any]) -> None:
+        """Take note of what a webhook's event says; without a project in it, of everything."""
+        log.info("Webhook %s.", str(event.get("action"))[:60])
+        notes = webhook_notes(event)
+        for note in notes:
+            self._notes.put(note)
+        if not notes:
+            self.note_all()
+
+    def note_event(self, raw: bytes) -> None:
+        """Have a large event read later; returns at once.
+
+        Where many wait already, it is let go and everything is looked at instead: an event is only a hint.
+        """
+        with self._changed:
+            room = self._unread + len(raw) <= UNREAD_LIMIT
+            if room:
+                self._unread += len(raw)
+        if room:
+            self._notes.put(raw)
+        else:
+            self.note_all()
+
+    def finished(self, project: int, task: int = 0) -> None:
+        """A job is over, or a result is free to be pushed."""
+        self._notes.put(Note(project, "finished"))
+        self.notify()
+
+    def refused(self, project: int) -> None:
+        """The reference taught nothing: go on without one until another is chosen."""
+        self._ledger.set_reference(project, self._base_version, None)
+        self._notes.put(Note(project))
+
+    def release_later(self, project: int, owner: str) -> None:
+        """Release a request's reservations once the ledger can be written again."""
+        self._unreleased.append((project, owner))
+
+    # what others wait for
+
+    def looks(self, project: int) -> int:
+        """How many times a project has been looked at, or it was tried."""
+        return self._looked[project]
+
+    def is_listing(self, project: int) -> bool:
+        """Whether waiting for a project would be waiting for ourselves; see `_while_listing`."""
+        return project in self._listing
+
+    def wait(self, until: float) -> None:
+        """Wait until something changes, or until a moment of the monotonic clock."""
+        with self._changed:
+            self._changed.wait(max(0.0, until - time.monotonic()))
+
+    def notify(self) -> None:
+        """Something has changed."""
+        with self._changed:
+            self._changed.notify_all()
+
+    # the thread
+
+    def _coordinate(self) -> None:
+        recover = False
+        while not self._stopping.is_set():
+            try:
+                if recover:
+                    self._ledger.settle_pushing(self._settings.answer_lease)
+                    recover = False
+                while self._unreleased:
+                    project, owner = self._unreleased[0]
+                    self._ledger.release(owner)
+                    self._unreleased.popleft()
+                    self._notes.put(Note(project, "finished"))
+                self._coordinate_once()
+            except LedgerError as error:
+                # the thread must outlive a full disk; what is due stays due
+                log.error("%s Trying again in %.0f s.", error, self.ledger_pause)
+                self._stopping.wait(self.ledger_pause)
+                recover = True
+
+    def _coordinate_once(self) -> None:
+        try:
+            note = self._notes.get(timeout=self._pause())
+        except queue.Empty:
+            note = None
+        while note is not None:
+            self._take(note) if isinstance(note, Note) else self._read(note)
+            try:
+                note = self._notes.get_nowait()
+            except queue.Empty:
+                note = None
+        for project in list(self._agendas):
+            if self._stopping.is_set():
+                return
+            self._attend(project)
+
+    def _pause(self) -> float:
+        times = [t for agenda in self._agendas.values() for t in _due_times(agenda)]
+        return max(0.0, min([*times, time.monotonic() + 30.0]) - time.monotonic())
+
+    def _read(self, raw: bytes) -> None:
+        with self._changed:
+            self._unread -= len(raw)
+        try:
+            self.take_event(read_event(raw))
+        except InvalidRequest as error:
+            log.warning("A webhook of %d bytes cannot be read. %s", len(raw), error)
+
+    def _take(self, note: Note) -> None:
+        agenda = self._agendas.setdefault(note.project, _Agenda())
+        now = time.monotonic()
+        if note.kind == "finished":
+            agenda.push_at = _sooner(agenda.push_at, now + self._settings.push_interval)
+        elif note.kind == "touched":
+            for task in note.tasks:
+                expected = note.annotations | agenda.touched.get(task, (frozenset(), 0, 0.0))[0]
+                agenda.touched[task] = (expected, 0, now)
+        elif note.kind == "changed":
+            first = agenda.looked_at is None
+            agenda.look_at = _sooner(agenda.look_at, now if first else now + SETTLE_PAUSE)
+        else:
+            agenda.confirm_at = _sooner(agenda.confirm_at, now + CONFIRM_PAUSE)
+            if agenda.looked_at is None or now >= agenda.looked_at + max(LOOK_PAUSE, LOOK_SHARE * agenda.look_took):
+                agenda.look_at = _sooner(agenda.look_at, now)
+
+    def _attend(self, project: int) -> None:
+        """Do what is due for one project; trouble with Label Studio puts it off."""
+        agenda = self._agendas[project]
+        try:
+            if _due(agenda.look_at):
+                self._look(project, agenda)
+            for task, (expected, tries, when) in list(agenda.touched.items()):
+                if _due(when):
+                    self._look_at_task(project, agenda, task, expected, tries)
+            if _due(agenda.settle_at):
+                agenda.settle_at = None
+                self._settle(project, agenda)
+            if _due(agenda.confirm_at):
+                self._confirm(project, agenda)
+            if _due(agenda.push_at):
+                self._push(project, agenda)
+        except LabelStudioNotFound as error:
+            if self._is_gone(project):
+                self._drop(project, str(error))
+            else:
+                self._put_off(project, agenda, str(error))
+        except LedgerError as error:
+            self._put_off(project, agenda, str(error))
+            raise
+        except BackendError as error:
+            self._put_off(project, agenda, str(error))
+        except Exception as error:
+            log.exception("Project %d: the coordinator failed.", project)
+            self._put_off(project, agenda, f"The backend failed ({type(error).__name__}: {error}).")
+        else:
+            agenda.failures = 0
+
+    def _look(self, project: int, agenda: _Agenda) -> None:
+        """Compare the whole project with the ledger."""
+        started = time.monotonic()
+        agenda.look_at = None
+        client = self._clients.of(project)
+        found = client.project(project)
+        known = store_project(self._ledger, project, found, self._base_version)
+        self._clients.keep(project)
+        config = parse_label_config(str(found.get("label_config") or ""))
+        with self._while_listing(project, asks_meanwhile=bool(found.get("evaluate_predictions_automatically"))):
+            counts = read_tasks(self._ledger, client, project, config)
+        agenda.touched.clear()
+        self._settle(project, agenda)
+        remove_duplicates(self._ledger, client, project, counts)
+        self._ledger.mark_reconciled(project)
+        if self._ledger.has_deliveries(project):
+            agenda.push_at = _sooner(agenda.push_at, time.monotonic())
+            agenda.confirm_at = _sooner(agenda.confirm_at, time.monotonic())
+        agenda.looked_at = time.monotonic()
+        agenda.look_took = agenda.looked_at - started
+        self._looked[project] += 1
+        pause = max(self._settings.reconcile_interval, agenda.look_took * LOOK_SHARE / 4)
+        agenda.look_at = _sooner(agenda.look_at, agenda.looked_at + pause)
+        if known.error:
+            log.info("Project %d: Label Studio answers again.", project)
+        self.notify()
+
+    def _look_at_task(self, project: int, agenda: _Agenda, task: int, expected: frozenset[int], tries: int) -> None:
+        """Judge one task's annotations again; one that an event named may not be committed yet."""
+        config = known_config(self._ledger, project)
+        if agenda.looked_at is None or config is None or self._ledger.task(project, task) is None:
+            agenda.touched.pop(task, None)
+            agenda.look_at = time.monotonic()
+            return
+        found = read_annotations(self._ledger, self._clients.of(project), project, task, config)
+        missing = expected - {candidate.annotation for candidate in found}
+        if missing and tries < len(FOLLOW_UP_PAUSES):
+            agenda.touched[task] = (missing, tries + 1, time.monotonic() + FOLLOW_UP_PAUSES[tries])
+        else:
+            agenda.touched.pop(task, None)
+        self._settle(project, agenda)
+
+    def _settle(self, project: int, agenda: _Agenda) -> None:
+        """Choose the reference, and queue what it is missing; a *changed* reference waits for the quiet period."""
+        known = self._ledger.project(project)
+        config = known_config(self._ledger, project)
+        if known is None or config is None:
+            return
+        client = self._clients.of(project)
+        chosen = resolve_reference(self._ledger, client, known, config)
+        key = chosen.key if chosen else None
+        version = model_version(self._base_version, key)
+        if (key, version) != (known.reference_key, known.version):
+            if known.reference_key is not None and self._settings.quiet_period > 0:
+                if agenda.pending_key != (key or "none"):
+                    agenda.pending_key = key or "none"
+                    agenda.settle_at = time.monotonic() + self._settings.quiet_period
+                    return
+                if agenda.settle_at is not None and not _due(agenda.settle_at):
+                    return
+            self._ledger.set_reference(project, version, chosen)
+            if chosen is not None:
+                log.info(
+                    "Project %d: annotation %d on task %d is the reference; version %s.",
+                    project,
+                    chosen.annotation,
+                    chosen.task,
+                    version,
+                )
+            elif known.reference_key is not None:
+                log.info("Project %d: there is no reference any more.", project)
+        agenda.pending_key = agenda.settle_at = None
+        if chosen is None:
+            return
+        if unqueued_tasks(self._ledger, project, version, chosen):
+            self._queue(project, agenda, client, version)
+
+    def _queue(self, project: int, agenda: _Agenda, client: LabelStudio, version: str) -> None:
+        """Queue the tasks that are missing under the present version, unless Label Studio has them or left us."""
+        reference = self._ledger.reference(project)
+        if reference is None:
+            return
+        if self._demand is None and not self._is_connected(project, agenda, client):
+            if agenda.unconnected < len(CONNECT_PAUSES):
+                pause = CONNECT_PAUSES[agenda.unconnected]
+                agenda.look_at = _sooner(agenda.look_at, time.monotonic() + pause)
+            if agenda.unconnected == 0:
+                log.info("Project %d has no machine learning backend connected (yet); nothing is queued.", project)
+            agenda.unconnected += 1
+            return
+        agenda.unconnected = 0
+        self._ledger.mark_delivered(project, version, client.tasks_with_prediction(project, version))
+        queued = queue_tasks(self._ledger, project, version, reference, self._demand.limit if self._demand else None)
+        if queued:
+            log.info("Project %d: %d tasks are queued.", project, queued)
+            self._wake()
+        self.notify()
+
+    def _is_connected(self, project: int, agenda: _Agenda, client: LabelStudio) -> bool:
+        """Whether Label Studio still has a backend for the project; its webhook is seen to once."""
+        try:
+            backends = client.backends(project)
+        except LabelStudioDenied:
+            return True  # a key that may label but not administrate cannot ask
+        if backends and not agenda.webhook_seen_to:
+            agenda.webhook_seen_to = True
+            ensure_webhook(client, project, backends)
+        return bool(backends)
+
+    def _confirm(self, project: int, agenda: _Agenda) -> None:
+        agenda.confirm_at = None
+        known = self._ledger.project(project)
+        if known is None or not known.version:
+            return
+        confirm_answers(self._ledger, self._clients.of(project), project, known.version)
+        if self._ledger.answered(project, known.version):
+            agenda.confirm_at = time.monotonic() + CONFIRM_PAUSE
+        agenda.push_at = _sooner(agenda.push_at, time.monotonic())
+
+    def _push(self, project: int, agenda: _Agenda) -> None:
+        agenda.push_at = None
+        if self._demand is not None and self._demand.limit is not None:
+            return
+        known = self._ledger.project(project)
+        if known is None or known.reference_key is None:
+            return
+        settings = self._settings
+        pushed = push_finished(
+            self._ledger, self._clients.of(project), project, known.version, settings.push_batch, settings.answer_lease
+        )
+        if pushed:
+            log.info("Project %d: %d predictions are in Label Studio.", project, pushed)
+        if self._ledger.has_deliveries(project):
+            agenda.push_at = time.monotonic() + max(settings.push_interval, 0.05)
+        elif settings.old_predictions == "remove":
+            remove_superseded(self._ledger, self._clients.of(project), project)
+        self.notify()
+
+    def _is_gone(self, project: int) -> bool:
+        """Whether it is the project that was not found, and not something in it."""
+        try:
+            self._clients.of(project).project(project)
+        except LabelStudioNotFound:
+            return True
+        except LabelStudioError:
+            return False
+        return False
+
+    def _drop(self, project: int, error: str) -> None:
+        """The project is gone, or the key may not see it."""
+        if self._ledger.project(project) is not None:
+            log.warning("Project %d is forgotten: %s", project, error)
+            self._ledger.forget_project(project)
+        del self._agendas[project]
+        self._looked[project] += 1
+        self.notify()
+
+    def _put_off(self, project: int, agenda: _Agenda, error: str) -> None:
+        pause = AWAY_PAUSES[min(agenda.failures, len(AWAY_PAUSES) - 1)]
+        first = agenda.failures == 0
+        agenda.failures += 1
+        agenda.look_at = time.monotonic() + pause
+        agenda.touched.clear()  # the next look sees them as well
+        agenda.settle_at = agenda.push_at = agenda.confirm_at = None
+        self._looked[project] += 1
+        self.notify()
+        # last, for the ledger itself may be the trouble
+        known = self._ledger.project(project)
+        if first or (known is not None and known.error != error):
+            log.warning("Project %d: %s", project, error)
+        self._ledger.set_project_error(project, error)
+
+    @contextmanager
+    def _while_listing(self, project: int, *, asks_meanwhile: bool) -> Iterator[None]:
+        """Have /predict answer at once while we list the tasks of a project that predicts automatically.
+
+        Label Studio then asks us for predictions before it answers us, so waiting for each other would be for nothing.
+        """
+        if not asks_meanwhile:
+            yield
+            return
+        self._listing.add(project)
+        self.notify()
+        try:
+            yield
+        finally:
+            self._listing.discard(project)
+
+
+def _due(moment: float | None) -> bool:
+    return moment is not None and time.monotonic() >= moment
+
+
+def _sooner(moment: float | None, other: float) -> float:
+    return other if moment is None else min(moment, other)
+
+
+def _due_times(agenda: _Agenda) -> list[float]:
+    moments = [agenda.look_at, agenda.settle_at, agenda.push_at, agenda.confirm_at]
+    moments += [when for _, _, when in agenda.touched.values()]
+    return [moment for moment in moments if moment is not None]
