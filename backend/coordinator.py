@@ -29,7 +29,7 @@ from backend.errors import (
 from backend.events import Note, read_event, webhook_notes
 from backend.label_config import parse_label_config
 from backend.label_studio import LabelStudio
-from backend.ledger import Ledger
+from backend.ledger import Ledger, Project
 from backend.reconcile import (
     ensure_webhook,
     known_config,
@@ -274,6 +274,8 @@ class Coordinator:
         elif note.kind == "changed":
             first = agenda.looked_at is None
             agenda.look_at = _sooner(agenda.look_at, now if first else now + SETTLE_PAUSE)
+        elif note.kind == "again":
+            agenda.look_at = now  # `_look` begins with it
         else:
             agenda.confirm_at = _sooner(agenda.confirm_at, now + CONFIRM_PAUSE)
             if agenda.looked_at is None or now >= agenda.looked_at + max(LOOK_PAUSE, LOOK_SHARE * agenda.look_took):
@@ -318,6 +320,8 @@ class Coordinator:
         client = self._clients.of(project)
         found = client.project(project)
         known = store_project(self._ledger, project, found, self._base_version)
+        if project in self._ledger.wanted_again():
+            self._begin_again(client, known)
         self._clients.keep(project)
         config = parse_label_config(str(found.get("label_config") or ""))
         with self._while_listing(project, asks_meanwhile=bool(found.get("evaluate_predictions_automatically"))):
@@ -337,6 +341,13 @@ class Coordinator:
         if known.error:
             log.info("Project %d: Label Studio answers again.", project)
         self.notify()
+
+    def _begin_again(self, client: LabelStudio, project: Project) -> None:
+        """Remove the present version's predictions here and there; the look that follows queues all tasks anew."""
+        # first there: what is removed there only is asked for again, what is forgotten here only would stay there
+        removed = client.delete_version(project.id, project.version) if project.version else 0
+        self._ledger.begin_again(project.id, project.version)
+        log.info("Project %d: removed %d predictions of %s to predict again.", project.id, removed, project.version)
 
     def _look_at_task(self, project: int, agenda: _Agenda, task: int, expected: frozenset[int], tries: int) -> None:
         """Judge one task's annotations again; one that an event named may not be committed yet."""

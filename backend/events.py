@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from backend.errors import InvalidRequest
 
-NoteKind = Literal["seen", "changed", "touched", "finished"]
+NoteKind = Literal["seen", "changed", "touched", "finished", "again"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Note:
     - `changed`: its tasks or its description may have changed.
     - `touched`: annotations of `tasks` may have changed; those in `annotations` are expected to be found.
     - `finished`: a job is over, or a result is free to be pushed.
+    - `again`: the ledger says that its predictions are to be replaced (`Ledger.want_again`).
     """
 
     project: int
