@@ -61,6 +61,15 @@ def build_parser() -> argparse.ArgumentParser:
     add_method_arguments(segment)
     segment.set_defaults(run=run_segment)
 
+    explain = commands.add_parser("explain", help="segment one target and show what happened inside, as one HTML page")
+    explain.add_argument("reference", metavar="REFERENCE", help="image with a known object")
+    explain.add_argument("mask", metavar="MASK", help="its mask: bright where the object is, same size")
+    explain.add_argument("target", metavar="TARGET", help="image to segment")
+    explain.add_argument("--out", metavar="FILE", type=Path, required=True, help="the page, such as report.html")
+    explain.add_argument("--class-name", metavar="TEXT", default="object", help="what the object is (default: object)")
+    add_method_arguments(explain)
+    explain.set_defaults(run=run_explain)
+
     bench_parser = commands.add_parser("bench", help="measure the modes on procedural images with known truth")
     bench.add_arguments(bench_parser)
     bench_parser.set_defaults(run=bench.run)
@@ -170,6 +179,40 @@ def run_segment(options: argparse.Namespace) -> int:
     return SOME_FAILED if any(entry["error"] for entry in results) else DONE
 
 
+def run_explain(options: argparse.Namespace) -> int:
+    """Segment one target with a trace and write the page that shows it."""
+    recipe, sources = recipe_of(options), sources_of(options)
+    reference = _read_reference(options.reference, options.mask, options.class_name)
+    target = read_image(options.target)
+    _check_output_file(options.out, [options.reference, options.mask, options.target])
+    if sources.is_nano:
+        print(f"cavsam: {TRY_OUT}", file=sys.stderr)
+
+    from tqdm import tqdm
+
+    from cavsam.explain import Run, render
+    from cavsam.pipeline import CavSam
+    from cavsam.trace import Trace
+
+    model = CavSam.from_pretrained(sources, device=options.device, recipe=recipe)
+    trace = Trace()
+    with tqdm(bar_format="{desc} ({elapsed})", disable=None) as bar:
+
+        def tell(step: str, done: int, total: int) -> None:
+            bar.set_description_str(f"{step} {done}/{total}")
+
+        adapted = model.adapt([reference], class_name=options.class_name, progress=tell, trace=trace)
+        reference_steps = len(trace.steps)
+        (result,) = model.segment(adapted, [target], progress=tell, trace=trace)
+    if result.error:
+        raise CavSamError(result.error)
+    names = Path(options.reference).name, Path(options.target).name
+    device = str(model.tracker.device)
+    run = Run(reference, target, *names, result, recipe, sources, device, reference_steps)
+    _write_text(render(trace, run), options.out)
+    return DONE
+
+
 def _read_reference(image: str, mask: str, label: str) -> Reference:
     if not label.strip():
         raise InvalidReference("The class name is empty; leave --class-name out or say what the object is.")
@@ -182,13 +225,7 @@ def _output_files(targets: Sequence[str], folder: Path, inputs: Sequence[str]) -
     Raises:
         CavSamError: the folder cannot be written, or a mask would overwrite one of the inputs.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # found out now, and not after the models have worked
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise CavSamError(f"The folder {folder} cannot be written ({error.strerror}); choose another --out.") from error
+    _make_folder(folder)
     stems = [Path(target).stem for target in targets]
     names: list[str] = []
     for stem in stems:
@@ -204,6 +241,25 @@ def _output_files(targets: Sequence[str], folder: Path, inputs: Sequence[str]) -
     return outputs
 
 
+def _check_output_file(path: Path, inputs: Sequence[str]) -> None:
+    """Make the folder of an output file; raises `CavSamError` where it cannot be written or is one of the inputs."""
+    if path.is_dir():
+        raise CavSamError(f"{path} is a folder; name a file for --out, such as {path / 'report.html'}.")
+    if path.resolve() in {Path(source).resolve() for source in inputs}:
+        raise CavSamError(f"The page {path} would overwrite an input image; choose another --out.")
+    _make_folder(path.parent)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # found out now, and not after the models have worked
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CavSamError(f"The folder {folder} cannot be written ({error.strerror}); choose another --out.") from error
+
+
 def _write(mask: Mask, path: Path) -> str | None:
     """Write a mask; why it could not be written, or None."""
     try:
@@ -214,9 +270,13 @@ def _write(mask: Mask, path: Path) -> str | None:
 
 
 def _write_json(value: Any, path: Path) -> None:
-    partial = path.with_suffix(".json.partial")
+    _write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", path)
+
+
+def _write_text(text: str, path: Path) -> None:
+    partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
         raise CavSamError(f"{path} cannot be written ({error.strerror}); make room or choose another --out.") from error
