@@ -51,6 +51,8 @@ class AdaptedReference:
         tensors |= {f"trunk.{level}": tensor for level, tensor in enumerate(self.trunk)}
         if self.alignment:
             tensors["prototypes"] = self.alignment.prototypes
+            if self.alignment.background is not None:
+                tensors["background"] = self.alignment.background
             tensors |= {f"neck.{name}": tensor for name, tensor in self.alignment.neck.items()}
         for index, end in enumerate(self.endpoints):
             tensors |= {f"end{index}.latent": end.latent, f"end{index}.embedding": end.embedding}
@@ -83,7 +85,12 @@ class AdaptedReference:
         described = json.loads(metadata["described"])
         aligned = None
         if described["alignment_losses"] is not None:
-            aligned = Alignment(_below("neck.", tensors), tensors["prototypes"], described["alignment_losses"])
+            aligned = Alignment(
+                _below("neck.", tensors),
+                tensors["prototypes"],
+                described["alignment_losses"],
+                tensors.get("background"),
+            )
         endpoints = [
             Endpoint(
                 LoraBank(_below(f"end{index}.down.", tensors), _below(f"end{index}.up.", tensors)),

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cavsam.errors import NumericalError
-from cavsam.recipe import Recipe
+from cavsam.recipe import ActivationThreshold, Recipe
 from cavsam.tracking import Prompt, Tracker
 
 BINS = 256
@@ -28,11 +28,13 @@ class Alignment:
         neck: parameters of the tuned neck by name; the model itself is not changed.
         prototypes: float (labels, C), unit length, under the tuned neck.
         losses: of each optimiser step.
+        background: float (n, C), unit length, prototypes of what bears no label; None with foreground only.
     """
 
     neck: dict[str, Tensor]
     prototypes: Tensor
     losses: list[float]
+    background: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class PseudoLabel:
 
     Attributes:
         frame, label: where.
-        threshold: Otsu's, of the activation.
+        threshold: of the activation, see `threshold_of`.
         separation: see `separation`.
         cycle_iou: see `cycle_iou`; None where an earlier condition already failed.
         mask: bool (S, S), the activation above its threshold, without what other labels claim.
@@ -80,13 +82,14 @@ def align(
     weights = {name: w.detach().clone().requires_grad_(True) for name, w in tracker.neck_weights.items()}
     optimizer = torch.optim.Adam(weights.values(), lr=recipe.ttga_lr, weight_decay=recipe.ttga_weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, recipe.ttga_steps))
+    regions = background_regions(tracker.neck(trunk)[0], masks, recipe)
     losses = []
     with torch.enable_grad():
         for step in range(recipe.ttga_steps):
             chosen = int(torch.randint(len(images), (), generator=generator))
             augmented, augmented_masks = augment(images[chosen], masks[chosen], generator)
             loss = cyclic_loss(
-                tracker, trunk, masks, tracker.trunk(augmented[None]), augmented_masks[None], weights, recipe
+                tracker, trunk, masks, tracker.trunk(augmented[None]), augmented_masks[None], weights, recipe, regions
             )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -100,7 +103,8 @@ def align(
     neck = {name: w.detach() for name, w in weights.items()}
     with torch.no_grad():
         features, _ = tracker.neck(trunk, neck)
-        return Alignment(neck, prototypes(features, masks), losses)
+        background = None if regions is None else prototypes(features, regions)
+        return Alignment(neck, prototypes(features, masks), losses, background)
 
 
 def cyclic_loss(
@@ -111,21 +115,27 @@ def cyclic_loss(
     augmented_masks: Tensor,
     weights: dict[str, Tensor],
     recipe: Recipe,
+    regions: Tensor | None = None,
 ) -> Tensor:
     """L_aug + L_cyc, averaged over the labels (method, TTGA 3); a scalar with gradients to `weights`.
 
     Args:
         trunk, masks: of the K references; masks float (K, labels, S, S).
         augmented_trunk, augmented_masks: of one augmented reference; masks float (1, labels, S, S).
+        regions: of the references' background, see `background_regions`; None with foreground only.
     """
     features, _ = tracker.neck(trunk, weights)
     augmented, _ = tracker.neck(augmented_trunk, weights)
-    forward = activation(augmented, prototypes(features, masks))  # (1, labels, h, w)
+    background = None if regions is None else prototypes(features, regions)
+    forward = activation(augmented, prototypes(features, masks), background)  # (1, labels, h, w)
     if recipe.cycle_mask == "predicted":
-        way_back = torch.stack([binarise(a).float() for a in forward[0].detach()])[None]
+        way_back = torch.stack([binarise(a, recipe.activation_threshold).float() for a in forward[0].detach()])[None]
     else:
         way_back = augmented_masks
-    backward = activation(features, prototypes(augmented, way_back))  # (K, labels, h, w)
+    rest = None
+    if background is not None:
+        rest = prototypes(augmented, _parted(_unlabelled(augmented, way_back), augmented, background))
+    backward = activation(features, prototypes(augmented, way_back), rest)  # (K, labels, h, w)
     # a label that the augmented reference does not show has no way back
     shown = augmented_masks.flatten(2).any(dim=2)[0]
     loss = _bce(forward, augmented_masks, recipe.temperature)
@@ -159,9 +169,71 @@ def prototypes(features: Tensor, masks: Tensor) -> Tensor:
     return F.normalize(pooled, dim=1)
 
 
-def activation(features: Tensor, unit_prototypes: Tensor) -> Tensor:
-    """Cosine of every feature with every prototype: (N, C, h, w), (labels, C) -> (N, labels, h, w) in -1..1."""
-    return torch.einsum("nchw,lc->nlhw", F.normalize(features, dim=1), unit_prototypes)
+def activation(features: Tensor, unit_prototypes: Tensor, background: Tensor | None = None) -> Tensor:
+    """How much every feature is like every label.
+
+    Args:
+        features: (N, C, h, w).
+        unit_prototypes: (labels, C).
+        background: (n, C) of unit length, or None.
+
+    Returns:
+        (N, labels, h, w): the cosine with the label's prototype, -1..1; with `background`, that minus the highest
+        cosine with any other prototype, the background's and the other labels', -2..2.
+    """
+    unit = F.normalize(features, dim=1)
+    own = torch.einsum("nchw,lc->nlhw", unit, unit_prototypes)
+    if background is None:
+        return own
+    everything = torch.cat([own, torch.einsum("nchw,lc->nlhw", unit, background)], dim=1)
+    first, second = everything.topk(2, dim=1).values.split(1, dim=1)
+    return own - torch.where(own == first, second, first)
+
+
+def background_regions(features: Tensor, masks: Tensor, recipe: Recipe) -> Tensor | None:
+    """The references' pixels of no label, in `recipe.background_prototypes` parts of like features.
+
+    Args:
+        features: of the references under the original neck, (K, C, h, w).
+        masks: float (K, labels, S, S) of 0 and 1.
+
+    Returns:
+        float (K, n, h, w) in 0..1; None where the recipe compares with no background.
+    """
+    if recipe.activation == "foreground":
+        return None
+    rest = _unlabelled(features, masks)
+    if recipe.background_prototypes == 1:
+        return rest
+    cells = F.normalize(features, dim=1).movedim(1, -1)[rest[:, 0] > 0.5]  # (M, C)
+    if len(cells) < recipe.background_prototypes:
+        return rest
+    return _parted(rest, features, _kmeans(cells, recipe.background_prototypes))
+
+
+def _unlabelled(features: Tensor, masks: Tensor) -> Tensor:
+    """Share of each cell that no label covers, (N, 1, h, w), of masks (N, labels, H, W)."""
+    return F.adaptive_avg_pool2d(1 - masks.amax(dim=1, keepdim=True), _grid(features))
+
+
+def _parted(weights: Tensor, features: Tensor, centres: Tensor) -> Tensor:
+    """`weights` (N, 1, h, w), each cell in the channel of the centre (n, C) that it is most like: (N, n, h, w)."""
+    nearest = activation(features.detach(), centres.detach()).argmax(dim=1)
+    return weights * F.one_hot(nearest, len(centres)).movedim(-1, 1)
+
+
+def _kmeans(cells: Tensor, count: int, rounds: int = 10) -> Tensor:
+    """Centres (count, C) of unit vectors (M, C) by cosine; begins at the mean and where no centre is near."""
+    centres = F.normalize(cells.mean(dim=0, keepdim=True), dim=1)
+    while len(centres) < count:
+        farthest = (cells @ centres.T).amax(dim=1).argmin()
+        centres = torch.cat([centres, cells[farthest][None]])
+    for _ in range(rounds):
+        members = F.one_hot((cells @ centres.T).argmax(dim=1), count).to(cells.dtype)
+        means = F.normalize(members.T @ cells, dim=1)
+        # a centre that lost all its cells stays where it was
+        centres = torch.where(members.any(dim=0)[:, None], means, centres)
+    return centres
 
 
 def otsu(values: Tensor) -> float:
@@ -201,9 +273,19 @@ def separation(values: Tensor, threshold: float) -> float:
     return float(distance / spread) if spread > 0 else math.inf
 
 
-def binarise(similarity: Tensor) -> Tensor:
-    """Where a similarity map (h, w) lies above its own Otsu threshold: bool (h, w)."""
-    return similarity > otsu(similarity)
+def threshold_of(similarity: Tensor, kind: ActivationThreshold) -> float:
+    """What parts an activation (h, w) into foreground and background: its own Otsu threshold, or 0.
+
+    Raises:
+        NumericalError: a value is not finite.
+    """
+    own = otsu(similarity)
+    return own if kind == "otsu" else 0.0
+
+
+def binarise(similarity: Tensor, kind: ActivationThreshold = "otsu") -> Tensor:
+    """Where an activation (h, w) lies above its threshold: bool (h, w)."""
+    return similarity > threshold_of(similarity, kind)
 
 
 def pseudo_prompts(
@@ -213,9 +295,10 @@ def pseudo_prompts(
     alignment: Alignment,
     frames: Sequence[int],
     recipe: Recipe,
+    kind: str,
     watch: Callable[[PseudoLabel], None] | None = None,
 ) -> tuple[list[Prompt], Tensor]:
-    """Prompts for generated frames from their binarised activations (method, TTGA 4).
+    """Prompts for generated frames, or the target, from their binarised activations (method, TTGA 4).
 
     A cell that several labels claim goes to the highest activation. A frame gets no prompt for a label whose activation
     marks nothing or everything, is not clearly bimodal, or does not find its way back to the references: a wrong
@@ -225,6 +308,7 @@ def pseudo_prompts(
         trunk: features of all frames of the video, the K references first.
         reference_masks: bool (K, labels, S, S), in the order of the video.
         frames: indices of the frames that may be prompted.
+        kind: of the prompts: "mask", "box" or "point", the peak of the activation.
         watch: called with each decision.
 
     Returns:
@@ -234,13 +318,13 @@ def pseudo_prompts(
     with torch.no_grad():
         features, _ = tracker.neck([level[chosen] for level in trunk], alignment.neck)
     known, generated = features.split([len(reference_masks), len(frames)])
-    maps = activation(generated, alignment.prototypes)
+    maps = activation(generated, alignment.prototypes, alignment.background)
     size = (tracker.image_size, tracker.image_size)
     full = F.interpolate(maps, size=size, mode="bilinear", align_corners=False) if len(frames) else maps
     prompts = []
     for position, frame in enumerate(frames):
         for label in range(maps.shape[1]):
-            threshold = otsu(maps[position, label])
+            threshold = threshold_of(maps[position, label], recipe.activation_threshold)
             parted = separation(maps[position, label], threshold)
             mask = (full[position, label] > threshold) & (full[position].argmax(dim=0) == label)
             found_again, refused = None, ""
@@ -249,24 +333,46 @@ def pseudo_prompts(
             elif mask.all() or not mask.any():
                 refused = "the activation marks everything" if mask.any() else "the activation marks nothing"
             else:
-                found_again = cycle_iou(known, reference_masks[:, label], generated[position], mask)
+                found_again = cycle_iou(known, reference_masks[:, label], generated[position], mask, recipe)
                 if found_again < recipe.min_cycle_iou:
                     refused = f"the way back to the reference misses: IoU {found_again:.2f} < {recipe.min_cycle_iou:g}"
             if not refused:
-                prompts.append(Prompt.of(frame, label, mask, recipe.pseudo_label))
+                prompts.append(_pseudo_prompt(frame, label, mask, full[position, label], kind))
             if watch:
                 watch(PseudoLabel(frame, label, threshold, parted, found_again, mask, refused))
     return prompts, maps
 
 
+def _pseudo_prompt(frame: int, label: int, mask: Tensor, similarity: Tensor, kind: str) -> Prompt:
+    """A prompt of `kind` for a mask, bool (S, S), of the similarity (S, S)."""
+    if kind != "point":
+        return Prompt.of(frame, label, mask, kind)
+    peak = int(similarity.masked_fill(~mask, -math.inf).argmax())
+    return Prompt(frame, label, point=(peak % mask.shape[1] + 0.5, peak // mask.shape[1] + 0.5))
+
+
 @torch.no_grad()
 def activations(tracker: Tracker, trunk: Sequence[Tensor], alignment: Alignment) -> Tensor:
-    """Activation of every frame and label under the tuned neck, float (N, labels, h, w) in -1..1."""
+    """Activation of every frame and label under the tuned neck, float (N, labels, h, w); see `activation`."""
     features, _ = tracker.neck(trunk, alignment.neck)
-    return activation(features, alignment.prototypes)
+    return activation(features, alignment.prototypes, alignment.background)
 
 
-def cycle_iou(known: Tensor, reference_masks: Tensor, features: Tensor, mask: Tensor) -> float:
+@torch.no_grad()
+def activation_logits(tracker: Tracker, trunk: Sequence[Tensor], alignment: Alignment, recipe: Recipe) -> Tensor:
+    """A frame's activation at SAM2's size less its threshold, float (labels, S, S): above 0 is the object.
+
+    Args:
+        trunk: features of the one frame.
+    """
+    maps = activations(tracker, trunk, alignment)
+    thresholds = torch.tensor([threshold_of(one, recipe.activation_threshold) for one in maps[0]], device=maps.device)
+    size = (tracker.image_size, tracker.image_size)
+    full = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)[0]
+    return full - thresholds[:, None, None]
+
+
+def cycle_iou(known: Tensor, reference_masks: Tensor, features: Tensor, mask: Tensor, recipe: Recipe) -> float:
     """How well a frame's pseudo-label, used as the reference, finds the true masks again.
 
     Args:
@@ -279,8 +385,10 @@ def cycle_iou(known: Tensor, reference_masks: Tensor, features: Tensor, mask: Te
         IoU on the feature grid, over the references that show the label.
     """
     shown = reference_masks.flatten(1).any(dim=1)
-    back = activation(known[shown], prototypes(features[None], mask[None, None].float()))[:, 0]
-    found = torch.stack([binarise(similarity) for similarity in back])
+    marked = mask[None, None].float()
+    rest = prototypes(features[None], 1 - marked) if recipe.activation == "contrast" else None
+    back = activation(known[shown], prototypes(features[None], marked), rest)[:, 0]
+    found = torch.stack([binarise(similarity, recipe.activation_threshold) for similarity in back])
     coverage = F.adaptive_avg_pool2d(reference_masks[shown].float(), _grid(back))
     # a cell counts as the object's where it covers at least half of what it covers of any cell: thin objects too
     true = coverage >= coverage.amax(dim=(1, 2), keepdim=True) / 2

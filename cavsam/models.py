@@ -16,6 +16,8 @@ from omegaconf import OmegaConf
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import Tensor
 
+from cavsam.calibration import FILE as CALIBRATION_FILE
+from cavsam.calibration import Calibration
 from cavsam.diffusion import LatentDiffusion, ddim_schedule
 from cavsam.errors import ModelError
 from cavsam.recipe import Precision
@@ -97,6 +99,11 @@ def load_tracker(sources: ModelSources, device: torch.device, precision: Precisi
     """Build SAM2's video predictor and load its weights strictly; raises `ModelError`."""
     checkpoint, config = find_sam2(sources)
     return Tracker(build_sam2(config, checkpoint).to(device), autocast(device, precision))
+
+
+def load_calibration(sources: ModelSources) -> Calibration:
+    """What lies beside SAM2's checkpoint; the identity where nothing does. Raises `ModelError`."""
+    return Calibration.load(find_sam2(sources)[0].parent / CALIBRATION_FILE)
 
 
 def find_sam2(sources: ModelSources) -> tuple[Path, Path]:

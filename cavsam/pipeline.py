@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,16 +16,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from cavsam import alignment, scoring, transition
+from cavsam import alignment, candidates, scoring, transition
 from cavsam.adapted import AdaptedReference
+from cavsam.alignment import Alignment
+from cavsam.calibration import Calibration
+from cavsam.candidates import ACTIVATION, Candidate
 from cavsam.diffusion import LatentDiffusion
 from cavsam.errors import CavSamError, InvalidReference, ModelError
 from cavsam.images import ImageSource, Mask, read_image, resize_mask
-from cavsam.models import load_diffusion, load_tracker, select_device
+from cavsam.models import load_calibration, load_diffusion, load_tracker, select_device
 from cavsam.recipe import Recipe
 from cavsam.sources import ModelSources, fingerprint
 from cavsam.trace import CandidateTrace, Trace
-from cavsam.tracking import Prompt, Track, Tracker
+from cavsam.tracking import Prompt, Tracker
 from cavsam.transition import Endpoint
 from cavsam.types import Progress, Reference, TargetResult
 
@@ -39,7 +42,12 @@ class CavSam:
     """
 
     def __init__(
-        self, tracker: Tracker, diffusion: LatentDiffusion | None, recipe: Recipe, models: str = "custom"
+        self,
+        tracker: Tracker,
+        diffusion: LatentDiffusion | None,
+        recipe: Recipe,
+        models: str = "custom",
+        calibration: Calibration | None = None,
     ) -> None:
         if recipe.generates_frames and diffusion is None:
             raise ModelError(f"The mode {recipe.mode} needs a diffusion model; give one or choose concat or ttga.")
@@ -47,6 +55,7 @@ class CavSam:
         self.diffusion = diffusion
         self.recipe = recipe
         self.fingerprint = models
+        self.calibration = calibration or Calibration()
 
     @classmethod
     def from_pretrained(
@@ -67,7 +76,12 @@ class CavSam:
         where = select_device(device)
         tracker = load_tracker(sources, where, recipe.precision)
         diffusion = load_diffusion(sources, where, recipe.precision) if recipe.generates_frames else None
-        return cls(tracker, diffusion, recipe, fingerprint(sources, recipe))
+        return cls(tracker, diffusion, recipe, fingerprint(sources, recipe), load_calibration(sources))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models run."""
+        return self.tracker.device
 
     def adapt(
         self,
@@ -182,119 +196,193 @@ class CavSam:
         image: NDArray[np.uint8],
         clock: _Clock,
         trace: Trace | None,
-        between_from: Callable[[int], Tensor] | None,
+        given: Callable[[int], Tensor] | None,
     ) -> TargetResult:
-        """The method on one target: fill the video, prompt it, track, read the last frame, check it backwards."""
-        target = self._canvas(image, self.tracker.image_size)
+        """The method on one target: one candidate or several, each checked backwards, and the choice between them."""
+        canvas = self._canvas(image, self.tracker.image_size)
         with clock("encode"):
-            target_trunk = self.tracker.trunk(target[None])
-            nearest = self._nearest(adapted, target_trunk)
-        between = self._transition(adapted, nearest, image, clock, trace, between_from)
-        video = self._video(adapted, nearest, between, target_trunk, clock)
-        seen = trace.candidate(self.recipe.mode, len(video[0])) if trace else None
-        with clock("prompt"):
-            prompts = self._prompts(adapted, nearest, video, seen)
-        neck = adapted.alignment.neck if adapted.alignment and self.recipe.propagate_with == "tuned" else None
-        target_frame = len(video[0]) - 1
-        with clock("track"):
-            track = self.tracker.track(
-                video,
-                prompts,
-                len(adapted.labels),
-                read=target_frame,
-                neck_weights=neck,
-                watch=seen.forward if seen else None,
-            )
-        found = _without_overlap(track.logits)
+            trunk = self.tracker.trunk(canvas[None])
+            scene = _Scene(adapted, image, trunk, self._order(adapted, trunk), given)
+        found = self._candidates(scene, clock, trace)
+        chosen = candidates.choose(found, self.recipe)
+        if trace:
+            for index, (seen, one) in enumerate(zip(trace.candidates, found, strict=True)):
+                seen.judged(one.signs, one.scores, [index == believed for believed in chosen])
+            video = self._video(scene, trace.generated, clock)
+            maps = alignment.activations(self.tracker, video, adapted.alignment) if adapted.alignment else None
+            trace.close(adapted, scene.order, canvas, maps)
+        return self._result(adapted.labels, found, chosen, (image.shape[0], image.shape[1]))
+
+    def _candidates(self, scene: _Scene, clock: _Clock, trace: Trace | None) -> list[Candidate]:
+        """The ways to a mask that the mode asks for, with their scores; in `auto` the costly one only at need."""
+        found: list[Candidate] = []
+        for kind in candidates.kinds(self.recipe):
+            found.append(self._candidate(kind, scene, found, clock, trace))
+        if self.recipe.mode != "auto":
+            return [self._scored(one) for one in found]
+        cheap = [self._scored(candidates.with_agreement(one, found)) for one in found]
+        if candidates.settled(cheap, self.recipe):
+            return cheap
+        full = self._candidate("full", scene, cheap, clock, trace)
+        return [*cheap, self._scored(candidates.with_agreement(full, cheap))]
+
+    def _scored(self, candidate: Candidate) -> Candidate:
+        return candidate.scored(self.calibration, self.recipe.mode)
+
+    def _candidate(
+        self, kind: str, scene: _Scene, before: Sequence[Candidate], clock: _Clock, trace: Trace | None
+    ) -> Candidate:
+        """Fill the video, prompt it, track, read the last frame, and check it by playing the video backwards.
+
+        Args:
+            before: the candidates made so far.
+        """
+        tuned = scene.adapted.alignment if kind in ("ttga", "full", ACTIVATION) else None
+        neck = tuned.neck if tuned and (kind == ACTIVATION or self.recipe.propagate_with == "tuned") else None
+        between = self._transition(scene, clock, trace) if kind in ("dbst", "full") else None
+        video = self._video(scene, between, clock)
+        seen = trace.candidate(kind, len(video[0])) if trace else None
+        if kind == ACTIVATION:
+            with clock("prompt"):
+                logits, prompts = self._activated(scene, video)
+            # whether the object is there is what SAM2 said when it tracked it
+            presence = [{"presence": signs["presence"]} for signs in before[-1].signs]
+        else:
+            with clock("prompt"):
+                prompts, corrections = self._prompts(scene, video, tuned, seen)
+            with clock("track"):
+                track = self.tracker.track(
+                    video,
+                    prompts,
+                    len(scene.adapted.labels),
+                    read=len(video[0]) - 1,
+                    neck_weights=neck,
+                    corrections=corrections,
+                    watch=seen.forward if seen else None,
+                )
+            logits, presence = track.logits, scoring.track_signs(track)
+            prompts = [*prompts, *corrections]
         with clock("score"):
+            masks = candidates.without_overlap(logits)
             # the reference next to the transition is the last one of the video's head
-            reference_frame = len(adapted.masks) - 1
             consistency = scoring.reverse_consistency(
                 self.tracker,
                 video,
-                found,
-                adapted.masks[nearest],
-                reference_frame,
+                masks,
+                scene.masks[-1],
+                len(scene.order) - 1,
                 neck,
                 watch=seen.back if seen else None,
             )
-            scores = scoring.mask_scores(track, consistency)
-        if trace and seen:
-            maps = alignment.activations(self.tracker, video, adapted.alignment) if adapted.alignment else None
-            trace.close(adapted, _reference_order(len(adapted.masks), nearest), target, maps)
-            seen.close(prompts, found, consistency, track.object_scores, scores, chosen=True)
-        return _result(adapted.labels, track, scores, (image.shape[0], image.shape[1]))
+            features = self.tracker.neck(scene.trunk, neck)[0]
+            known, target = features[:-1], features[-1:]
+            signs = scoring.feature_signs(known, scene.masks, target, masks, self.recipe)
+        if seen:
+            seen.close(prompts, masks)
+        return Candidate(kind, logits, scoring.joined(signs, presence, consistency))
 
-    def _nearest(self, adapted: AdaptedReference, target_trunk: Sequence[Tensor]) -> int:
-        """Index of the reference whose features are most like the target's."""
+    def _activated(self, scene: _Scene, video: Sequence[Tensor]) -> tuple[Tensor, list[Prompt]]:
+        """The activation on the target as logits (labels, S, S), or what SAM2 sees in its boxes, and those boxes."""
+        aligned = scene.adapted.alignment
+        assert aligned is not None  # only modes with TTGA have this candidate
+        last = [level[-1:] for level in video]
+        logits = alignment.activation_logits(self.tracker, last, aligned, self.recipe)
+        masks = candidates.without_overlap(logits)
+        found = [label for label in range(len(masks)) if masks[label].any()]
+        if self.recipe.refine_activation == "none" or not found:
+            return logits, []
+        boxes = [Prompt.of(0, index, masks[label], "box") for index, label in enumerate(found)]
+        refined = self.tracker.track(last, boxes, len(found), read=0, neck_weights=aligned.neck).logits
+        logits = logits.clamp(max=0).index_copy(0, torch.tensor(found, device=logits.device), refined)
+        prompts = [replace(box, frame=len(video[0]) - 1, label=label) for box, label in zip(boxes, found, strict=True)]
+        return logits, prompts
+
+    def _order(self, adapted: AdaptedReference, target_trunk: Sequence[Tensor]) -> list[int]:
+        """References in video order: the one whose features are most like the target's stands next to it."""
         descriptor = _descriptors(self.tracker.neck(target_trunk)[0])
-        return int((adapted.descriptors @ descriptor[0]).argmax())
+        nearest = int((adapted.descriptors @ descriptor[0]).argmax())
+        return [index for index in range(len(adapted.masks)) if index != nearest] + [nearest]
 
-    def _transition(
-        self,
-        adapted: AdaptedReference,
-        nearest: int,
-        image: NDArray[np.uint8],
-        clock: _Clock,
-        trace: Trace | None,
-        between_from: Callable[[int], Tensor] | None,
-    ) -> Tensor | None:
-        """Generated frames from the nearest reference to the target at SAM2's size, or None without DBST."""
-        losses: list[float] = []
-        if not self.recipe.generates_frames:
-            return None
-        if between_from:
-            frames = between_from(nearest).to(self.tracker.device)
+    def _transition(self, scene: _Scene, clock: _Clock, trace: Trace | None) -> Tensor:
+        """Generated frames from the nearest reference to the target at SAM2's size."""
+        nearest, losses = scene.order[-1], []
+        if scene.given:
+            frames = scene.given(nearest).to(self.tracker.device)
         else:
             assert self.diffusion is not None  # checked when the object was made
-            (target,) = self._endpoints([image], adapted.prompt, clock)
+            (target,) = self._endpoints([scene.image], scene.adapted.prompt, clock)
             losses = target.losses
             with clock("generate"):
-                frames = transition.frames_between(self.diffusion, adapted.endpoints[nearest], target, self.recipe)
+                frames = transition.frames_between(
+                    self.diffusion, scene.adapted.endpoints[nearest], target, self.recipe
+                )
         size = (self.tracker.image_size, self.tracker.image_size)
         video = F.interpolate(frames, size=size, mode="bicubic", antialias=True).clamp(0, 1)
         if trace:
             trace.generated, trace.target_losses = video.cpu(), losses
         return video
 
-    def _video(
-        self,
-        adapted: AdaptedReference,
-        nearest: int,
-        between: Tensor | None,
-        target_trunk: Sequence[Tensor],
-        clock: _Clock,
-    ) -> list[Tensor]:
-        """Backbone features of the pseudo video: other references, nearest reference, generated frames, target."""
-        order = _reference_order(len(adapted.masks), nearest)
-        parts = [[level[order] for level in adapted.trunk]]
-        if between is not None:
-            with clock("encode"):
-                parts.append(self.tracker.trunk(between))
-        parts.append(list(target_trunk))
-        return [torch.cat(levels) for levels in zip(*parts, strict=True)]
+    def _video(self, scene: _Scene, between: Tensor | None, clock: _Clock) -> list[Tensor]:
+        """Backbone features of the pseudo video: references, the nearest last, generated frames, target."""
+        if between is None:
+            return scene.trunk
+        with clock("encode"):
+            middle = self.tracker.trunk(between)
+        return [torch.cat([level[:-1], frames, level[-1:]]) for level, frames in zip(scene.trunk, middle, strict=True)]
 
     def _prompts(
-        self, adapted: AdaptedReference, nearest: int, video: Sequence[Tensor], seen: CandidateTrace | None
-    ) -> list[Prompt]:
-        """The references' masks, and pseudo-labels on the first generated frames."""
-        references = len(adapted.masks)
+        self, scene: _Scene, video: Sequence[Tensor], tuned: Alignment | None, seen: CandidateTrace | None
+    ) -> tuple[list[Prompt], list[Prompt]]:
+        """The references' masks with pseudo-labels on the first generated frames, and corrections on the target."""
+        references = len(scene.order)
         prompts = [
-            Prompt.of(frame, label, adapted.masks[index, label], self.recipe.reference_prompt)
-            for frame, index in enumerate(_reference_order(references, nearest))
-            for label in range(len(adapted.labels))
-            if adapted.masks[index, label].any()
+            Prompt.of(frame, label, scene.masks[frame, label], self.recipe.reference_prompt)
+            for frame in range(references)
+            for label in range(len(scene.adapted.labels))
+            if scene.masks[frame, label].any()
         ]
-        generated = len(video[0]) - references - 1
-        if adapted.alignment and generated:
-            count = int(generated * self.recipe.prompted_fraction)
-            middle = range(references, references + count)
-            masks = adapted.masks[_reference_order(references, nearest)]
-            watch = seen.decision if seen else None
-            prompts += alignment.pseudo_prompts(
-                self.tracker, video, masks, adapted.alignment, middle, self.recipe, watch
-            )[0]
-        return prompts
+        if tuned is None:
+            return prompts, []
+        target = len(video[0]) - 1
+        count = int((target - references) * self.recipe.prompted_fraction)
+        watch = seen.decision if seen else None
+
+        def pseudo(frames: Sequence[int], kind: str) -> list[Prompt]:
+            found, _ = alignment.pseudo_prompts(
+                self.tracker, video, scene.masks, tuned, frames, self.recipe, kind, watch
+            )
+            return found
+
+        if count:
+            prompts += pseudo(range(references, references + count), self.recipe.pseudo_label)
+        corrected = self.recipe.target_prompt != "none"
+        return prompts, pseudo([target], self.recipe.target_prompt) if corrected else []
+
+    def _result(
+        self, labels: Sequence[str], found: Sequence[Candidate], chosen: Sequence[int], size: tuple[int, int]
+    ) -> TargetResult:
+        """Masks at the target's own size (H, W), found labels only."""
+        picked = [found[index] for index in chosen]
+        logits = torch.stack([one.logits[label] for label, one in enumerate(picked)])
+        full = F.interpolate(logits[None].cpu(), size=size, mode="bilinear", align_corners=False)[0]
+        scores = {}
+        for label, one in enumerate(picked):
+            score, presence = one.scores[label], one.presence[label]
+            if presence < self.recipe.min_presence:
+                full[label], score = -1, min(score, presence)
+            scores[labels[label]] = round(score, 6)
+        masks = candidates.without_overlap(full).numpy()
+        return TargetResult(
+            index=0,
+            size=size,
+            masks={label: masks[i] for i, label in enumerate(labels) if masks[i].any()},
+            scores=scores,
+            calibrated=bool(self.calibration.overlap),
+            candidates={
+                label: tuple(one.described(i, chosen=index == chosen[i]) for index, one in enumerate(found))
+                for i, label in enumerate(labels)
+            },
+        )
 
     def _endpoints(self, images: Sequence[NDArray[np.uint8]], prompt: str, clock: _Clock) -> list[Endpoint]:
         """Adapters, fitted in one batch, and inverted latents of some images."""
@@ -321,6 +409,35 @@ class CavSam:
         return torch.from_numpy(canvas).to(self.tracker.device)
 
 
+@dataclass(frozen=True)
+class _Scene:
+    """One target beside the references of its video, from which every candidate starts.
+
+    Attributes:
+        image: the target, uint8 (H, W, 3).
+        target_trunk: backbone features of the target.
+        order: indices of the references in the order of the video; the nearest is the last.
+        given: frames made before, see `CavSam.segment`.
+    """
+
+    adapted: AdaptedReference
+    image: NDArray[np.uint8]
+    target_trunk: list[Tensor]
+    order: list[int]
+    given: Callable[[int], Tensor] | None
+
+    @property
+    def masks(self) -> Tensor:
+        """Of the references in the order of the video, bool (K, labels, S, S)."""
+        return self.adapted.masks[self.order]
+
+    @property
+    def trunk(self) -> list[Tensor]:
+        """Backbone features of the shortest video: references, target."""
+        pairs = zip(self.adapted.trunk, self.target_trunk, strict=True)
+        return [torch.cat([level[self.order], target]) for level, target in pairs]
+
+
 def _squash_mask(mask: Mask, size: int) -> Mask:
     squashed = resize_mask(mask, (size, size))
     if not squashed.any():
@@ -329,32 +446,8 @@ def _squash_mask(mask: Mask, size: int) -> Mask:
     return squashed
 
 
-def _reference_order(count: int, nearest: int) -> list[int]:
-    """References in video order: the nearest stands next to the transition."""
-    return [index for index in range(count) if index != nearest] + [nearest]
-
-
 def _descriptors(features: Tensor) -> Tensor:
     return F.normalize(features.mean(dim=(2, 3)), dim=1)
-
-
-def _without_overlap(logits: Tensor) -> Tensor:
-    """bool (labels, H, W) from logits: above 0, and a contested pixel goes to the highest."""
-    best = logits.max(dim=0, keepdim=True)
-    winner = torch.arange(len(logits), device=logits.device)[:, None, None] == best.indices
-    return winner & (logits > 0)
-
-
-def _result(labels: Sequence[str], track: Track, scores: Tensor, size: tuple[int, int]) -> TargetResult:
-    """Masks at the target's own size (H, W), found labels only."""
-    full = F.interpolate(track.logits[None].cpu(), size=size, mode="bilinear", align_corners=False)[0]
-    masks = _without_overlap(full).numpy()
-    return TargetResult(
-        index=0,
-        size=size,
-        masks={label: masks[i] for i, label in enumerate(labels) if masks[i].any()},
-        scores={label: round(float(scores[i]), 6) for i, label in enumerate(labels)},
-    )
 
 
 class _Clock:

@@ -8,13 +8,34 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from cavsam.errors import RecipeError
 
-Mode = Literal["concat", "ttga", "dbst", "full"]
+Mode = Literal["concat", "ttga", "dbst", "full", "auto"]
 LoraMix = Literal["delta", "factor"]
 ReferencePrompt = Literal["mask", "box"]
 PropagateWith = Literal["tuned", "original"]
 PseudoLabel = Literal["mask", "box"]
 CycleMask = Literal["predicted", "true"]
+Activation = Literal["foreground", "contrast"]
+ActivationThreshold = Literal["otsu", "zero"]
+TargetPrompt = Literal["none", "box", "point"]
+RefineActivation = Literal["none", "box"]
 Precision = Literal["auto", "float32", "bfloat16"]
+
+
+FRAME_OPTIONS = (
+    "seed",
+    "frames",
+    "alpha_min",
+    "alpha_max",
+    "ddim_steps",
+    "lora_rank",
+    "lora_steps",
+    "lora_lr",
+    "lora_weight_decay",
+    "lora_mix",
+    "diffusion_size",
+    "precision",
+)
+"""The options that the generated frames depend on."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +47,8 @@ class Recipe:
     """
 
     mode: Mode = "full"
-    """`concat`: the two images only; `ttga`: + test-time alignment; `dbst`: + generated frames; `full`: both."""
+    """`concat`: the two images only; `ttga`: + test-time alignment; `dbst`: + generated frames; `full`: both; `auto`:
+    the cheap candidates first, and `full` only where none of them is trusted."""
     seed: int = 0
     """Seed of every random draw: LoRA initialisation, timesteps, noise, augmentations."""
 
@@ -61,8 +83,15 @@ class Recipe:
     """Adam learning rate of the neck."""
     ttga_weight_decay: float = 5e-4
     """Adam weight decay of the neck."""
+    activation: Activation = "foreground"
+    """Activation of a label: the cosine with its prototype (the paper), or that minus the highest cosine with a
+    prototype of the background or of another label."""
+    background_prototypes: int = 1
+    """Prototypes of the background, with `activation` contrast; more than one parts it by k-means."""
+    activation_threshold: ActivationThreshold = "otsu"
+    """An activation's foreground lies above its own Otsu threshold (the paper), or above 0 (with contrast)."""
     temperature: float = 1.0
-    """Divides the cosine before the sigmoid; 1 is the released code."""
+    """Divides the activation before the sigmoid; 1 is the released code."""
     cycle_mask: CycleMask = "predicted"
     """Mask of the way back: the predicted one (ACC) or the true augmented one (ABC)."""
     prompted_fraction: float = 0.5
@@ -73,12 +102,28 @@ class Recipe:
     """Distance of an activation's two Otsu classes, in deviations (Ashman's D), below which it is not trusted."""
     min_cycle_iou: float = 0.3
     """A pseudo-label must find the reference's mask again with this IoU on the feature grid; 0 asks for nothing."""
+    target_prompt: TargetPrompt = "none"
+    """Correct what is tracked on the target by the box or the peak of its activation, where that can be trusted."""
 
     # SAM2: the tracking
     reference_prompt: ReferencePrompt = "mask"
     """Prompt frame 0 with the reference mask (text of the paper) or its bounding box (its code)."""
     propagate_with: PropagateWith = "tuned"
     """Track on the features of the tuned neck or of the original one."""
+
+    # choosing between candidates
+    refine_activation: RefineActivation = "none"
+    """The candidate `activation` is the activation itself, scaled up, or what SAM2 sees in its bounding box."""
+    region_fallback: bool = False
+    """In `ttga` and `full`, take the activation where it disagrees with the tracked mask and scores higher."""
+    fallback_iou: float = 0.5
+    """IoU of activation and tracked mask below which they disagree."""
+    auto_threshold: float = 0.8
+    """In `auto`, a cheap candidate with this score for every label is trusted, and no frames are generated."""
+    auto_floor: float = 0.0
+    """In `auto`, no frames are generated either where no cheap candidate of any label reaches this score."""
+    min_presence: float = 0.0
+    """Below this estimated probability that the object is on the target no mask is returned."""
 
     # where and how it runs
     precision: Precision = "auto"
@@ -100,21 +145,24 @@ class Recipe:
         _check_range("ttga_steps", self.ttga_steps, 0, 100_000)
         _check_range("ttga_lr", self.ttga_lr, 0.0, 1.0)
         _check_range("ttga_weight_decay", self.ttga_weight_decay, 0.0, 1.0)
+        _check_range("background_prototypes", self.background_prototypes, 1, 64)
         _check_range("temperature", self.temperature, 1e-3, 1e3)
         _check_range("prompted_fraction", self.prompted_fraction, 0.0, 1.0)
         _check_range("min_separation", self.min_separation, 0.0, 1e6)
         _check_range("min_cycle_iou", self.min_cycle_iou, 0.0, 1.0)
+        for share in ("fallback_iou", "auto_threshold", "auto_floor", "min_presence"):
+            _check_range(share, getattr(self, share), 0.0, 1.0)
         _check_range("seed", self.seed, 0, 2**63 - 1)
 
     @property
     def generates_frames(self) -> bool:
         """Whether DBST is part of the mode."""
-        return self.mode in ("dbst", "full")
+        return self.mode in ("dbst", "full", "auto")
 
     @property
     def aligns(self) -> bool:
         """Whether TTGA is part of the mode."""
-        return self.mode in ("ttga", "full")
+        return self.mode in ("ttga", "full", "auto")
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with some fields changed; raises `RecipeError` on an unknown name or a bad value."""
@@ -145,7 +193,7 @@ def _check_type(name: str, value: Any) -> None:
             raise RecipeError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
         return
     accepted = (int, float) if hint is float else hint
-    if not isinstance(value, accepted) or isinstance(value, bool):
+    if not isinstance(value, accepted) or isinstance(value, bool) != (hint is bool):
         raise RecipeError(f"{name} must be of type {hint.__name__}, not {value!r}.")
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from cavsam.alignment import activation, cycle_iou, prototypes, separation, threshold_of
+from cavsam.recipe import Recipe
 from cavsam.tracking import Prompt, Track, Tracker
+
+UNIFORM_SEPARATION = 3.5
+"""Separation of a uniform spread, where the sign `separation` is one half."""
 
 
 def reverse_consistency(
@@ -57,10 +64,68 @@ def reverse_consistency(
     return result
 
 
-def mask_scores(track: Track, consistency: Tensor) -> Tensor:
-    """Score of each label in 0..1: reverse consistency times SAM2's probability that the object is there."""
-    presence = track.object_scores.sigmoid().cpu()
-    return torch.where(consistency.isnan(), presence, consistency * presence)
+def feature_signs(
+    known: Tensor, reference_masks: Tensor, target: Tensor, predicted: Tensor, recipe: Recipe
+) -> list[dict[str, float]]:
+    """What the features of SAM2's neck say for each predicted mask.
+
+    Args:
+        known: of the references, (K, C, h, w).
+        reference_masks: bool (K, labels, S, S).
+        target: of the target, (1, C, h, w).
+        predicted: bool (labels, S, S).
+
+    Returns:
+        For each label, empty where nothing was predicted:
+        `cycle`: IoU of the reference mask with what the prediction's prototype marks on the references, 0..1;
+        `similarity`: cosine of the prediction's prototype with the label's, -1..1;
+        `contrast`: that minus the highest cosine with the background or another label, -2..2;
+        `activation`: IoU of the mask with the target's activation, 0..1;
+        `separation`: how clearly that activation is bimodal, squashed to 0..1;
+        `size`: ratio of the areas of mask and reference mask, the smaller over the larger, 0..1.
+    """
+    masks = reference_masks.float()
+    labels = prototypes(known, masks)
+    rest = prototypes(known, 1 - masks.amax(dim=1, keepdim=True))
+    maps = activation(target, labels, rest if recipe.activation == "contrast" else None)
+    scaled = F.interpolate(maps, size=predicted.shape[-2:], mode="bilinear", align_corners=False)[0]
+    signs: list[dict[str, float]] = []
+    for label in range(len(predicted)):
+        mask = predicted[label]
+        if not mask.any():
+            signs.append({})
+            continue
+        own = prototypes(target, mask[None, None].float())  # (1, C)
+        nearness = activation(own[:, :, None, None], labels, rest)[0, :, 0, 0]
+        threshold = threshold_of(maps[0, label], recipe.activation_threshold)
+        parted = separation(maps[0, label], threshold)
+        shown = reference_masks[:, label].flatten(1).float().mean(dim=1)
+        areas = (float(mask.float().mean()), float(shown[shown > 0].mean()))
+        signs.append(
+            {
+                "cycle": cycle_iou(known, reference_masks[:, label], target[0], mask, recipe),
+                "similarity": float(own[0] @ labels[label]),
+                "contrast": float(nearness[label]),
+                "activation": iou(mask, scaled[label] > threshold),
+                "separation": parted / (parted + UNIFORM_SEPARATION) if parted < math.inf else 1.0,
+                "size": min(areas) / max(areas),
+            }
+        )
+    return signs
+
+
+def track_signs(track: Track) -> list[dict[str, float]]:
+    """What SAM2 itself says of each label: `presence`, the probability that it is there, and `predicted_iou`, 0..1."""
+    presence, guesses = track.object_scores.sigmoid().tolist(), track.predicted_ious.tolist()
+    return [{"presence": p, "predicted_iou": q} for p, q in zip(presence, guesses, strict=True)]
+
+
+def joined(
+    first: Sequence[dict[str, float]], second: Sequence[dict[str, float]], consistency: Tensor
+) -> list[dict[str, float]]:
+    """All signs of each label; `consistency` (labels,), see `reverse_consistency`, is left out where it is NaN."""
+    backs = [{} if math.isnan(back) else {"consistency": back} for back in consistency.tolist()]
+    return [{**a, **b, **c} for a, b, c in zip(first, second, backs, strict=True)]
 
 
 def iou(first: Tensor, second: Tensor) -> float:

@@ -81,21 +81,14 @@ class CandidateTrace:
         self,
         prompts: Sequence[Prompt],
         masks: Tensor,
-        consistency: Tensor,
-        object_scores: Tensor,
-        scores: Tensor,
-        *,
-        chosen: bool,
     ) -> None:
-        """Note what came out; `object_scores` are SAM2's logits, the rest is as in the attributes."""
+        """Note what came out, as in the attributes."""
         self.prompts = [replace(p, mask=None if p.mask is None else p.mask.cpu()) for p in prompts]
         self.masks = masks.cpu()
-        self.signs = [
-            {"reverse consistency": float(back), "object presence": float(there)}
-            for back, there in zip(consistency, object_scores.sigmoid(), strict=True)
-        ]
-        self.scores = scores.tolist()
-        self.chosen = [chosen] * len(scores)
+
+    def judged(self, signs: Sequence[dict[str, float]], scores: Sequence[float], chosen: Sequence[bool]) -> None:
+        """Note what was thought of it beside the other candidates, as in the attributes."""
+        self.signs, self.scores, self.chosen = [dict(one) for one in signs], list(scores), list(chosen)
 
 
 @dataclass

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +26,19 @@ PIXEL_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Prompt:
-    """What SAM2 is told about one object on one frame: a mask, bool (S, S), or a box (x0, y0, x1, y1) in pixels."""
+    """What SAM2 is told about one object on one frame: a mask, a box or a point on it.
+
+    Attributes:
+        mask: bool (S, S).
+        box: (x0, y0, x1, y1) in pixels.
+        point: (x, y) in pixels.
+    """
 
     frame: int
     label: int
     mask: Tensor | None = None
     box: tuple[float, float, float, float] | None = None
+    point: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, frame: int, label: int, mask: Tensor, kind: str) -> Prompt:
@@ -46,10 +53,12 @@ class Track:
     Attributes:
         logits: float (labels, S, S); above 0 is the object.
         object_scores: float (labels,), the logit that the object is on the frame at all.
+        predicted_ious: float (labels,) in 0..1, SAM2's own guess of how good each mask is.
     """
 
     logits: Tensor
     object_scores: Tensor
+    predicted_ious: Tensor
 
 
 class Tracker:
@@ -116,26 +125,25 @@ class Tracker:
         read: int,
         neck_weights: Mapping[str, Tensor] | None = None,
         reverse: bool = False,
+        corrections: Sequence[Prompt] = (),
         watch: Callable[[int, Tensor], None] | None = None,
     ) -> Track:
         """Prompt, propagate, and read one frame.
 
         Args:
             trunk: features of all N frames of the video, each level (N, C, h, w).
-            prompts: at least one for each label in 0..labels-1; none on the frame that is read.
+            prompts: at least one for each label in 0..labels-1.
             labels: number of objects tracked.
             read: index of the frame whose masks are returned.
             neck_weights: a tuned neck; the model's own when None.
             reverse: play from the last prompted frame back to the first.
+            corrections: boxes and points on the frame that is read, for what was tracked there.
             watch: called with each frame on the way, the one that is read included, and its logits, (labels, S, S).
         """
-        with self.autocast():
+        with self.autocast(), self._predicted_ious() as ious:
             state = self._state(trunk, neck_weights)
             for prompt in sorted(prompts, key=lambda p: (p.label, p.frame)):
-                if prompt.mask is not None:
-                    self.predictor.add_new_mask(state, prompt.frame, prompt.label, prompt.mask)
-                else:
-                    self.predictor.add_new_points_or_box(state, prompt.frame, prompt.label, box=list(prompt.box or ()))
+                self._prompt(state, prompt)
             start = max(p.frame for p in prompts) if reverse else min(p.frame for p in prompts)
             logits = None
             for frame, _, masks in self.predictor.propagate_in_video(state, start_frame_idx=start, reverse=reverse):
@@ -144,18 +152,44 @@ class Tracker:
                 if frame == read:
                     logits = masks[:, 0].float()
                     break
-        if logits is None:
-            raise ValueError(f"frame {read} is not on the way from frame {start} (reverse={reverse})")
-        outputs = [state["output_dict_per_obj"][index] for index in range(labels)]
-        scores = [
-            (out["cond_frame_outputs"].get(read) or out["non_cond_frame_outputs"][read])["object_score_logits"]
-            for out in outputs
-        ]
-        object_scores = torch.cat(scores).flatten().float()
+            if logits is None:
+                raise ValueError(f"frame {read} is not on the way from frame {start} (reverse={reverse})")
+            # SAM2's decoder makes the masks of a frame one label after the other
+            guesses = ious[-labels:]
+            for correction in corrections:
+                logits = self._prompt(state, correction)[:, 0].float()
+                guesses[correction.label] = ious[-1]
+        object_scores = torch.cat([_object_score(state, label, read) for label in range(labels)]).float()
+        predicted_ious = torch.stack(guesses).float()
         # where the object score is not a number SAM2 still writes finite logits that mean "no object"
         if not (logits.isfinite().all() and object_scores.isfinite().all()):
             raise NumericalError("SAM2 gave values that are not finite; try precision float32.")
-        return Track(logits, object_scores)
+        return Track(logits, object_scores, predicted_ious)
+
+    def _prompt(self, state: dict[str, Any], prompt: Prompt) -> Tensor:
+        """Give SAM2 a prompt; returns the frame's logits of all labels, (labels, 1, S, S)."""
+        if prompt.mask is not None:
+            return self.predictor.add_new_mask(state, prompt.frame, prompt.label, prompt.mask)[2]
+        if prompt.box is not None:
+            given: dict[str, Any] = {"box": list(prompt.box)}
+        else:
+            given = {"points": [list(prompt.point or ())], "labels": [1]}
+        return self.predictor.add_new_points_or_box(state, prompt.frame, prompt.label, **given)[2]
+
+    @contextmanager
+    def _predicted_ious(self) -> Iterator[list[Tensor]]:
+        """Collects SAM2's guess of the IoU of each mask that it decodes, which its video predictor drops."""
+        ious: list[Tensor] = []
+
+        def collect(_module: Any, _inputs: Any, outputs: tuple[Tensor, ...]) -> None:
+            # of several masks SAM2 takes the one with the highest guess
+            ious.append(outputs[1].amax())
+
+        hook = self.predictor.sam_mask_decoder.register_forward_hook(collect)
+        try:
+            yield ious
+        finally:
+            hook.remove()
 
     def _state(self, trunk: Sequence[Tensor], neck_weights: Mapping[str, Tensor] | None) -> dict[str, Any]:
         """What `SAM2VideoPredictor.init_state` makes from files, made from features of frames in memory."""
@@ -197,6 +231,13 @@ class Tracker:
             "temp_output_dict_per_obj": {},
             "frames_tracked_per_obj": {},
         }
+
+
+def _object_score(state: dict[str, Any], label: int, frame: int) -> Tensor:
+    """The latest logit, (1,), that an object is on a frame."""
+    kept = [state["temp_output_dict_per_obj"][label], state["output_dict_per_obj"][label]]
+    outputs = [out[kind].get(frame) for out in kept for kind in ("cond_frame_outputs", "non_cond_frame_outputs")]
+    return next(out for out in outputs if out is not None)["object_score_logits"].flatten()
 
 
 def bounding_box(mask: Tensor) -> tuple[float, float, float, float]:

@@ -53,6 +53,27 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class CandidateMask:
+    """What one way of finding a label's mask came to.
+
+    Attributes:
+        kind: `concat`, `ttga`, `dbst`, `full`, or `activation`.
+        mask: bool (S, S), on the square that SAM2 sees; `TargetResult.masks` has the chosen one at the target's size.
+        score: 0..1, as in `TargetResult.scores`.
+        presence: 0..1, estimated probability that the object is on the target.
+        signs: what speaks for the mask, by name; the higher the better.
+        chosen: whether the result is this one.
+    """
+
+    kind: str
+    mask: Mask
+    score: float
+    presence: float
+    signs: dict[str, float]
+    chosen: bool
+
+
+@dataclass(frozen=True)
 class TargetResult:
     """What was found on one target.
 
@@ -65,6 +86,8 @@ class TargetResult:
         seconds: time spent on this target.
         error: why there is no result, in one sentence; None when all went well.
         timings: step -> seconds.
+        calibrated: whether the scores estimate the IoU with the truth; otherwise read them as an order only.
+        candidates: label -> the ways to its mask that were tried; every label of the reference.
     """
 
     index: int
@@ -74,6 +97,13 @@ class TargetResult:
     seconds: float = 0.0
     error: str | None = None
     timings: dict[str, float] = field(default_factory=dict)
+    calibrated: bool = False
+    candidates: dict[str, tuple[CandidateMask, ...]] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Kind of the candidate that gave each label's mask; labels that were found."""
+        return {label: next(c.kind for c in self.candidates[label] if c.chosen) for label in self.masks}
 
     @property
     def score(self) -> float:

@@ -20,8 +20,10 @@ from PIL import Image
 from cavsam.errors import CavSamError
 from cavsam.evaluation.episodes import Episode
 from cavsam.evaluation.metrics import Counts, count
+from cavsam.images import Mask, resize_mask
 from cavsam.recipe import Mode, Recipe
 from cavsam.sources import ModelSources, fingerprint
+from cavsam.types import CandidateMask
 
 if TYPE_CHECKING:
     from cavsam.pipeline import CavSam
@@ -34,7 +36,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     from cavsam.cli import add_source_arguments
 
     add_source_arguments(parser)
-    parser.add_argument("--mode", action="append", choices=MODES, help="repeatable (default: all four)")
+    parser.add_argument("--mode", action="append", choices=MODES, help="repeatable (default: all)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the method's random draws (default: 0)")
     parser.add_argument(
@@ -73,13 +75,14 @@ class Method:
         """One `CavSam` for each mode; the weights are loaded once and shared."""
         from cavsam.pipeline import CavSam
 
-        largest = next((mode for mode in ("full", "dbst") if mode in self.modes), self.modes[0])
+        generating = (mode for mode in self.modes if self.recipe.replace(mode=mode).generates_frames)
+        largest = next(generating, self.modes[0])
         loaded = CavSam.from_pretrained(self.sources, device=self.device, recipe=self.recipe.replace(mode=largest))
         models = {}
         for mode in self.modes:
             own = self.recipe.replace(mode=mode)
             diffusion = loaded.diffusion if own.generates_frames else None
-            models[mode] = CavSam(loaded.tracker, diffusion, own, fingerprint(self.sources, own))
+            models[mode] = CavSam(loaded.tracker, diffusion, own, fingerprint(self.sources, own), loaded.calibration)
         return models
 
 
@@ -100,6 +103,9 @@ class Record:
     adapt_seconds: float
     target_seconds: float
     error: str | None
+    candidates: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """Every way to the mask that was tried: kind, whether it found a mask and was chosen, score, presence, signs, and
+    its IoU with the truth on SAM2's square."""
 
     @property
     def counts(self) -> Counts:
@@ -169,8 +175,23 @@ def measure(model: CavSam, task: Episode, mode: str) -> tuple[Record, NDArray[np
         adapt_seconds=round(adapt_seconds, 4),
         target_seconds=round(result.seconds, 4),
         error=result.error,
+        candidates=[_candidate(one, task.truth) for one in result.candidates.get(task.class_name, ())],
     )
     return record, mask
+
+
+def _candidate(candidate: CandidateMask, truth: Mask) -> dict[str, Any]:
+    square = resize_mask(truth, (candidate.mask.shape[0], candidate.mask.shape[1]))
+    union = int((candidate.mask | square).sum())
+    return {
+        "kind": candidate.kind,
+        "found": bool(candidate.mask.any()),
+        "chosen": candidate.chosen,
+        "score": round(candidate.score, 6),
+        "presence": round(candidate.presence, 6),
+        "iou": round(int((candidate.mask & square).sum()) / union, 6) if union else 1.0,
+        "signs": {name: round(value, 6) for name, value in candidate.signs.items()},
+    }
 
 
 def mask_path(out: Path, record: Record) -> Path:

@@ -190,7 +190,7 @@ def test_an_activation_without_contrast_gives_no_prompt(
     video = [torch.cat([level, level]) for level in tracker.trunk(images)]
     channels = tracker.neck(video)[0].shape[1]
     silent = Alignment({}, torch.zeros(2, channels), [])  # nothing is like it
-    prompts, activations = pseudo_prompts(tracker, video, masks.bool(), silent, [1], Recipe())
+    prompts, activations = pseudo_prompts(tracker, video, masks.bool(), silent, [1], Recipe(), "mask")
     assert prompts == []
     assert activations.shape == (1, 2, tracker.image_size // 16, tracker.image_size // 16)
     assert float(activations.abs().max()) == 0
@@ -202,7 +202,7 @@ def test_pseudo_prompts_follow_the_activations(tracker: Tracker, reference: tupl
     aligned = align(tracker, images, masks, trunk, Recipe(mode="ttga", ttga_steps=60))
     video = [torch.cat([level, level]) for level in trunk]
     recipe = Recipe(min_separation=0.0, min_cycle_iou=0.0)
-    prompts, maps = pseudo_prompts(tracker, video, masks.bool(), aligned, [1], recipe)
+    prompts, maps = pseudo_prompts(tracker, video, masks.bool(), aligned, [1], recipe, "mask")
     assert [(prompt.frame, prompt.label) for prompt in prompts] == [(1, 0), (1, 1)]
     full = F.interpolate(maps, scale_factor=16, mode="bilinear")[0].numpy()
     for prompt in prompts:
@@ -210,10 +210,10 @@ def test_pseudo_prompts_follow_the_activations(tracker: Tracker, reference: tupl
         threshold = np.float32(threshold_otsu(maps[0, prompt.label].double().numpy()))
         expected = (full[prompt.label] > threshold) & (full[prompt.label] >= full.max(axis=0))
         np.testing.assert_array_equal(prompt.mask.numpy(), expected)
-    boxes, _ = pseudo_prompts(tracker, video, masks.bool(), aligned, [1], recipe.replace(pseudo_label="box"))
+    boxes, _ = pseudo_prompts(tracker, video, masks.bool(), aligned, [1], recipe, "box")
     assert all(prompt.box is not None and prompt.mask is None for prompt in boxes)
     for strict in ({"min_separation": 1e6}, {"min_cycle_iou": 1.0}):
-        assert pseudo_prompts(tracker, video, masks.bool(), aligned, [1], recipe.replace(**strict))[0] == []
+        assert pseudo_prompts(tracker, video, masks.bool(), aligned, [1], recipe.replace(**strict), "mask")[0] == []
 
 
 def test_cycle_iou_on_features_whose_answer_is_known() -> None:
@@ -227,11 +227,11 @@ def test_cycle_iou_on_features_whose_answer_is_known() -> None:
     frame = torch.where(elsewhere[None], kinds[0], kinds[1])
     large = truth.repeat_interleave(16, 1).repeat_interleave(16, 2)
     right, wrong = (m.repeat_interleave(16, 0).repeat_interleave(16, 1) for m in (elsewhere, ~elsewhere))
-    assert cycle_iou(known, large, frame, right) == 1.0
-    assert cycle_iou(known, large, frame, wrong) == 0.0
+    assert cycle_iou(known, large, frame, right, Recipe()) == 1.0
+    assert cycle_iou(known, large, frame, wrong, Recipe()) == 0.0
     # a reference that does not show the label has no say
     two = torch.cat([known, torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))])
-    assert cycle_iou(two, torch.cat([large, torch.zeros_like(large)]), frame, right) == 1.0
+    assert cycle_iou(two, torch.cat([large, torch.zeros_like(large)]), frame, right, Recipe()) == 1.0
 
 
 def test_a_loss_that_is_not_finite_is_an_error(tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -33,7 +33,7 @@ def test_round_trip() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"mode": "best"}, "concat, ttga, dbst, full"),
+        ({"mode": "best"}, "concat, ttga, dbst, full, auto"),
         ({"steps": 3}, "no option 'steps'"),
         ({"frames": 0}, "between 1 and 64"),
         ({"frames": 2.5}, "type int"),
@@ -53,6 +53,8 @@ def test_fingerprint_changes_with_each_option_of_the_recipe() -> None:
     sources = ModelSources.named("default")
     changed = {"mode": "ttga", "lora_mix": "factor", "reference_prompt": "box", "propagate_with": "original"}
     changed |= {"pseudo_label": "box", "cycle_mask": "true", "precision": "bfloat16", "alpha_max": 0.9}
+    changed |= {"activation": "contrast", "activation_threshold": "zero", "target_prompt": "box"}
+    changed |= {"refine_activation": "box", "region_fallback": True, "auto_floor": 0.1, "min_presence": 0.5}
     seen = {fingerprint(sources, Recipe())}
     for field in dataclasses.fields(Recipe):
         value = changed.get(field.name)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cavsam.scoring import iou, mask_scores, reverse_consistency
-from cavsam.tracking import Prompt, Track, Tracker
+from cavsam.scoring import iou, reverse_consistency
+from cavsam.tracking import Prompt, Tracker
 
 
 def test_iou_against_numpy(rng: np.random.Generator) -> None:
@@ -34,9 +34,3 @@ def test_reverse_consistency_is_the_iou_of_the_way_back(tracker: Tracker) -> Non
     assert result[0].item() == pytest.approx(iou(back, reference[0]))
     assert result[1].item() == 0
     assert result[2].isnan()
-
-
-def test_scores_combine_both_signs() -> None:
-    track = Track(torch.zeros(3, 2, 2), torch.tensor([0.0, 100.0, 2.0]))
-    scores = mask_scores(track, torch.tensor([0.8, 0.6, torch.nan]))
-    torch.testing.assert_close(scores, torch.tensor([0.4, 0.6, 1 / (1 + np.exp(-2.0))], dtype=torch.float32))

@@ -1,0 +1,107 @@
+"""Several ways to a mask on one target, and the choice between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from cavsam.calibration import Calibration
+from cavsam.recipe import Recipe
+from cavsam.scoring import iou
+from cavsam.types import CandidateMask
+
+ACTIVATION = "activation"
+CHEAP = ("concat", "ttga", ACTIVATION)
+"""What `auto` tries before it generates frames, in this order."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to a mask of every label.
+
+    Attributes:
+        kind: the mode that gives it, or `activation`.
+        logits: float (labels, S, S); above 0 is the object.
+        signs: of each label, what speaks for its mask by name, the higher the better; see `scoring.signs`.
+        scores: of each label, 0..1, estimated IoU with the truth.
+        presence: of each label, 0..1, estimated probability that it is on the target.
+    """
+
+    kind: str
+    logits: Tensor
+    signs: list[dict[str, float]]
+    scores: list[float] = field(default_factory=list)
+    presence: list[float] = field(default_factory=list)
+
+    @property
+    def masks(self) -> Tensor:
+        """bool (labels, S, S), no two overlapping."""
+        return without_overlap(self.logits)
+
+    def described(self, label: int, *, chosen: bool) -> CandidateMask:
+        """What it came to for one label, as plain numpy."""
+        mask = self.masks[label].cpu().numpy()
+        return CandidateMask(self.kind, mask, self.scores[label], self.presence[label], dict(self.signs[label]), chosen)
+
+    def scored(self, calibration: Calibration, mode: str) -> Candidate:
+        """The same with scores and presence; a label without a mask scores 0."""
+        # in `auto` a candidate also knows how far the others agree
+        kind = f"auto.{self.kind}" if mode == "auto" else self.kind
+        found = self.masks.flatten(1).any(dim=1).tolist()
+        scores = [calibration.score(kind, s) if f else 0.0 for s, f in zip(self.signs, found, strict=True)]
+        return replace(self, scores=scores, presence=[calibration.present(kind, s) for s in self.signs])
+
+
+def without_overlap(logits: Tensor) -> Tensor:
+    """bool (labels, H, W) from logits: above 0, and a contested pixel goes to the highest."""
+    best = logits.max(dim=0, keepdim=True)
+    winner = torch.arange(len(logits), device=logits.device)[:, None, None] == best.indices
+    return winner & (logits > 0)
+
+
+def kinds(recipe: Recipe) -> tuple[str, ...]:
+    """The candidates that a recipe always makes; `auto` may make `full` as well."""
+    if recipe.mode == "auto":
+        return CHEAP
+    return (recipe.mode, ACTIVATION) if recipe.region_fallback and recipe.aligns else (recipe.mode,)
+
+
+def with_agreement(candidate: Candidate, others: Sequence[Candidate]) -> Candidate:
+    """The candidate with the sign `agreement`: the mean IoU of its mask with those of `others` of another kind."""
+    own, theirs = candidate.masks, [other.masks for other in others if other.kind != candidate.kind]
+    signs = [
+        {**signs, "agreement": sum(iou(own[label], masks[label]) for masks in theirs) / len(theirs)}
+        for label, signs in enumerate(candidate.signs)
+    ]
+    return replace(candidate, signs=signs)
+
+
+def settled(candidates: Sequence[Candidate], recipe: Recipe) -> bool:
+    """Whether `auto` may go without generated frames: every label has a trusted mask, or no label has any hope."""
+    best = [max(scores) for scores in zip(*(candidate.scores for candidate in candidates), strict=True)]
+    return min(best) >= recipe.auto_threshold or max(best) < recipe.auto_floor
+
+
+def choose(candidates: Sequence[Candidate], recipe: Recipe) -> list[int]:
+    """For each label the index of the candidate to believe.
+
+    In `auto` that is the one with the highest score, the first of equals. Otherwise it is the tracked mask, unless the
+    activation disagrees with it and scores higher.
+    """
+    labels = range(len(candidates[0].scores))
+    if recipe.mode == "auto":
+        return [max(range(len(candidates)), key=lambda i: candidates[i].scores[label]) for label in labels]
+    chosen = []
+    for label in labels:
+        tracked = candidates[0]
+        better = [
+            index
+            for index, other in enumerate(candidates)
+            if other.scores[label] > tracked.scores[label]
+            and iou(other.masks[label], tracked.masks[label]) < recipe.fallback_iou
+        ]
+        chosen.append(better[0] if better else 0)
+    return chosen
