@@ -1,0 +1,185 @@
+"""Clicks and boxes on one image: SAM2 corrects a mask where a person points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+from torch import Tensor
+
+from cavsam.errors import NumericalError
+from cavsam.images import Mask
+from cavsam.tracking import Tracker
+
+MASK_LOGIT = 10.0
+"""Logit of a mask that is certain, as SAM2 itself writes one that it is given."""
+NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = range(4)
+"""SAM2's labels of points; a box is two of them."""
+
+
+@dataclass(frozen=True)
+class Click:
+    """A point in pixels of the image, on the object (`positive`) or off it."""
+
+    x: float
+    y: float
+    positive: bool = True
+
+
+Box = tuple[float, float, float, float]
+"""(x0, y0, x1, y1) in pixels of the image around an object, the far edges exclusive."""
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """What SAM2's decoder needs of an image.
+
+    Attributes:
+        size: (H, W) of the image.
+        embedding: float (1, C, S/16, S/16).
+        fine: (1, C/8, S/4, S/4) and (1, C/4, S/8, S/8), or nothing where the model goes without.
+    """
+
+    size: tuple[int, int]
+    embedding: Tensor
+    fine: list[Tensor]
+
+
+class Refiner:
+    """SAM2's prompt encoder and mask decoder over single images. Not for use by several threads at once."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+
+    @torch.inference_mode()
+    def encode(self, image: NDArray[np.uint8]) -> EncodedImage:
+        """Encode an image uint8 (H, W, 3); the slow part, and the same for all clicks on it."""
+        side = self.tracker.image_size
+        squashed = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+        canvas = torch.from_numpy(np.array(squashed)).permute(2, 0, 1).float() / 255
+        features, levels = self.tracker.neck(self.tracker.trunk(canvas[None]))
+        model = self.tracker.predictor
+        fine: list[Tensor] = []
+        with self.tracker.autocast():
+            if model.use_high_res_features_in_sam:
+                decoder = model.sam_mask_decoder
+                fine = [decoder.conv_s0(levels[0]), decoder.conv_s1(levels[1])]
+        if model.directly_add_no_mem_embed:  # an image has no memory of other frames, and SAM2 is to know it
+            features = features + model.no_mem_embed.view(1, -1, 1, 1)
+        return EncodedImage((image.shape[0], image.shape[1]), features, fine)
+
+    def refine(
+        self, encoded: EncodedImage, clicks: Sequence[Click], boxes: Sequence[Box] = (), start: Mask | None = None
+    ) -> tuple[Mask, float]:
+        """Correct a mask where it was clicked; everywhere else it stays as it was.
+
+        SAM2 segments one object, but a mask may cover several. So of what it answers to the mask and all clicks, only
+        the connected parts that a click points at are added or removed. A box is segmented by itself, with the clicks
+        in it, and replaces what the mask had there. Without a mask, SAM2's answer is the mask.
+
+        Args:
+            encoded: from `encode` of this object.
+            clicks: at least one, or a box.
+            boxes: each around an object.
+            start: the mask to correct, bool (H, W).
+
+        Returns:
+            The mask, bool (H, W), possibly empty; and SAM2's own estimate of its IoU, 0..1.
+
+        Raises:
+            NumericalError: SAM2 gave values that are not finite.
+        """
+        if not clicks and not boxes:
+            raise ValueError("there is neither a click nor a box")
+        mask = np.zeros(encoded.size, np.bool_) if start is None else start.copy()
+        scores = []
+        for box in boxes:
+            inside = [click for click in clicks if _holds(box, click)]
+            found, score = self._decode(encoded, inside, box=box)
+            window = _window(box, encoded.size)
+            mask[window] = False
+            mask |= found
+            scores.append(score)
+        outside = [click for click in clicks if not any(_holds(box, click) for box in boxes)]
+        if outside:
+            before = mask if mask.any() else None
+            found, score = self._decode(encoded, outside, start=before)
+            mask = found if before is None else _taken_over(mask, found, outside)
+            scores.append(score)
+        return mask, min(1.0, max(0.0, sum(scores) / len(scores)))
+
+    @torch.inference_mode()
+    def _decode(
+        self, encoded: EncodedImage, clicks: Sequence[Click], *, box: Box | None = None, start: Mask | None = None
+    ) -> tuple[Mask, float]:
+        model, device = self.tracker.predictor, self.tracker.device
+        height, width = encoded.size
+        points = [(click.x, click.y) for click in clicks]
+        kinds = [POSITIVE if click.positive else NEGATIVE for click in clicks]
+        if box is not None:
+            points, kinds = [box[:2], box[2:], *points], [TOP_LEFT, BOTTOM_RIGHT, *kinds]
+        scale = torch.tensor([self.tracker.image_size / width, self.tracker.image_size / height])
+        coordinates = (torch.tensor(points, dtype=torch.float32) * scale)[None].to(device)
+        with self.tracker.autocast():
+            sparse, dense = model.sam_prompt_encoder(
+                points=(coordinates, torch.tensor([kinds], dtype=torch.int32, device=device)),
+                boxes=None,
+                masks=None if start is None else self._mask_prompt(start),
+            )
+            logits, ious, _, _ = model.sam_mask_decoder(
+                image_embeddings=encoded.embedding,
+                image_pe=model.sam_prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=start is None and len(points) == 1,  # one click may mean a part or the whole
+                repeat_image=False,
+                high_res_features=encoded.fine or None,
+            )
+        best = int(ious[0].argmax())
+        chosen, score = logits[:, best : best + 1].float().cpu(), float(ious[0, best])
+        if not (chosen.isfinite().all() and np.isfinite(score)):
+            raise NumericalError("SAM2 gave values that are not finite; try precision float32.")
+        full = F.interpolate(chosen, size=encoded.size, mode="bilinear", align_corners=False)
+        mask: Mask = (full[0, 0] > 0).numpy()
+        return mask, score
+
+    def _mask_prompt(self, mask: Mask) -> Tensor:
+        """A mask bool (H, W) as the logits (1, 1, S/4, S/4) that SAM2 takes for a prompt."""
+        size = self.tracker.predictor.sam_prompt_encoder.mask_input_size
+        share = F.interpolate(
+            torch.from_numpy(mask)[None, None].float(), size=size, mode="bilinear", align_corners=False, antialias=True
+        )
+        return ((2 * share - 1) * MASK_LOGIT).to(self.tracker.device)
+
+
+def _taken_over(mask: Mask, found: Mask, clicks: Sequence[Click]) -> Mask:
+    """`mask` with the connected parts of its difference from `found` that the clicks ask for."""
+    result = mask.copy()
+    for positive, difference in ((True, found & ~mask), (False, mask & ~found)):
+        pointed = [_pixel(click, mask.shape) for click in clicks if click.positive == positive]
+        if not any(difference[pixel] for pixel in pointed):
+            continue
+        parts, _ = ndimage.label(difference)
+        for number in {int(parts[pixel]) for pixel in pointed} - {0}:
+            result[parts == number] = positive
+    return result
+
+
+def _pixel(click: Click, size: tuple[int, ...]) -> tuple[int, int]:
+    return min(max(int(click.y), 0), size[0] - 1), min(max(int(click.x), 0), size[1] - 1)
+
+
+def _holds(box: Box, click: Click) -> bool:
+    return box[0] <= click.x <= box[2] and box[1] <= click.y <= box[3]
+
+
+def _window(box: Box, size: tuple[int, int]) -> tuple[slice, slice]:
+    """The pixels of a box as rows and columns."""
+    left, top = max(0, round(box[0])), max(0, round(box[1]))
+    return slice(top, min(size[0], round(box[3]))), slice(left, min(size[1], round(box[2])))
