@@ -57,9 +57,14 @@ class Candidate:
 
 def without_overlap(logits: Tensor) -> Tensor:
     """bool (labels, H, W) from logits: above 0, and a contested pixel goes to the highest."""
-    best = logits.max(dim=0, keepdim=True)
-    winner = torch.arange(len(logits), device=logits.device)[:, None, None] == best.indices
-    return winner & (logits > 0)
+    masks = logits > 0
+    best = logits.amax(dim=0)  # label by label from here: on a picture of 50 megapixels every further map is 200 MB
+    free = torch.ones_like(best, dtype=torch.bool)
+    for mask, logit in zip(masks, logits, strict=True):
+        mask &= logit == best
+        mask &= free
+        free &= ~mask
+    return masks
 
 
 def kinds(recipe: Recipe) -> tuple[str, ...]:
