@@ -19,7 +19,7 @@ CHANNELS = 4
 
 def encode_mask(mask: NDArray[np.bool_]) -> list[int]:
     """The code of a mask of shape (H, W): 255 in all four channels inside, 0 outside."""
-    rle: list[int] = mask2rle(np.where(mask, 255, 0).astype(np.uint8))
+    rle: list[int] = mask2rle(mask.astype(np.uint8) * 255)
     return rle
 
 
