@@ -70,7 +70,9 @@ def without_overlap(logits: Tensor) -> Tensor:
 def kinds(recipe: Recipe) -> tuple[str, ...]:
     """The candidates that a recipe always makes; `auto` may make `full` as well."""
     if recipe.mode == "auto":
-        return CHEAP
+        # on the original neck, and with nothing to correct it on the target, `ttga` tracks as `concat` does
+        same = recipe.propagate_with == "original" and recipe.target_prompt == "none"
+        return tuple(kind for kind in CHEAP if not (same and kind == "ttga"))
     return (recipe.mode, ACTIVATION) if recipe.region_fallback and recipe.aligns else (recipe.mode,)
 
 

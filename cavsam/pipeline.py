@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -88,16 +88,20 @@ class CavSam:
         references: Sequence[Reference],
         *,
         class_name: str | None = None,
+        shots: int = 0,
         progress: Progress | None = None,
         trace: Trace | None = None,
+        generate: bool = True,
     ) -> AdaptedReference:
         """Do once what depends on the references only.
 
         Args:
             references: one or more annotated images; a label need not be on all of them.
             class_name: text for the diffusion model; the labels themselves when None.
+            shots: how many of the references serve each target, those most like it; 0 for all.
             progress: told of each step.
             trace: keeps what happens inside.
+            generate: False leaves out what only generated frames need; `segment` must then be given the frames.
 
         Raises:
             InvalidReference: there is no reference.
@@ -121,7 +125,7 @@ class CavSam:
             with clock("align"):
                 aligned = alignment.align(self.tracker, images, masks.float(), trunk, self.recipe, clock.steps("align"))
         endpoints = []
-        if self.recipe.generates_frames:
+        if self.recipe.generates_frames and generate:
             endpoints = self._endpoints([reference.image for reference in references], prompt, clock)
         return AdaptedReference(
             labels,
@@ -133,6 +137,7 @@ class CavSam:
             endpoints,
             self.fingerprint,
             dict(clock.seconds),
+            shots,
         )
 
     def segment(
@@ -202,7 +207,8 @@ class CavSam:
         canvas = self._canvas(image, self.tracker.image_size)
         with clock("encode"):
             trunk = self.tracker.trunk(canvas[None])
-            scene = _Scene(adapted, image, trunk, self._order(adapted, trunk), given)
+            order = adapted.order(_descriptors(self.tracker.neck(trunk)[0])[0])
+            scene = _Scene(adapted, image, trunk, order, given)
         found = self._candidates(scene, clock, trace)
         chosen = candidates.choose(found, self.recipe)
         if trace:
@@ -238,13 +244,13 @@ class CavSam:
             before: the candidates made so far.
         """
         tuned = scene.adapted.alignment if kind in ("ttga", "full", ACTIVATION) else None
-        neck = tuned.neck if tuned and (kind == ACTIVATION or self.recipe.propagate_with == "tuned") else None
+        neck = tuned.neck if tuned and self.recipe.propagate_with == "tuned" else None
         between = self._transition(scene, clock, trace) if kind in ("dbst", "full") else None
         video = self._video(scene, between, clock)
         seen = trace.candidate(kind, len(video[0])) if trace else None
         if kind == ACTIVATION:
             with clock("prompt"):
-                logits, prompts = self._activated(scene, video)
+                logits, prompts = self._activated(scene, video, neck)
             # whether the object is there is what SAM2 said when it tracked it
             presence = [{"presence": signs["presence"]} for signs in before[-1].signs]
         else:
@@ -274,14 +280,16 @@ class CavSam:
                 neck,
                 watch=seen.back if seen else None,
             )
-            features = self.tracker.neck(scene.trunk, neck)[0]
+            features = self.tracker.neck(scene.trunk, tuned.neck if tuned else None)[0]
             known, target = features[:-1], features[-1:]
             signs = scoring.feature_signs(known, scene.masks, target, masks, self.recipe)
         if seen:
             seen.close(prompts, masks)
         return Candidate(kind, logits, scoring.joined(signs, presence, consistency))
 
-    def _activated(self, scene: _Scene, video: Sequence[Tensor]) -> tuple[Tensor, list[Prompt]]:
+    def _activated(
+        self, scene: _Scene, video: Sequence[Tensor], neck: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor, list[Prompt]]:
         """The activation on the target as logits (labels, S, S), or what SAM2 sees in its boxes, and those boxes."""
         aligned = scene.adapted.alignment
         assert aligned is not None  # only modes with TTGA have this candidate
@@ -292,16 +300,10 @@ class CavSam:
         if self.recipe.refine_activation == "none" or not found:
             return logits, []
         boxes = [Prompt.of(0, index, masks[label], "box") for index, label in enumerate(found)]
-        refined = self.tracker.track(last, boxes, len(found), read=0, neck_weights=aligned.neck).logits
+        refined = self.tracker.track(last, boxes, len(found), read=0, neck_weights=neck).logits
         logits = logits.clamp(max=0).index_copy(0, torch.tensor(found, device=logits.device), refined)
         prompts = [replace(box, frame=len(video[0]) - 1, label=label) for box, label in zip(boxes, found, strict=True)]
         return logits, prompts
-
-    def _order(self, adapted: AdaptedReference, target_trunk: Sequence[Tensor]) -> list[int]:
-        """References in video order: the one whose features are most like the target's stands next to it."""
-        descriptor = _descriptors(self.tracker.neck(target_trunk)[0])
-        nearest = int((adapted.descriptors @ descriptor[0]).argmax())
-        return [index for index in range(len(adapted.masks)) if index != nearest] + [nearest]
 
     def _transition(self, scene: _Scene, clock: _Clock, trace: Trace | None) -> Tensor:
         """Generated frames from the nearest reference to the target at SAM2's size."""
