@@ -83,6 +83,11 @@ class CavSam:
         """Where the models run."""
         return self.tracker.device
 
+    @property
+    def device(self) -> torch.device:
+        """Where the models run."""
+        return self.tracker.device
+
     def adapt(
         self,
         references: Sequence[Reference],

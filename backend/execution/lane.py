@@ -127,11 +127,13 @@ def serve(jobs: Connection, open_segmenter: Callable[[], Segmenter]) -> int:
     """Load the model, then do jobs until the connection ends; returns the exit status."""
     started = time.monotonic()
     try:
-        lane = Lane(open_segmenter())
+        segmenter = open_segmenter()
+        lane = Lane(segmenter)
     except ModelError as error:
         _send(jobs, {"event": "model_error", "message": str(error)})
         return 3
-    _send(jobs, {"event": "loaded", "seconds": time.monotonic() - started})
+    device = str(getattr(segmenter, "device", ""))
+    _send(jobs, {"event": "loaded", "seconds": time.monotonic() - started, "device": device, "gpu_bytes": gpu_bytes()})
     while True:
         try:
             job = json.loads(jobs.recv_bytes())
@@ -142,7 +144,15 @@ def serve(jobs: Connection, open_segmenter: Callable[[], Segmenter]) -> int:
         except Exception as error:  # a fault of ours or of a library: this target fails, the next ones go on
             log.exception("A task failed in the model's process.")
             answer = {"event": "failed", "message": f"The model failed on this task ({type(error).__name__}: {error})."}
-        _send(jobs, answer)
+        _send(jobs, answer | {"gpu_bytes": gpu_bytes()})
+
+
+def gpu_bytes() -> int | None:
+    """Memory that this process holds on CUDA devices; `None` where it uses none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return sum(torch.cuda.memory_reserved(index) for index in range(torch.cuda.device_count()))
 
 
 class _Reporter:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from backend.errors import LaneDied, LaneStopped, ModelUnavailable
@@ -49,12 +50,25 @@ class LaneProcess:
         self._running: _Running | None = None
         self._stopped = False
         self._lock = threading.Lock()  # guards the three above; `stop` comes from another thread
+        self.device = ""
+        """Where the model runs, as the lane said when it had loaded it."""
+        self.gpu_bytes: int | None = None
+        """Memory that the lane held on GPUs after its last job."""
 
     @property
     def pid(self) -> int | None:
         """Process number of the running lane."""
         running = self._running
         return running.process.pid if running else None
+
+    @property
+    def resident_bytes(self) -> int | None:
+        """Main memory of the running lane; `None` where there is none or the system does not say."""
+        try:
+            pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        except (OSError, IndexError, ValueError):
+            return None
+        return pages * os.sysconf("SC_PAGE_SIZE")
 
     def load(self, on_progress: Callable[[str, int, int], None]) -> None:
         """Start the lane and wait until its model is loaded; does nothing where it runs.
@@ -67,8 +81,14 @@ class LaneProcess:
         with self._lock:
             if self._stopped:
                 raise LaneStopped("The backend is stopping.")
-            if self._running is not None:
+            running = self._running
+        if running is not None:
+            if running.process.poll() is None:
                 return
+            self._end()  # it ended while it had nothing to do
+        with self._lock:
+            if self._stopped:
+                raise LaneStopped("The backend is stopping.")
             self._running = _start(self._spec)
         answer = self._receive(on_progress)
         if answer["event"] == "model_error":
@@ -76,9 +96,20 @@ class LaneProcess:
             raise ModelUnavailable(answer["message"])
         log.info("The model is loaded (process %d, %.1f s).", self.pid or 0, answer["seconds"])
 
-    def run(self, job: Mapping[str, Any], on_progress: Callable[[str, int, int], None]) -> dict[str, Any]:
-        """Have one job done; see `lane.Lane.run` for what goes in and comes out. Raises as `load` does."""
+    def run(
+        self,
+        job: Mapping[str, Any],
+        on_progress: Callable[[str, int, int], None],
+        *,
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any]:
+        """Have one job done; see `lane.Lane.run` for what goes in and comes out. Raises as `load` does.
+
+        A job that `is_cancelled` is not begun, and ends with `LaneDied` once `interrupt` is called.
+        """
         self.load(on_progress)
+        if is_cancelled():
+            raise LaneDied("The task was cancelled.")
         running = self._running
         if running is None:
             raise LaneStopped("The backend is stopping.")
@@ -87,6 +118,14 @@ class LaneProcess:
         except OSError as error:
             raise self._died() from error
         return self._receive(on_progress)
+
+    def interrupt(self) -> None:
+        """End the process that runs, and the job in work with it; the next job starts another. For any thread."""
+        with self._lock:
+            running = self._running
+        if running is not None:
+            running.process.kill()
+            running.process.wait()
 
     def stop(self) -> None:
         """End the lane for good, even in the middle of a job; may be called by any thread."""
@@ -104,6 +143,8 @@ class LaneProcess:
             except (EOFError, OSError) as error:
                 raise self._died() from error
             if message["event"] != "progress":
+                self.gpu_bytes = message.get("gpu_bytes")
+                self.device = message.get("device", self.device)
                 return message
             on_progress(message["step"], message["done"], message["total"])
 

@@ -37,6 +37,7 @@ AWAY_DELAY = 20.0
 LEDGER_PAUSE = 10.0
 MODEL_DELAYS = (15.0, 30.0, 60.0, 300.0)
 IDLE = 30.0
+CANCELLED = "The task was cancelled; retry it when it shall be predicted after all."
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,9 @@ class Worker:
         # per job and counted apart: an image that came late must not cost the task its second try in the lane
         self._fetch_failures: Counter[tuple[int, int, str]] = Counter()
         self._crashes: Counter[tuple[int, int, str]] = Counter()
+        self._job: Job | None = None  # in work, and whether it was cancelled; both under the lock
+        self._cancelled = threading.Event()
+        self._job_lock = threading.Lock()
         self._recover = False
         self.ledger_pause = LEDGER_PAUSE
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
@@ -96,6 +100,18 @@ class Worker:
     def wake(self) -> None:
         """Look for jobs now."""
         self._wake.set()
+
+    def cancel(self, project: int, task: int) -> bool:
+        """Stop the job in work, if it is this task's; it counts as failed until somebody asks for it again.
+
+        The model's process ends with it, for nothing less stops a computation that hangs; the next job loads the model.
+        """
+        with self._job_lock:
+            if self._job is None or (self._job.project, self._job.task) != (project, task):
+                return False
+            self._cancelled.set()
+            self._lane.interrupt()
+            return True
 
     def stop(self) -> None:
         """End the lane and the thread; the job in work goes back into the queue."""
@@ -129,6 +145,9 @@ class Worker:
             pause = self._ledger.seconds_to_next()
             self._wake.wait(IDLE if pause is None else min(pause + 0.05, IDLE))
             return
+        with self._job_lock:
+            self._job = job
+            self._cancelled.clear()
         try:
             self._do(job)
         except LedgerError:
@@ -136,6 +155,9 @@ class Worker:
         except Exception as error:
             log.exception("Project %d, task %d: the job failed.", job.project, job.task)
             self._fail(job, f"The backend failed on this task ({type(error).__name__}: {error}).")
+        finally:
+            with self._job_lock:
+                self._job = None
         self._hooks.finished(job.project, job.task)
 
     def _load_ahead(self) -> None:
@@ -169,7 +191,7 @@ class Worker:
         }
         self.activity = replace(self.activity, state="working")
         try:
-            answer = self._lane.run(request, self._progress)
+            answer = self._lane.run(request, self._progress, is_cancelled=self._cancelled.is_set)
         except LaneStopped:
             self._ledger.put_back(job, counts=False)
             return
@@ -177,6 +199,10 @@ class Worker:
             self._wait_for_model(job, str(error))
             return
         except LaneDied as error:
+            if self._cancelled.is_set():
+                log.info("Project %d, task %d: cancelled.", job.project, job.task)
+                self._fail(job, CANCELLED)
+                return
             self._after_crash(job, str(error))
             return
         self._model_failures = 0
