@@ -19,6 +19,22 @@ class InvalidRequest(BackendError):
     """A call that Label Studio would not make: a missing field, or a field of the wrong type."""
 
 
+class NotKnown(BackendError):
+    """A project, task or picture that the backend does not have."""
+
+
+class NotPossibleNow(BackendError):
+    """What was asked for does not fit what the backend is doing, such as cancelling a task that is not in work."""
+
+
+class CrossSiteRequest(BackendError):
+    """A browser sent this call on behalf of a page of another site."""
+
+
+class TooBusy(BackendError):
+    """No thread is free for this; the caller may try again in a moment."""
+
+
 class LabelConfigError(BackendError):
     """A labelling configuration that cannot be read at all."""
 
