@@ -83,11 +83,6 @@ class CavSam:
         """Where the models run."""
         return self.tracker.device
 
-    @property
-    def device(self) -> torch.device:
-        """Where the models run."""
-        return self.tracker.device
-
     def adapt(
         self,
         references: Sequence[Reference],
@@ -219,7 +214,7 @@ class CavSam:
         if trace:
             for index, (seen, one) in enumerate(zip(trace.candidates, found, strict=True)):
                 seen.judged(one.signs, one.scores, [index == believed for believed in chosen])
-            video = self._video(scene, trace.generated, clock)
+            video = self._video(scene, trace.generated, _Clock(None))  # a look costs the run itself no time
             maps = alignment.activations(self.tracker, video, adapted.alignment) if adapted.alignment else None
             trace.close(adapted, scene.order, canvas, maps)
         return self._result(adapted.labels, found, chosen, (image.shape[0], image.shape[1]))

@@ -92,7 +92,7 @@ class CandidateView:
     name: str
     film: Film
     rows: list[dict[str, Any]]
-    note: str
+    notes: list[str]
 
 
 def render(trace: Trace, run: Run) -> str:
@@ -210,16 +210,19 @@ class _Video:
             raise ValueError(f"the trace of the candidate {candidate.name} was not closed")
         frames = range(candidate.frames)
         last = candidate.frames - 1
-        strips = [
-            Strip(f"{candidate.name}: prompts", [self._prompt(candidate, frame) for frame in frames]),
-            Strip(f"{candidate.name}: tracked masks", [self._tracked(candidate, frame) for frame in frames]),
-        ]
-        note = ""
+        strips, notes = [], []
+        if candidate.prompts:
+            strips.append(Strip(f"{candidate.name}: prompts", [self._prompt(candidate, frame) for frame in frames]))
+        if candidate.tracked:
+            tracked = [self._tracked(candidate, frame) for frame in frames]
+            strips.append(Strip(f"{candidate.name}: tracked masks", tracked))
+        else:
+            notes.append("It is read off the target alone: SAM2 tracks nothing to it.")
         if candidate.backward:
             way_back = [self._back(candidate, frame) for frame in frames]
             strips.append(Strip(f"{candidate.name}: way back", way_back, backwards=True))
         else:
-            note = "It found nothing on the target, so there was no way back to follow."
+            notes.append("It found nothing on the target, so there was no way back to follow.")
         picture = self.pictures[self.at(last, candidate.frames)]
         rows = []
         for index, label in enumerate(self.labels):
@@ -234,7 +237,7 @@ class _Video:
                     "chosen": candidate.chosen[index],
                 }
             )
-        return CandidateView(candidate.name, Film(self.heads(candidate.frames), strips), rows, note)
+        return CandidateView(candidate.name, Film(self.heads(candidate.frames), strips), rows, notes)
 
     def _prompt(self, candidate: CandidateTrace, frame: int) -> Cell:
         """What SAM2 was told on a frame, or why it was told nothing."""
@@ -259,6 +262,8 @@ class _Video:
     def _why_unasked(self, candidate: CandidateTrace, frame: int) -> str:
         if frame == candidate.frames - 1:
             return "the target is what is looked for"
+        if not candidate.tracked:
+            return "nothing is tracked from here"
         if frame < self.references:
             return "this reference shows no label"
         if self.trace.activations is None:
@@ -270,8 +275,6 @@ class _Video:
         picture = self.pictures[self.at(frame, candidate.frames)]
         if frame == candidate.frames - 1 and candidate.masks is not None:
             return self._masked(picture, candidate.masks, "tracked")
-        if frame not in candidate.tracked:
-            return Cell(None, "not tracked", ["not tracked"])
         return self._masked(picture, candidate.tracked[frame] > 0, "tracked")
 
     def _back(self, candidate: CandidateTrace, frame: int) -> Cell:
