@@ -33,6 +33,7 @@ class AdaptedReference:
         endpoints: adapter and inverted latent of each reference; empty in the modes without DBST.
         fingerprint: of the models and the recipe that made this.
         timings: step -> seconds.
+        shots: how many of the references serve a target, those most like it; 0 for all.
     """
 
     labels: tuple[str, ...]
@@ -44,6 +45,23 @@ class AdaptedReference:
     endpoints: list[Endpoint]
     fingerprint: str
     timings: dict[str, float]
+    shots: int = 0
+
+    def order(self, descriptor: Tensor) -> list[int]:
+        """The references that serve a target, in the order of its video: the one most like it is the last.
+
+        Where none of the nearest `shots` shows a label, the most alike that does is there too.
+
+        Args:
+            descriptor: of the target, float (C,), unit length.
+        """
+        ranked: list[int] = (self.descriptors @ descriptor).argsort(descending=True, stable=True).tolist()
+        chosen = ranked[: self.shots or None]
+        shown = self.masks.flatten(2).any(dim=2)  # (K, labels)
+        for label in range(len(self.labels)):
+            if not shown[chosen, label].any():
+                chosen.append(next(index for index in ranked if shown[index, label]))
+        return [index for index in sorted(chosen) if index != ranked[0]] + [ranked[0]]
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file."""
@@ -64,6 +82,7 @@ class AdaptedReference:
             "prompt": self.prompt,
             "fingerprint": self.fingerprint,
             "timings": self.timings,
+            "shots": self.shots,
             "alignment_losses": self.alignment.losses if self.alignment else None,
             "endpoint_losses": [end.losses for end in self.endpoints],
         }
@@ -110,6 +129,7 @@ class AdaptedReference:
             endpoints,
             described["fingerprint"],
             described["timings"],
+            described.get("shots", 0),
         )
 
 
