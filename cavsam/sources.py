@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cavsam.errors import ModelError
-from cavsam.recipe import Recipe
+from cavsam.recipe import FRAME_OPTIONS, Recipe
 
 PACKAGE = Path(__file__).parent
 NANO = PACKAGE / "nano"
@@ -75,6 +75,13 @@ def fingerprint(sources: ModelSources, recipe: Recipe) -> str:
         "diffusion": _identity(sources.diffusion, sources.diffusion_revision),
         "recipe": recipe.to_dict(),
     }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def frames_fingerprint(sources: ModelSources, recipe: Recipe) -> str:
+    """Eight hex digits that change when the diffusion model or an option of the generated frames changes."""
+    options = {name: value for name, value in recipe.to_dict().items() if name in FRAME_OPTIONS}
+    identity = [_identity(sources.diffusion, sources.diffusion_revision), options]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -24,7 +24,7 @@ from scipy.stats import rankdata, spearmanr
 
 from cavsam.calibration import Calibration, Logistic
 from cavsam.errors import CavSamError
-from cavsam.evaluation.runs import read_records
+from cavsam.evaluation.runs import all_records
 
 Floats = NDArray[np.float64]
 
@@ -50,7 +50,7 @@ def read_samples(folders: Sequence[Path]) -> list[Sample]:
     for folder in folders:
         try:
             setting = json.loads((folder / "setting.json").read_text())
-            records = list(read_records(folder / "records.jsonl"))
+            records = all_records(folder)
         except (OSError, ValueError, TypeError) as error:
             raise CavSamError(f"{folder} holds no run of `cavsam bench` that can be read ({error}).") from error
         if setting.get("split") != "dev":

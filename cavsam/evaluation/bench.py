@@ -10,6 +10,7 @@ from cavsam import synth
 from cavsam.errors import CavSamError
 from cavsam.evaluation import report, runs
 from cavsam.evaluation.episodes import Episode, episode
+from cavsam.evaluation.frames import FrameStore
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", choices=("dev", "test"), default="dev", help="test is for reporting only (default: dev)"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR", help="(default: runs/bench)")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR", help="shards may share it")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -35,13 +36,15 @@ def run(options: argparse.Namespace) -> int:
     method = runs.Method.of(options)
     domains = tuple(dict.fromkeys(options.domain or synth.DOMAINS))
     setting = {"split": options.split, "shots": options.shots, **method.setting()}
-    log = options.out / "records.jsonl"
-    records = runs.open_run(options.out, log, setting, options.resume)
+    shard, shards = runs.shard_of(options.shard)
+    log, records = runs.open_shard(options.out, shard, shards, setting, options.resume)
     # episode by episode, so that an interrupted run has every domain
     tasks = [(domain, index) for index in range(options.episodes) for domain in domains]
     lookup = partial(_lookup, options.split, options.shots)
-    runs.run_episodes(options.out, log, method, tasks, lookup, records)
-    asked = [r for r in records if (r.domain, r.index) in set(tasks) and r.mode in method.modes]
+    episodes = f"synthfss-{options.split}-{options.shots}-shot"
+    store = FrameStore.of(options.frames or options.out / "frames", episodes, method.sources, method.recipe)
+    runs.run_episodes(options.out, log, method, tasks[shard::shards], lookup, records, store)
+    asked = [r for r in runs.all_records(options.out) if (r.domain, r.index) in set(tasks) and r.mode in method.modes]
     title = f"SynthFSS, {options.shots}-shot, split {options.split}"
     print(report.write(options.out, asked, title, setting, method.modes, domains, lookup))
     return 1 if any(record.error for record in asked) else 0

@@ -17,6 +17,7 @@ from cavsam.evaluation.datasets import (
     write_list,
 )
 from cavsam.evaluation.episodes import Episode
+from cavsam.evaluation.frames import FrameStore
 
 # Mean IoU in percent, 1 shot, as published; 5-shot figures are published as a mean over the sets only.
 PUBLISHED: dict[str, dict[str, float]] = {
@@ -34,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=int, metavar="N", help="how many (default: each object is a target once)")
     parser.add_argument("--list", type=Path, metavar="FILE", help="a list of episodes written by an earlier run")
     parser.add_argument("--list-seed", type=int, default=0, help="seed of the list that is drawn (default: 0)")
-    parser.add_argument("--shard", default="0/1", metavar="I/N", help="run every N-th episode from the I-th, from 0")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="shards may share it")
 
 
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         CavSamError: the set is not there, --out holds another run, or the models cannot be had.
     """
-    shard, shards = _shard(options.shard)
+    shard, shards = runs.shard_of(options.shard)
     if options.episodes is not None and options.episodes < 1:
         raise CavSamError(f"--episodes must be at least 1, not {options.episodes}.")
     method = runs.Method.of(options)
@@ -60,27 +60,17 @@ def run(options: argparse.Namespace) -> int:
     write_list(options.out / f"episodes-{shard}.jsonl", episodes)
     digest = hashlib.sha256((options.out / f"episodes-{shard}.jsonl").read_bytes()).hexdigest()[:16]
     setting = {"dataset": options.dataset, "shots": options.shots, "episodes": digest, **method.setting()}
-    log = options.out / f"records-{shard}-of-{shards}.jsonl"
-    # another shard may have opened the folder already; its records are not ours to go on with
-    joining = not log.exists()
-    records = runs.open_run(options.out, log, setting, options.resume or joining)
+    log, records = runs.open_shard(options.out, shard, shards, setting, options.resume)
 
     def lookup(name: str, index: int) -> Episode:
         return load_episode(name, options.root, episodes[index])
 
     tasks = [(options.dataset, index) for index in range(shard, len(episodes), shards)]
-    runs.run_episodes(options.out, log, method, tasks, lookup, records)
-    everything = [record for file in sorted(options.out.glob("records-*.jsonl")) for record in runs.read_records(file)]
-    asked = [record for record in everything if record.mode in method.modes]
+    store = FrameStore.of(options.frames or options.out / "frames", digest, method.sources, method.recipe)
+    runs.run_episodes(options.out, log, method, tasks, lookup, records, store)
+    asked = [record for record in runs.all_records(options.out) if record.mode in method.modes]
     title = f"{options.dataset}, {options.shots}-shot"
     published = PUBLISHED if options.shots == 1 else {}
     domains = (options.dataset,)
     print(report.write(options.out, asked, title, setting, method.modes, domains, lookup, published))
     return 1 if any(record.error for record in asked) else 0
-
-
-def _shard(text: str) -> tuple[int, int]:
-    first, _, second = text.partition("/")
-    if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
-        raise CavSamError(f"--shard needs I/N with I from 0 to N-1, such as 0/4, not {text!r}.")
-    return int(first), int(second)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from cavsam.errors import CavSamError
 from cavsam.evaluation.episodes import Episode
+from cavsam.evaluation.frames import FrameStore
 from cavsam.evaluation.metrics import Counts, count
 from cavsam.images import Mask, resize_mask
 from cavsam.recipe import Mode, Recipe
@@ -26,6 +27,9 @@ from cavsam.sources import ModelSources, fingerprint
 from cavsam.types import CandidateMask
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cavsam.adapted import AdaptedReference
     from cavsam.pipeline import CavSam
 
 MODES: tuple[str, ...] = get_args(Mode)
@@ -43,6 +47,23 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", metavar="NAME=VALUE", action="append", default=[], help="an option of the recipe; repeatable"
     )
     parser.add_argument("--resume", action="store_true", help="go on with what --out holds")
+    parser.add_argument("--shard", default="0/1", metavar="I/N", help="run every N-th episode from the I-th, from 0")
+    parser.add_argument(
+        "--frames", type=Path, metavar="DIR", help="where generated frames are kept for other runs (default: in --out)"
+    )
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """The number of a shard and how many there are, from "I/N"; raises `CavSamError` when it is none."""
+    first, _, second = text.partition("/")
+    if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
+        raise CavSamError(f"--shard needs I/N with I from 0 to N-1, such as 0/4, not {text!r}.")
+    return int(first), int(second)
+
+
+def all_records(out: Path) -> list[Record]:
+    """The records of all shards in a folder."""
+    return [record for file in sorted(out.glob("records-*.jsonl")) for record in read_records(file)]
 
 
 @dataclass(frozen=True)
@@ -88,7 +109,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Record:
-    """One episode in one mode, as it stands in records.jsonl."""
+    """One episode in one mode, a line of its shard's file."""
 
     domain: str
     index: int
@@ -122,8 +143,12 @@ def run_episodes(
     tasks: Sequence[tuple[str, int]],
     lookup: Callable[[str, int], Episode],
     records: list[Record],
+    store: FrameStore,
 ) -> None:
-    """Run what `records` lacks of `tasks` (domain, index) in every mode; append to `records` and to the file `log`."""
+    """Run what `records` lacks of `tasks` (domain, index) in every mode; append to `records` and to the file `log`.
+
+    The modes share what does not depend on them: the adaptation to the references and the generated frames.
+    """
     from tqdm import tqdm
 
     from cavsam.cli import TRY_OUT
@@ -143,9 +168,15 @@ def run_episodes(
             if not missing:
                 continue
             task = lookup(domain, index)
+            shared: dict[bool, tuple[AdaptedReference, float]] = {}
             for mode in missing:
                 bar.set_description(f"{domain} {index} {mode}")
-                record, mask = measure(models[mode], task, mode)
+                model = models[mode]
+                if model.recipe.aligns not in shared:
+                    shared[model.recipe.aligns] = _adapt(model, task)
+                adapted, seconds = shared[model.recipe.aligns]
+                adapted = dataclasses.replace(adapted, fingerprint=model.fingerprint)
+                record, mask = measure(model, task, mode, adapted, seconds, store)
                 _save_mask(mask, mask_path(out, record))
                 lines.write(json.dumps(dataclasses.asdict(record)) + "\n")
                 lines.flush()
@@ -153,12 +184,29 @@ def run_episodes(
                 bar.update()
 
 
-def measure(model: CavSam, task: Episode, mode: str) -> tuple[Record, NDArray[np.bool_]]:
-    """Adapt to the episode's references, segment its target, count pixels; also returns the mask found (H, W)."""
+def _adapt(model: CavSam, task: Episode) -> tuple[AdaptedReference, float]:
     begun = time.perf_counter()
-    adapted = model.adapt(task.references, class_name=task.class_name)
-    adapt_seconds = time.perf_counter() - begun
-    (result,) = model.segment(adapted, [task.image])
+    adapted = model.adapt(task.references, class_name=task.class_name, generate=False)
+    return adapted, time.perf_counter() - begun
+
+
+def measure(
+    model: CavSam, task: Episode, mode: str, adapted: AdaptedReference, adapt_seconds: float, store: FrameStore
+) -> tuple[Record, NDArray[np.bool_]]:
+    """Segment the episode's target, count pixels; also returns the mask found (H, W).
+
+    Generated frames that are used count with the seconds that they took when they were made, now or in an earlier run.
+    """
+    waited = made = 0.0
+
+    def between(nearest: int) -> Tensor:
+        nonlocal waited, made
+        begun = time.perf_counter()
+        frames, seconds = store.frames(model, task, nearest)
+        waited, made = waited + time.perf_counter() - begun, made + seconds
+        return frames
+
+    (result,) = model.segment(adapted, [task.image], between=between)
     mask = result.masks.get(task.class_name, np.zeros(task.truth.shape, dtype=bool))
     counts = count(task.class_name, mask, task.truth)
     record = Record(
@@ -173,7 +221,7 @@ def measure(model: CavSam, task: Episode, mode: str) -> tuple[Record, NDArray[np
         background_union=counts.background_union,
         score=result.scores.get(task.class_name, 0.0),
         adapt_seconds=round(adapt_seconds, 4),
-        target_seconds=round(result.seconds, 4),
+        target_seconds=round(result.seconds - waited + made, 4),
         error=result.error,
         candidates=[_candidate(one, task.truth) for one in result.candidates.get(task.class_name, ())],
     )
@@ -199,24 +247,23 @@ def mask_path(out: Path, record: Record) -> Path:
     return out / "masks" / f"{record.domain}-{record.index:05d}-{record.mode}.png"
 
 
-def open_run(out: Path, log: Path, setting: dict[str, Any], resume: bool) -> list[Record]:
-    """The records that `log` in `out` holds from an earlier run of the same setting; makes the folder.
+def open_shard(out: Path, shard: int, shards: int, setting: dict[str, Any], resume: bool) -> tuple[Path, list[Record]]:
+    """The file of a shard's records in `out`, and what it holds from an earlier run; makes the folder.
 
     Raises:
-        CavSamError: the folder holds a run, and it is another one or --resume was not given.
+        CavSamError: the folder holds records of this shard and --resume was not given, or a run with another setting.
     """
     out.mkdir(parents=True, exist_ok=True)
-    stored = out / "setting.json"
+    stored, log = out / "setting.json", out / f"records-{shard}-of-{shards}.jsonl"
+    if log.exists() and not resume:
+        raise CavSamError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
     if not stored.exists():
-        partial = out / "setting.json.partial"
+        partial = out / f"setting.json.{os.getpid()}.partial"
         partial.write_text(json.dumps(setting, indent=2) + "\n")
         os.replace(partial, stored)
-        return []
-    if not resume:
-        raise CavSamError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
     if json.loads(stored.read_text()) != setting:
         raise CavSamError(f"{out} holds a run with other models or settings; choose another --out.")
-    return list(read_records(log, repair=True)) if log.exists() else []
+    return log, list(read_records(log, repair=True)) if log.exists() else []
 
 
 def read_records(log: Path, *, repair: bool = False) -> Iterator[Record]:

@@ -76,7 +76,7 @@ def finished_run(tmp_path_factory):
 def test_a_run_writes_records_masks_and_a_report(finished_run):
     out, _, code = finished_run
     assert code == 0
-    records = list(runs.read_records(out / "records.jsonl"))
+    records = list(runs.read_records(out / "records-0-of-1.jsonl"))
     assert {(r.index, r.mode) for r in records} == set(itertools.product(range(3), ("concat", "ttga")))
     for record in records:
         task = episode("cells", "dev", 1, record.index)
@@ -99,7 +99,7 @@ def test_a_run_writes_records_masks_and_a_report(finished_run):
 
 def test_a_run_is_resumed_where_it_stopped_and_not_mixed_with_another(finished_run):
     out, options, _ = finished_run
-    log = out / "records.jsonl"
+    log = out / "records-0-of-1.jsonl"
     whole = log.read_text()
     lines = whole.splitlines(keepends=True)
     with pytest.raises(CavSamError, match="--resume"):
