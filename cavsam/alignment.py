@@ -82,7 +82,7 @@ def align(
     weights = {name: w.detach().clone().requires_grad_(True) for name, w in tracker.neck_weights.items()}
     optimizer = torch.optim.Adam(weights.values(), lr=recipe.ttga_lr, weight_decay=recipe.ttga_weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, recipe.ttga_steps))
-    regions = background_regions(tracker.neck(trunk)[0], masks, recipe)
+    regions = background_regions(tracker.features(trunk, recipe.activation_stride), masks, recipe)
     losses = []
     with torch.enable_grad():
         for step in range(recipe.ttga_steps):
@@ -102,7 +102,7 @@ def align(
         raise NumericalError("Aligning to the reference gave a loss that is not finite; lower ttga_lr.")
     neck = {name: w.detach() for name, w in weights.items()}
     with torch.no_grad():
-        features, _ = tracker.neck(trunk, neck)
+        features = tracker.features(trunk, recipe.activation_stride, neck)
         background = None if regions is None else prototypes(features, regions)
         return Alignment(neck, prototypes(features, masks), losses, background)
 
@@ -124,8 +124,8 @@ def cyclic_loss(
         augmented_trunk, augmented_masks: of one augmented reference; masks float (1, labels, S, S).
         regions: of the references' background, see `background_regions`; None with foreground only.
     """
-    features, _ = tracker.neck(trunk, weights)
-    augmented, _ = tracker.neck(augmented_trunk, weights)
+    features = tracker.features(trunk, recipe.activation_stride, weights)
+    augmented = tracker.features(augmented_trunk, recipe.activation_stride, weights)
     background = None if regions is None else prototypes(features, regions)
     forward = activation(augmented, prototypes(features, masks), background)  # (1, labels, h, w)
     if recipe.cycle_mask == "predicted":
@@ -316,7 +316,7 @@ def pseudo_prompts(
     """
     chosen = torch.as_tensor([*range(len(reference_masks)), *frames], dtype=torch.long, device=trunk[0].device)
     with torch.no_grad():
-        features, _ = tracker.neck([level[chosen] for level in trunk], alignment.neck)
+        features = tracker.features([level[chosen] for level in trunk], recipe.activation_stride, alignment.neck)
     known, generated = features.split([len(reference_masks), len(frames)])
     maps = activation(generated, alignment.prototypes, alignment.background)
     size = (tracker.image_size, tracker.image_size)
@@ -352,9 +352,9 @@ def _pseudo_prompt(frame: int, label: int, mask: Tensor, similarity: Tensor, kin
 
 
 @torch.no_grad()
-def activations(tracker: Tracker, trunk: Sequence[Tensor], alignment: Alignment) -> Tensor:
+def activations(tracker: Tracker, trunk: Sequence[Tensor], alignment: Alignment, recipe: Recipe) -> Tensor:
     """Activation of every frame and label under the tuned neck, float (N, labels, h, w); see `activation`."""
-    features, _ = tracker.neck(trunk, alignment.neck)
+    features = tracker.features(trunk, recipe.activation_stride, alignment.neck)
     return activation(features, alignment.prototypes, alignment.background)
 
 
@@ -365,7 +365,7 @@ def activation_logits(tracker: Tracker, trunk: Sequence[Tensor], alignment: Alig
     Args:
         trunk: features of the one frame.
     """
-    maps = activations(tracker, trunk, alignment)
+    maps = activations(tracker, trunk, alignment, recipe)
     thresholds = torch.tensor([threshold_of(one, recipe.activation_threshold) for one in maps[0]], device=maps.device)
     size = (tracker.image_size, tracker.image_size)
     full = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)[0]

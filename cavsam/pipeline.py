@@ -215,7 +215,8 @@ class CavSam:
             for index, (seen, one) in enumerate(zip(trace.candidates, found, strict=True)):
                 seen.judged(one.signs, one.scores, [index == believed for believed in chosen])
             video = self._video(scene, trace.generated, _Clock(None))  # a look costs the run itself no time
-            maps = alignment.activations(self.tracker, video, adapted.alignment) if adapted.alignment else None
+            aligned = adapted.alignment
+            maps = alignment.activations(self.tracker, video, aligned, self.recipe) if aligned else None
             trace.close(adapted, scene.order, canvas, maps)
         return self._result(adapted.labels, found, chosen, (image.shape[0], image.shape[1]))
 
@@ -280,7 +281,8 @@ class CavSam:
                 neck,
                 watch=seen.back if seen else None,
             )
-            features = self.tracker.neck(scene.trunk, tuned.neck if tuned else None)[0]
+            neck = tuned.neck if tuned else None
+            features = self.tracker.features(scene.trunk, self.recipe.activation_stride, neck)
             known, target = features[:-1], features[-1:]
             signs = scoring.feature_signs(known, scene.masks, target, masks, self.recipe)
         if seen:

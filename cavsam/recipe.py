@@ -15,6 +15,7 @@ PropagateWith = Literal["tuned", "original"]
 PseudoLabel = Literal["mask", "box"]
 CycleMask = Literal["predicted", "true"]
 Activation = Literal["foreground", "contrast"]
+ActivationStride = Literal[16, 8, 4]
 ActivationThreshold = Literal["otsu", "zero"]
 TargetPrompt = Literal["none", "box", "point"]
 RefineActivation = Literal["none", "box"]
@@ -88,6 +89,9 @@ class Recipe:
     prototype of the background or of another label."""
     background_prototypes: int = 1
     """Prototypes of the background, with `activation` contrast; more than one parts it by k-means."""
+    activation_stride: ActivationStride = 16
+    """Pixels of SAM2's square per cell of the activation. 16 of 1024 pixels are 64 x 64 cells; a model with a smaller
+    square has as many with a smaller stride."""
     activation_threshold: ActivationThreshold = "otsu"
     """An activation's foreground lies above its own Otsu threshold (the paper), or above 0 (with contrast)."""
     temperature: float = 1.0
@@ -190,7 +194,7 @@ def _check_type(name: str, value: Any) -> None:
     choices = get_args(hint)
     if choices:
         if value not in choices:
-            raise RecipeError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+            raise RecipeError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}.")
         return
     accepted = (int, float) if hint is float else hint
     if not isinstance(value, accepted) or isinstance(value, bool) != (hint is bool):

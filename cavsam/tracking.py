@@ -106,6 +106,11 @@ class Tracker:
         levels, _ = self._neck_with_positions(trunk, weights)
         return levels[-1].float(), levels
 
+    def features(self, trunk: Sequence[Tensor], stride: int, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The neck's features of `stride` 4, 8 or 16 pixels, float32 (N, C, S/stride, S/stride); see `neck`."""
+        _, levels = self.neck(trunk, weights)
+        return levels[{16: -1, 8: -2, 4: -3}[stride]].float()
+
     def _neck_with_positions(
         self, trunk: Sequence[Tensor], weights: Mapping[str, Tensor] | None
     ) -> tuple[list[Tensor], list[Tensor]]:
