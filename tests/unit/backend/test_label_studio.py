@@ -299,3 +299,28 @@ def test_two_threads_may_fetch_the_same_image(client: LabelStudio, label_studio:
         thread.join()
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_bytes() == IMAGE
+
+
+@pytest.mark.parametrize("presigned", [True, False])
+@pytest.mark.parametrize("path", ["/tasks/7/resolve/?fileuri=czM6Ly9iL2EucG5n", "/tasks/7/presign/?fileuri=czM6Ly9i"])
+def test_cloud_storage_through_label_studio(other_host: OtherHost, tmp_path: Path, path: str, presigned: bool):
+    """Label Studio either sends on to the storage, which must not see the key, or passes the file through."""
+    app = Flask("storage-proxy")
+    asked: list[tuple[str, str | None]] = []
+
+    @app.get("/tasks/<int:task>/<way>/")
+    def proxy(task: int, way: str):
+        asked.append((request.args["fileuri"], request.headers.get("Authorization")))
+        return redirect(f"{other_host.url}/a.png?X-Amz-Signature=secret", 303) if presigned else IMAGE
+
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        ours = LabelStudio(f"http://127.0.0.1:{server.server_port}", LEGACY_KEY)
+        ours.fetch_image(path, tmp_path / "a", LIMIT)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (tmp_path / "a").read_bytes() == IMAGE
+    assert asked == [(path.rpartition("=")[2], f"Token {LEGACY_KEY}")]
+    assert other_host.authorizations == ([None] if presigned else [])
