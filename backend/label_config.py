@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,16 @@ LABELLED_TAGS = frozenset({"BrushLabels", "BitmaskLabels", "PolygonLabels", "Rec
 """Control tags that draw and label in one."""
 DRAWING_TAGS = frozenset({"Brush", "Bitmask", "Polygon", "Rectangle"})
 """Control tags that only draw; a `<Labels>` tag on the same image gives the label, as a second result of one id."""
-UNSUPPORTED_TAGS = frozenset(
-    {"EllipseLabels", "Ellipse", "KeyPointLabels", "KeyPoint", "VectorLabels", "Vector", "MagicWand"}
-)
+HINT_TAGS = frozenset({"EllipseLabels", "Ellipse"})
+"""Control tags whose regions teach, but that cannot say a mask: predictions go to a mask tag with the same label."""
+POINT_TAGS = frozenset({"KeyPointLabels", "KeyPoint"})
+"""Control tags that point at an object; with `smart="true"` they are clicks that correct a mask."""
+UNSUPPORTED_TAGS = frozenset({"VectorLabels", "Vector", "MagicWand"})
 """Control tags that draw on an image but whose regions the backend neither reads nor writes."""
 
+PREFERRED = ("brush", "bitmask", "polygon", "rectangle")
+"""Which mask tag takes a mask that was not drawn with one, where several have the label."""
+SMART = 'smart="true" makes them clicks that correct a mask'
 SUPPORTED = "BrushLabels, BitmaskLabels, PolygonLabels, RectangleLabels and their forms with <Labels> are"
 
 
@@ -44,8 +49,9 @@ class Control:
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """What the backend understands of a configuration.
+    """What the backend understands of a configuration; docs/control-tags.md says how tags are mapped.
 
+    `controls` take masks, `hints` only teach (ellipses), `prompts` are smart tools whose regions are clicks.
     `images` maps the name of each `<Image>` tag to the expression of its `value`, such as `$image` or
     `$scan.left`; `notices` says in plain sentences what is not supported.
     """
@@ -53,11 +59,24 @@ class LabelConfig:
     controls: tuple[Control, ...]
     images: Mapping[str, str]
     notices: tuple[str, ...]
+    hints: tuple[Control, ...] = ()
+    prompts: tuple[Control, ...] = ()
 
     def control(self, name: str, to_name: str, labels_name: str | None = None) -> Control | None:
         """The control of that name on that image, if the configuration has it."""
-        wanted = (name, to_name, labels_name)
-        return next((c for c in self.controls if (c.name, c.to_name, c.labels_name) == wanted), None)
+        return _named(self.controls, name, to_name, labels_name)
+
+    def hint(self, name: str, to_name: str, labels_name: str | None = None) -> Control | None:
+        """As `control`, among those that only teach."""
+        return _named(self.hints, name, to_name, labels_name)
+
+    def is_prompt(self, name: str, to_name: str) -> bool:
+        """Whether what that control draws on that image is a click."""
+        return any((prompt.name, prompt.to_name) == (name, to_name) for prompt in self.prompts)
+
+    def mask_control(self, to_name: str, label: str) -> Control | None:
+        """The control that takes a mask of a label on an image, if there is one: a brush where there are several."""
+        return _mask_control(self.controls, to_name, label)
 
 
 def parse_label_config(xml: str) -> LabelConfig:
@@ -69,18 +88,38 @@ def parse_label_config(xml: str) -> LabelConfig:
     notices: list[str] = []
     images = _images(root, notices)
     controls: list[Control] = []
+    hints: list[Control] = []
+    points: list[Control] = []
+    smart: set[str] = set()
+    written: dict[str, str] = {}
     for tag in root.iter():
-        if tag.tag in LABELLED_TAGS:
-            controls += _labelled_controls(tag, images, notices)
-        elif tag.tag in DRAWING_TAGS:
-            controls += _drawing_controls(tag, root, images, notices)
+        found = hints if tag.tag in HINT_TAGS else points if tag.tag in POINT_TAGS else controls
+        if tag.tag in LABELLED_TAGS | {"EllipseLabels", "KeyPointLabels"}:
+            found += _labelled_controls(tag, images, notices)
+        elif tag.tag in DRAWING_TAGS | {"Ellipse", "KeyPoint"}:
+            found += _drawing_controls(tag, root, images, notices)
         elif tag.tag in UNSUPPORTED_TAGS and set(_targets(tag)) & set(images):
             notices.append(f"<{tag.tag} name={tag.get('name', '')!r}> is not supported; {SUPPORTED}.")
+        name = tag.get("name", "")
+        written[name] = f"<{tag.tag} name={name!r}>"
+        if _is_smart(tag):
+            smart.add(name)
     if not images:
         notices.append("The configuration has no <Image> tag with a value such as $image.")
     elif not controls:
         notices.append(f"The configuration has nothing to predict: no control tag on an image that works; {SUPPORTED}.")
-    return LabelConfig(tuple(controls), images, tuple(dict.fromkeys(notices)))
+    boxes = [control for control in controls if control.name in smart and _points_at_another(control, controls)]
+    controls = [control for control in controls if control not in boxes]
+    prompts = boxes + [point for point in points if point.name in smart]
+    for point in points:
+        if point.name not in smart:
+            notices.append(f"{written[point.name]} draws points, which give no mask and are left out; {SMART}.")
+    for control in hints + prompts:
+        missing = [label for label in control.labels if _mask_control(controls, control.to_name, label) is None]
+        if missing:
+            names = ", ".join(repr(label) for label in missing)
+            notices.append(f"{written[control.name]} has labels that no mask tag on {control.to_name!r} has: {names}.")
+    return LabelConfig(tuple(controls), images, tuple(dict.fromkeys(notices)), tuple(hints), tuple(prompts))
 
 
 def image_url(expression: str, data: Mapping[str, Any]) -> str | None:
@@ -100,6 +139,30 @@ def image_url(expression: str, data: Mapping[str, Any]) -> str | None:
                 return None
             found = found[part]
     return found if isinstance(found, str) and found.strip() else None
+
+
+def _named(controls: Iterable[Control], name: str, to_name: str, labels_name: str | None) -> Control | None:
+    wanted = (name, to_name, labels_name)
+    return next((c for c in controls if (c.name, c.to_name, c.labels_name) == wanted), None)
+
+
+def _mask_control(controls: Iterable[Control], to_name: str, label: str) -> Control | None:
+    able = [control for control in controls if control.to_name == to_name and control.knows(label)]
+    return min(able, key=lambda control: PREFERRED.index(control.kind.removesuffix("labels")), default=None)
+
+
+def _is_smart(tag: ET.Element) -> bool:
+    """Whether the editor may use a control as a smart tool; the editor takes attributes in any case."""
+    attributes = {name.lower(): value.lower() for name, value in tag.attrib.items()}
+    return "true" in (attributes.get("smart"), attributes.get("smartonly"))
+
+
+def _points_at_another(control: Control, controls: Iterable[Control]) -> bool:
+    """Whether a smart rectangle stands beside another mask tag with one of its labels: then it is not a mask itself."""
+    if not control.kind.startswith("rectangle"):
+        return False
+    others = [other for other in controls if not other.kind.startswith("rectangle")]
+    return any(_mask_control(others, control.to_name, label) is not None for label in control.labels)
 
 
 def _images(root: ET.Element, notices: list[str]) -> dict[str, str]:

@@ -108,9 +108,13 @@ def prediction_regions(slot: Slot, mask: BoolMask, score: float) -> tuple[list[d
         values = list(shapes.mask_to_boxes(mask))
     regions = []
     for number, value in enumerate(values):
-        identity = hashlib.sha256(f"{slot}|{number}".encode()).hexdigest()[:10]
-        regions += _results(slot, identity, value, mask.shape, score)
+        regions += _results(slot, region_id(slot, number), value, mask.shape, score)
     return regions, notes
+
+
+def region_id(slot: Slot, number: int) -> str:
+    """The id of region number `number` of a slot, the same in every prediction: a corrected region replaces it."""
+    return hashlib.sha256(f"{slot}|{number}".encode()).hexdigest()[:10]
 
 
 def _results(
@@ -141,5 +145,8 @@ def _drawn(region: Mapping[str, Any], height: int, width: int) -> BoolMask:
         return shapes.png_to_mask(region["imageDataURL"], height, width)
     if "points" in region:
         return shapes.polygon_to_mask(region["points"], height, width)
+    if "radiusX" in region:
+        ellipse = shapes.Ellipse(region["x"], region["y"], region["radiusX"], region["radiusY"], region["rotation"])
+        return shapes.ellipse_to_mask(ellipse, height, width)
     box = shapes.Box(region["x"], region["y"], region["width"], region["height"], region["rotation"])
     return shapes.box_to_mask(box, height, width)

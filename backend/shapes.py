@@ -27,6 +27,8 @@ BoolMask = NDArray[np.bool_]
 
 TOLERANCE = 1.0
 """Pixels by which a simplified outline may leave the mask's."""
+LEVEL = 0.499
+"""Where an outline runs from a centre inside, 1, to one outside, 0; below a half, pixels that touch at corners join."""
 SPECK = 0.01
 """Components smaller than this share of the mask are noise to a polygon or rectangle."""
 THRESHOLD = 128
@@ -41,6 +43,16 @@ class Box(NamedTuple):
     y: float
     width: float
     height: float
+    rotation: float = 0.0
+
+
+class Ellipse(NamedTuple):
+    """An ellipse in percent: its centre, half its width and half its height; `rotation` is clockwise in degrees."""
+
+    x: float
+    y: float
+    radius_x: float
+    radius_y: float
     rotation: float = 0.0
 
 
@@ -81,10 +93,10 @@ def mask_to_polygons(mask: BoolMask) -> tuple[list[list[list[float]]], int]:
     outlines: list[list[list[float]]] = []
     holes = 0
     for top, left, component in _components(mask):
-        # padded, so that outlines close at the border; traced half-way between the centres inside and outside
-        traced = contour_generator(z=np.pad(component, 1).astype(np.float32), line_type=LineType.Separate).lines(0.5)
+        # padded, so that outlines close at the border
+        traced = contour_generator(z=np.pad(component, 1).astype(np.float32), line_type=LineType.Separate).lines(LEVEL)
         lines = sorted((np.asarray(line, np.float64) for line in traced), key=_area, reverse=True)
-        holes += sum(_area(line) >= 2.0 for line in lines[1:])
+        holes += len(lines) - 1
         # centres of pixels lie half a pixel inside; the padding moved them by a whole one
         outline = lines[0][:-1] + np.array([left - 0.5, top - 0.5])
         outline = np.clip(_simplified(outline), 0, (width, height))
@@ -125,6 +137,19 @@ def box_to_mask(box: Box, height: int, width: int) -> BoolMask:
         for dx, dy in ((0, 0), (across, 0), (across, down), (0, down))
     ]
     return _filled(corners, height, width)
+
+
+def ellipse_to_mask(ellipse: Ellipse, height: int, width: int) -> BoolMask:
+    """The mask of shape (H, W) inside an ellipse."""
+    across, down = ellipse.radius_x * width / 100, ellipse.radius_y * height / 100
+    if across <= 0 or down <= 0:
+        return np.zeros((height, width), bool)
+    rows, columns = np.ogrid[:height, :width]
+    dx, dy = columns + 0.5 - ellipse.x * width / 100, rows + 0.5 - ellipse.y * height / 100
+    turn = math.radians(ellipse.rotation)
+    along, beside = dx * math.cos(turn) + dy * math.sin(turn), dy * math.cos(turn) - dx * math.sin(turn)
+    inside: BoolMask = (along / across) ** 2 + (beside / down) ** 2 <= 1
+    return inside
 
 
 def _components(mask: BoolMask) -> Iterator[tuple[int, int, BoolMask]]:

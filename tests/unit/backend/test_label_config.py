@@ -80,6 +80,62 @@ def test_every_mask_tag_and_its_form_with_labels():
     assert config.notices == ()
 
 
+MASKS = '<BrushLabels name="b" toName="i"><Label value="a"/></BrushLabels>'
+
+
+def with_image(*tags: str) -> str:
+    return f"""<View><Image name="i" value="$x"/>{"".join(tags)}</View>"""
+
+
+def test_smart_tools_beside_a_mask_tag_are_prompts_and_ellipses_are_hints():
+    config = parse_label_config(
+        with_image(
+            '<RectangleLabels name="r" toName="i" smart="true"><Label value="a"/></RectangleLabels>',
+            MASKS,
+            '<KeyPointLabels name="k" toName="i" smartOnly="true"><Label value="a"/></KeyPointLabels>',
+            '<EllipseLabels name="e" toName="i"><Label value="a"/></EllipseLabels>',
+        )
+    )
+    assert config.notices == ()
+    assert [control.name for control in config.controls] == ["b"]
+    assert [control.name for control in config.prompts] == ["r", "k"]
+    assert config.hint("e", "i") == Control("e", "i", ("a",), kind="ellipselabels")
+    assert config.is_prompt("k", "i")
+    assert not config.is_prompt("b", "i")
+
+
+def test_a_rectangle_that_is_not_smart_or_stands_alone_is_a_mask():
+    plain = '<RectangleLabels name="r" toName="i"><Label value="a"/></RectangleLabels>'
+    smart = '<RectangleLabels name="r" toName="i" smart="true"><Label value="a"/></RectangleLabels>'
+    assert [c.name for c in parse_label_config(with_image(MASKS, plain)).controls] == ["b", "r"]
+    assert [c.name for c in parse_label_config(with_image(smart)).controls] == ["r"]
+
+
+def test_points_that_are_no_clicks_and_labels_without_a_mask_tag_are_told():
+    config = parse_label_config(
+        with_image(
+            MASKS,
+            '<KeyPointLabels name="k" toName="i"><Label value="a"/></KeyPointLabels>',
+            '<EllipseLabels name="e" toName="i"><Label value="a"/><Label value="z"/></EllipseLabels>',
+        )
+    )
+    points, labels = config.notices
+    assert "KeyPointLabels name='k'" in points
+    assert 'smart="true"' in points
+    assert "EllipseLabels name='e'" in labels
+    assert labels.endswith("'z'.")
+
+
+def test_of_several_mask_tags_a_brush_takes_the_mask():
+    config = parse_label_config(
+        with_image('<PolygonLabels name="p" toName="i"><Label value="a"/><Label value="only"/></PolygonLabels>', MASKS)
+    )
+    assert config.mask_control("i", "a") == config.control("b", "i")
+    assert config.mask_control("i", "only") == config.control("p", "i")
+    assert config.mask_control("i", "none") is None
+    assert config.mask_control("elsewhere", "a") is None
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "label_config").glob("*.xml")), ids=lambda path: path.stem)
 def test_the_bundled_configurations_are_understood(path: Path):
     config = parse_label_config(path.read_text())
