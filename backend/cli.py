@@ -53,7 +53,7 @@ def _doctor(settings: Settings, project: int | None, *, with_model: bool) -> int
     from backend.doctor import examine
 
     failed = False
-    for finding in examine(settings, project, with_model=with_model):
+    for finding in examine(settings, project, environ=os.environ, with_model=with_model):
         failed = failed or finding.verdict == "fail"
         print(f"{finding.verdict:<5} {finding.subject}: {finding.message}", flush=True)
     return 1 if failed else 0

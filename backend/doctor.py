@@ -7,7 +7,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,13 +21,19 @@ from backend.errors import BackendError, LabelConfigError, LabelStudioDenied, La
 from backend.execution.process import CAVSAM, LaneProcess, LaneSpec
 from backend.label_config import parse_label_config
 from backend.label_studio import LabelStudio
-from backend.settings import Settings
+from backend.settings import Settings, unknown_variables
 
 Verdict = Literal["ok", "note", "fail"]
 
 MIN_FREE_GB = 2.0
 SSRF_RELEASE = (1, 23, 1)
+WEIGHTS_GB = 6.0
 TRIAL_SIZE = 96
+SWITCHES = (
+    "Since 1.23.1 Label Studio answers 403 when a backend on a private address is connected, unless it is started with "
+    "LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false and, for the webhooks, LABEL_STUDIO_SSRF_PROTECTION_ENABLED=false. Its users "
+    "can then make it call addresses inside your network, so do this only where you trust them."
+)
 
 
 @dataclass(frozen=True)
@@ -40,21 +46,32 @@ class Finding:
 
 
 def examine(
-    settings: Settings, project: int | None, *, with_model: bool = True, segmenter: str = CAVSAM
+    settings: Settings,
+    project: int | None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    with_model: bool = True,
+    segmenter: str = CAVSAM,
 ) -> Iterator[Finding]:
-    """Look at everything that a running backend needs, one finding after the other."""
-    yield from _settings(settings)
+    """Look at everything that a running backend needs, one finding after the other.
+
+    `environ` is what the settings were read from, to find variables that are misspelt.
+    """
+    yield from _settings(settings, environ or {})
     yield from _data_folder(settings)
+    yield from _weights(settings)
     if settings.label_studio_url:
         yield from _label_studio(settings, project)
     if with_model:
         yield from _model(settings, segmenter)
 
 
-def _settings(settings: Settings) -> Iterator[Finding]:
+def _settings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
     sources = settings.sources()
     kind = "try-out models, not for real work" if sources.is_nano else "real models"
     yield Finding("ok", "settings", f"model {sources.name} ({kind}), mode {settings.method().mode}")
+    for name in unknown_variables(environ):
+        yield Finding("note", "settings", f"{name} means nothing; `cavsam-backend settings` lists the names there are.")
     if not settings.label_studio_url:
         yield Finding(
             "note",
@@ -87,6 +104,35 @@ def _data_folder(settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", "data folder", f"{folder}, {free:.0f} GB free")
 
 
+def _weights(settings: Settings) -> Iterator[Finding]:
+    """Where weights from the hub are kept; local files and the bundled models need no room."""
+    sources = settings.sources()
+    from_hub = [name for name in (sources.sam2, sources.diffusion) if not Path(name).exists()]
+    if not from_hub:
+        return
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(HF_HUB_CACHE)
+    missing = [name for name in from_hub if not (folder / f"models--{name.replace('/', '--')}").exists()]
+    free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free / 1e9
+    if not missing:
+        yield Finding("ok", "weights", f"{' and '.join(from_hub)} are in {folder}")
+    elif free < WEIGHTS_GB:
+        yield Finding(
+            "fail",
+            "weights",
+            f"{' and '.join(missing)} must be fetched to {folder}, which has {free:.1f} GB left and needs some "
+            f"{WEIGHTS_GB:.0f}; make room or set HF_HOME.",
+        )
+    else:
+        yield Finding(
+            "note",
+            "weights",
+            f"{' and '.join(missing)} will be fetched to {folder} ({free:.0f} GB free) when the model is loaded first; "
+            "`cavsam download` does it ahead.",
+        )
+
+
 def _label_studio(settings: Settings, project: int | None) -> Iterator[Finding]:
     client = LabelStudio(
         settings.label_studio_url, settings.label_studio_api_key, timeout=min(settings.api_timeout, 10)
@@ -106,12 +152,13 @@ def _label_studio(settings: Settings, project: int | None) -> Iterator[Finding]:
         yield Finding("fail", "API key", str(error))
         return
     yield Finding("ok", "API key", f"{kind} of {user.get('email')}")
-    if _release(release) >= SSRF_RELEASE:
-        yield from _address_guard(settings)
+    guarded = _release(release) >= SSRF_RELEASE
     if project is None:
+        if guarded:
+            yield from _address_guard(settings)
         yield Finding("note", "project", "give a project's number (--project 12) to have it looked at")
     else:
-        yield from _project(client, project)
+        yield from _project(settings, client, project, guarded=guarded)
 
 
 def _address_guard(settings: Settings) -> Iterator[Finding]:
@@ -121,14 +168,11 @@ def _address_guard(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "note",
             "private address",
-            "The backend listens on a private address. Since 1.23.1 Label Studio answers 403 when such a backend is "
-            "connected, unless it is started with LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false and, for the webhooks, "
-            "LABEL_STUDIO_SSRF_PROTECTION_ENABLED=false. Its users can then make it call addresses inside your "
-            "network, so do this only where you trust them.",
+            f"The backend listens on a private address. {SWITCHES}",
         )
 
 
-def _project(client: LabelStudio, project: int) -> Iterator[Finding]:
+def _project(settings: Settings, client: LabelStudio, project: int, *, guarded: bool) -> Iterator[Finding]:
     subject = f"project {project}"
     try:
         found = client.project(project)
@@ -150,16 +194,21 @@ def _project(client: LabelStudio, project: int) -> Iterator[Finding]:
         yield Finding(
             "fail", subject, "No backend is connected; add this one's address under Settings, Model, Connect Model."
         )
+        if guarded:
+            yield from _address_guard(settings)
     for backend in backends:
-        yield from _connection(client, project, backend)
+        yield from _connection(client, project, backend, guarded=guarded)
 
 
-def _connection(client: LabelStudio, project: int, backend: dict[str, Any]) -> Iterator[Finding]:
+def _connection(client: LabelStudio, project: int, backend: dict[str, Any], *, guarded: bool) -> Iterator[Finding]:
     subject, url = f"project {project}", str(backend.get("url", ""))
     if backend.get("state") in ("DI", "ER"):
         reason = backend.get("error_message") or "Label Studio cannot reach it"
+        hint = f" {SWITCHES}" if guarded and _is_private(urlsplit(url).hostname or "") else ""
         yield Finding(
-            "fail", subject, f"The connected backend {url} is not in order: {reason}. Is it running at that address?"
+            "fail",
+            subject,
+            f"The connected backend {url} is not in order: {reason}. Is it running at that address?{hint}",
         )
     else:
         yield Finding("ok", subject, f"backend {url} is connected, version {backend.get('model_version')}")
@@ -187,7 +236,10 @@ def _model(settings: Settings, segmenter: str) -> Iterator[Finding]:
         try:
             started = time.monotonic()
             lane.load(_silent)
-            yield Finding("ok", "model", f"loads in {time.monotonic() - started:.0f} s on device {settings.device}")
+            device = lane.device or settings.device
+            yield Finding("ok", "model", f"loads in {time.monotonic() - started:.0f} s on device {device}")
+            if device == "cpu" and not settings.sources().is_nano:
+                yield Finding("note", "model", "On a CPU a task takes minutes; see docs/hardware.md.")
             started = time.monotonic()
             answer = lane.run(_trial_job(Path(folder)), _silent)
         except BackendError as error:
@@ -219,8 +271,9 @@ def _trial_job(folder: Path) -> dict[str, Any]:
         "original_height": TRIAL_SIZE,
         "rle": encode_mask(masks["reference"]),
     }
+    example = {"annotation": 0, "regions": [region], "images": {"image": str(folder / "reference.png")}}
     return {
-        "reference": {"key": "trial", "regions": [region], "images": {"image": str(folder / "reference.png")}},
+        "reference": {"key": "trial", "shots": 0, "examples": [example]} | example,
         "images": {"image": str(folder / "target.png")},
     }
 

@@ -33,7 +33,22 @@ def test_all_is_well(make_settings: MakeSettings, label_studio: FakeLabelStudio)
     for words in ("release 1.23.2", "legacy token of admin@example.com", "labels cat, dog", "is connected", "loads in"):
         assert words in good
     assert "every step runs" in good
-    assert "LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false" in texts(found, "note")  # the backend listens on loopback
+    assert texts(found, "note") == ""
+
+
+def test_the_switches_are_named_where_they_may_be_in_the_way(
+    make_settings: MakeSettings, label_studio: FakeLabelStudio
+):
+    project = label_studio.add_project()
+    switch = "LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false"
+    for settings in (make_settings(), make_settings(host="0.0.0.0")):  # loopback, and this machine's own addresses
+        assert switch in texts(findings(settings), "note")
+        assert switch in texts(findings(settings, project), "note")  # none is connected
+    label_studio.connected[project] = "http://127.0.0.1:9090"
+    label_studio.backend_state = "DI"
+    assert switch in texts(findings(make_settings(), project), "fail")
+    label_studio.backend_state = "CO"  # so Label Studio does call private addresses
+    assert not any(switch in finding.message for finding in findings(make_settings(), project))
 
 
 def test_names_the_kind_of_key(make_settings: MakeSettings):
@@ -46,6 +61,27 @@ def test_a_bad_key_and_an_absent_server(make_settings: MakeSettings):
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
     found = findings(make_settings(label_studio_url=url, api_timeout=1.0))
     assert "Check LABEL_STUDIO_URL" in texts(found, "fail")
+
+
+def test_a_misspelt_variable_is_noted(make_settings: MakeSettings):
+    found = list(examine(make_settings(), None, environ={"CAVSAM_MODLE": "nano"}, with_model=False))
+    assert "CAVSAM_MODLE means nothing" in texts(found, "note")
+
+
+def test_says_what_will_be_fetched_and_whether_there_is_room(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    settings = make_settings(model="default")
+    notes = texts(findings(settings), "note")
+    assert settings.sources().sam2 in notes
+    assert "`cavsam download`" in notes
+    (tmp_path / f"models--{settings.sources().sam2.replace('/', '--')}").mkdir()
+    assert settings.sources().sam2 not in texts(findings(settings), "note")
+    monkeypatch.setattr("backend.doctor.WEIGHTS_GB", 1e9)
+    assert "make room or set HF_HOME" in texts(findings(settings), "fail")
+    (tmp_path / f"models--{settings.sources().diffusion.replace('/', '--')}").mkdir()
+    assert "are in" in texts(findings(settings), "ok")
 
 
 def test_missing_address_and_key_are_noted(make_settings: MakeSettings):
