@@ -36,9 +36,7 @@ class Logistic:
 
     def __call__(self, features: Features) -> float:
         """The estimate, 0..1."""
-        value = self.bias + sum(
-            weight * features.get(name, self.usual[name]) for name, weight in self.weights.items()
-        )
+        value = self.bias + sum(weight * features.get(name, self.usual[name]) for name, weight in self.weights.items())
         return 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from cavsam.errors import CavSamError, InvalidReference, RecipeError
 from cavsam.evaluation import bench, evaluate
 from cavsam.images import Mask, read_image, read_mask, write_mask
-from cavsam.recipe import Mode, Recipe
+from cavsam.recipe import PRESETS, Mode, Recipe
 from cavsam.sources import NAMES, ModelSources
 from cavsam.types import Reference
 
@@ -100,6 +100,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", choices=get_args(Mode), default="full", help="parts of the method (default: full)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random draw (default: 0)")
+    parser.add_argument("--preset", choices=PRESETS, default="default", help="a whole recipe (default: default)")
     parser.add_argument(
         "--set",
         metavar="NAME=VALUE",
@@ -117,7 +118,7 @@ def sources_of(options: argparse.Namespace) -> ModelSources:
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
     """The recipe that the options choose; raises `RecipeError`."""
-    values: dict[str, Any] = {"mode": options.mode, "seed": options.seed}
+    values = {**Recipe.preset(options.preset).to_dict(), "mode": options.mode, "seed": options.seed}
     for setting in options.set:
         name, equals, text = setting.partition("=")
         if not equals:

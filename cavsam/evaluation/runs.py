@@ -22,7 +22,7 @@ from cavsam.evaluation.episodes import Episode
 from cavsam.evaluation.frames import FrameStore
 from cavsam.evaluation.metrics import Counts, count
 from cavsam.images import Mask, resize_mask
-from cavsam.recipe import Mode, Recipe
+from cavsam.recipe import PRESETS, Mode, Recipe
 from cavsam.sources import ModelSources, fingerprint
 from cavsam.types import CandidateMask
 
@@ -43,6 +43,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", action="append", choices=MODES, help="repeatable (default: all)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the method's random draws (default: 0)")
+    parser.add_argument("--preset", choices=PRESETS, default="default", help="a whole recipe (default: default)")
     parser.add_argument(
         "--set", metavar="NAME=VALUE", action="append", default=[], help="an option of the recipe; repeatable"
     )
@@ -80,7 +81,9 @@ class Method:
         """From parsed options; raises `CavSamError` where they do not fit."""
         from cavsam.cli import recipe_of, sources_of
 
-        recipe = recipe_of(argparse.Namespace(mode="full", seed=options.seed, set=options.set))
+        recipe = recipe_of(
+            argparse.Namespace(mode="full", **{name: getattr(options, name) for name in ("preset", "seed", "set")})
+        )
         modes = tuple(mode for mode in MODES if mode in (options.mode or MODES))
         return cls(sources_of(options), recipe, modes, options.device)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from cavsam.alignment import (
     activation,
     align,
     augment,
+    background_regions,
     cycle_iou,
     cyclic_loss,
     otsu,
@@ -93,6 +96,57 @@ def test_activation_is_the_cosine() -> None:
     assert result[1, 0, 2, 3].item() == pytest.approx(expected.item(), abs=1e-6)
 
 
+def test_contrast_is_against_the_nearest_other_prototype() -> None:
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(2, 5, 3, 4, generator=generator)
+    labels = F.normalize(torch.randn(2, 5, generator=generator), dim=1)
+    background = F.normalize(torch.randn(3, 5, generator=generator), dim=1)
+    result = activation(features, labels, background)
+    everything = torch.cat([labels, background])
+    for cell in np.ndindex(2, 3, 4):
+        cosines = F.cosine_similarity(features[cell[0], :, cell[1], cell[2]][None], everything).numpy()
+        for label in range(2):
+            expected = cosines[label] - np.delete(cosines, label).max()
+            assert result[cell[0], label, cell[1], cell[2]].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_background_regions_part_what_no_label_covers() -> None:
+    """Two kinds of background beside an object that is on one of two pictures."""
+    kinds = torch.tensor([[1.0, 0.2, 0.0], [0.0, 1.0, 0.1], [0.1, 0.0, 1.0]])
+    grid = torch.full((2, 6, 6), 1)
+    grid[:, :, 3:] = 2
+    grid[0, 2:4, 2:4] = 0
+    features = kinds[grid].permute(0, 3, 1, 2)
+    masks = (grid == 0).float()[:, None].repeat_interleave(4, 2).repeat_interleave(4, 3)
+    assert background_regions(features, masks, Recipe()) is None
+    one = background_regions(features, masks, Recipe(activation="contrast"))
+    assert one is not None
+    torch.testing.assert_close(one, (grid != 0).float()[:, None])
+    two = background_regions(features, masks, Recipe(activation="contrast", background_prototypes=2))
+    assert two is not None
+    assert {tuple((two[:, part] > 0).flatten().tolist()) for part in range(2)} == {
+        tuple((grid == kind).flatten().tolist()) for kind in (1, 2)
+    }
+    # more parts than there are cells: all of it is one
+    everything = torch.ones_like(masks)
+    none = background_regions(features, everything, Recipe(activation="contrast", background_prototypes=2))
+    assert none is not None
+    assert none.shape[1] == 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"activation_threshold": "zero"}, {"background_prototypes": 3}])
+def test_alignment_with_contrast_learns_and_keeps_its_background(
+    tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor], changes: dict[str, Any]
+) -> None:
+    images, masks = reference
+    recipe = Recipe(mode="ttga", activation="contrast", temperature=0.1, ttga_steps=30, **changes)
+    aligned = align(tracker, images, masks, tracker.trunk(images), recipe)
+    assert aligned.background is not None
+    assert aligned.background.shape == (recipe.background_prototypes, aligned.prototypes.shape[1])
+    torch.testing.assert_close(aligned.background.norm(dim=1), torch.ones(recipe.background_prototypes))
+    assert np.mean(aligned.losses[-8:]) < np.mean(aligned.losses[:8])
+
+
 def test_only_the_two_coarse_laterals_learn_and_the_model_stays(
     tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
@@ -125,15 +179,19 @@ def test_alignment_lowers_the_loss_and_is_reproducible(
     assert other.losses != aligned.losses
 
 
-def test_loss_written_out(tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]) -> None:
+@pytest.mark.parametrize("kind", ["foreground", "contrast"])
+def test_loss_written_out(
+    tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor], kind: Literal["foreground", "contrast"]
+) -> None:
     """L_aug + L_cyc from numpy for one label, with scikit-image's Otsu on the way back."""
     images, masks = reference[0], reference[1][:, :1]
     generator = torch.Generator().manual_seed(3)
     changed, changed_masks = augment(images[0], masks[0], generator)
     trunk, changed_trunk = tracker.trunk(images), tracker.trunk(changed[None])
     weights = tracker.neck_weights
-    recipe = Recipe(mode="ttga", temperature=0.5)
-    loss = cyclic_loss(tracker, trunk, masks, changed_trunk, changed_masks[None], weights, recipe)
+    recipe = Recipe(mode="ttga", temperature=0.5, activation=kind)
+    regions = background_regions(tracker.neck(trunk)[0], masks, recipe)
+    loss = cyclic_loss(tracker, trunk, masks, changed_trunk, changed_masks[None], weights, recipe, regions)
 
     def flat(features: torch.Tensor) -> np.ndarray:
         return features[0].flatten(1).numpy().astype(np.float64).T  # (cells, C)
@@ -150,8 +208,12 @@ def test_loss_written_out(tracker: Tracker, reference: tuple[torch.Tensor, torch
     grid = tracker.image_size // 16
     m, n = (F.avg_pool2d(x, 16).reshape(grid * grid).numpy() for x in (masks, changed_masks[None]))
     forward = cosine(g, (f * m[:, None]).sum(0) / m.sum())
+    if kind == "contrast":
+        forward -= cosine(g, (f * (1 - m)[:, None]).sum(0) / (1 - m).sum())
     predicted = forward > threshold_otsu(forward)
     backward = cosine(f, g[predicted].mean(0))
+    if kind == "contrast":
+        backward -= cosine(f, g[~predicted].mean(0))
     assert loss.item() == pytest.approx(bce(forward, n) + bce(backward, m), rel=1e-4)
 
 

@@ -14,6 +14,7 @@ from skimage import data as pictures
 
 from cavsam import cli
 from cavsam.images import read_mask
+from cavsam.recipe import Recipe
 
 QUICK = ["--set", "lora_steps=2", "--set", "ttga_steps=2", "--set", "frames=2", "--set", "ddim_steps=2"]
 
@@ -39,7 +40,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("mode", ["concat", "ttga", "dbst", "full"])
+@pytest.mark.parametrize("mode", ["concat", "ttga", "dbst", "full", "auto"])
 def test_segment_in_every_mode(folder: Path, mode: str) -> None:
     arguments = ["segment", "reference.png", "mask.png", "target.jpg", "broken.png", "turned.jpg"]
     arguments += ["--model", "nano", "--mode", mode, "--class-name", "person", *QUICK]
@@ -145,3 +146,21 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(folder: Path
         assert done.returncode == 2
         assert "cannot be written" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_preset_is_where_the_other_options_start() -> None:
+    arguments = [
+        "segment",
+        "r.png",
+        "m.png",
+        "t.png",
+        "--out",
+        "out",
+        "--preset",
+        "paper",
+        "--set",
+        "min_cycle_iou=0.2",
+    ]
+    recipe = cli.recipe_of(cli.build_parser().parse_args(arguments))
+    assert recipe == Recipe.preset("paper").replace(min_cycle_iou=0.2)
+    assert cli.recipe_of(cli.build_parser().parse_args(arguments[:6])) == Recipe()

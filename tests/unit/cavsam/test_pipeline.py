@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from skimage.filters import threshold_otsu
 
-from cavsam import AdaptedReference, CavSam, Recipe, Reference, TargetResult
+from cavsam import AdaptedReference, CavSam, Recipe, Reference, TargetResult, alignment
+from cavsam.calibration import Calibration, Logistic
 from cavsam.diffusion import LatentDiffusion
 from cavsam.errors import InvalidReference, ModelError
 from cavsam.recipe import Mode
@@ -20,7 +22,7 @@ from cavsam.tracking import Prompt, Tracker
 from .conftest import blob_picture
 
 QUICK = Recipe(frames=3, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3, min_separation=0.0, min_cycle_iou=0.0)
-MODES: tuple[Mode, ...] = ("concat", "ttga", "dbst", "full")
+MODES: tuple[Mode, ...] = ("concat", "ttga", "dbst", "full", "auto")
 Build = Callable[..., CavSam]
 
 
@@ -146,11 +148,100 @@ def test_options_of_the_recipe_reach_the_result(build: Build, reference: Referen
         {"pseudo_label": "box"},
         {"prompted_fraction": 0.0},
         {"temperature": 0.1},
+        {"activation": "contrast"},
+        {"activation": "contrast", "background_prototypes": 2},
+        {"activation_threshold": "zero"},
+        {"target_prompt": "box"},
+        {"target_prompt": "point"},
+        {"cycle_mask": "true"},
         {"frames": 5},
         {"seed": 1},
         {"diffusion_size": 128},
     ):
         assert score(**({"lora_lr": 0.05} | change)) != base, change
+
+
+def test_auto_generates_frames_only_where_no_cheap_candidate_is_trusted(
+    build: Build, reference: Reference, targets: list[np.ndarray]
+) -> None:
+    results = {}
+    for threshold in (0.0, 1.0):
+        model = build(mode="auto", auto_threshold=threshold)
+        results[threshold] = next(model.segment(model.adapt([reference]), targets[:1]))
+    tried = {t: [c.kind for c in result.candidates["bright"]] for t, result in results.items()}
+    assert tried == {0.0: ["concat", "ttga", "activation"], 1.0: ["concat", "ttga", "activation", "full"]}
+    assert "generate" not in results[0.0].timings
+    assert "generate" in results[1.0].timings
+    for result in results.values():
+        for label, ways in result.candidates.items():
+            (chosen,) = (way for way in ways if way.chosen)
+            assert chosen.score == max(way.score for way in ways)
+            assert result.scores[label] == pytest.approx(chosen.score, abs=1e-6)
+            if label in result.masks:
+                assert result.sources[label] == chosen.kind
+
+
+def test_candidates_of_auto_are_those_of_the_modes(
+    build: Build, reference: Reference, targets: list[np.ndarray]
+) -> None:
+    """The same steps give the same masks, alone or beside other candidates."""
+    model = build(mode="auto", auto_threshold=1.0)
+    auto = next(model.segment(model.adapt([reference]), targets[:1]))
+    for mode in ("concat", "ttga", "full"):
+        model = build(mode=mode)
+        (alone,) = next(model.segment(model.adapt([reference]), targets[:1])).candidates["dark"]
+        (beside,) = (way for way in auto.candidates["dark"] if way.kind == mode)
+        np.testing.assert_array_equal(alone.mask, beside.mask)
+        assert {**beside.signs, "agreement": 0} == {**alone.signs, "agreement": 0}
+
+
+def test_the_candidate_activation_is_what_its_map_marks(build: Build, reference: Reference) -> None:
+    """On the reference itself: the tuned neck's cosine above its Otsu threshold, or what SAM2 sees in its box."""
+    plain, refined = (
+        build(mode="ttga", region_fallback=True, ttga_steps=60, refine_activation=kind) for kind in ("none", "box")
+    )
+    adapted = plain.adapt([reference])
+    tracker, size = plain.tracker, plain.tracker.image_size
+    result = next(plain.segment(adapted, [reference.image]))
+    assert adapted.alignment is not None
+    maps = alignment.activations(tracker, adapted.trunk, adapted.alignment, Recipe())[0]
+    full = F.interpolate(maps[None], size=(size, size), mode="bilinear")[0].numpy()
+    margin = np.stack([full[i] - threshold_otsu(maps[i].double().numpy()) for i in range(2)])
+    boxes = []
+    for label, name in enumerate(reference.masks):
+        way = result.candidates[name][1]
+        expected = (margin[label] > 0) & (margin[label] >= margin.max(axis=0))
+        assert way.kind == "activation"
+        assert (way.mask == expected).mean() > 0.999
+        boxes.append(Prompt.of(0, label, torch.from_numpy(way.mask), "box"))
+    again = next(refined.segment(adapted, [reference.image]))
+    logits = tracker.track(adapted.trunk, boxes, 2, read=0, neck_weights=adapted.alignment.neck).logits.numpy()
+    for label, name in enumerate(reference.masks):
+        expected = (logits[label] > 0) & (logits[label] >= logits.max(axis=0))
+        np.testing.assert_array_equal(again.candidates[name][1].mask, expected)
+
+
+def test_below_the_presence_asked_for_no_mask_is_returned(
+    build: Build, reference: Reference, targets: list[np.ndarray]
+) -> None:
+    model = build(mode="concat")
+    adapted = model.adapt([reference])
+    found = next(model.segment(adapted, targets[:1]))
+    assert found.masks
+    assert not found.calibrated
+    # a calibration that tells the two labels apart by their own signs
+    sure = next(iter(found.masks))
+    signs = {label: ways[0].signs for label, ways in found.candidates.items()}
+    level = signs[sure]["size"] + 0.01
+    gate = Logistic(-1000 * level, {"size": 1000.0}, {"size": 0.5})
+    picky = CavSam(
+        model.tracker, None, model.recipe.replace(min_presence=0.5), calibration=Calibration({}, {"concat": gate})
+    )
+    result = next(picky.segment(adapted, targets[:1]))
+    assert sure not in result.masks
+    assert result.scores[sure] < 0.5
+    for label in set(found.masks) - {sure}:
+        assert (label in result.masks) == (signs[label]["size"] > level)
 
 
 def test_more_references_and_a_label_that_is_not_on_all(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cavsam.errors import ModelError, RecipeError
-from cavsam.recipe import Recipe
+from cavsam.recipe import PRESETS, Recipe
 from cavsam.sources import NANO, ModelSources, fingerprint
 
 
@@ -53,7 +53,12 @@ def test_fingerprint_changes_with_each_option_of_the_recipe() -> None:
     sources = ModelSources.named("default")
     changed = {"mode": "ttga", "lora_mix": "factor", "reference_prompt": "box", "propagate_with": "original"}
     changed |= {"pseudo_label": "box", "cycle_mask": "true", "precision": "bfloat16", "alpha_max": 0.9}
-    changed |= {"activation": "contrast", "activation_threshold": "zero", "target_prompt": "box"}
+    changed |= {
+        "activation": "contrast",
+        "activation_stride": 8,
+        "activation_threshold": "zero",
+        "target_prompt": "box",
+    }
     changed |= {"refine_activation": "box", "region_fallback": True, "auto_floor": 0.1, "min_presence": 0.5}
     seen = {fingerprint(sources, Recipe())}
     for field in dataclasses.fields(Recipe):
@@ -108,3 +113,18 @@ def test_settings_and_images_do_not_load_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_preset_paper_fixes_every_open_choice() -> None:
+    """Whatever the defaults become, the published reading stays what it is."""
+    paper = Recipe.preset("paper")
+    assert (paper.activation, paper.activation_threshold, paper.temperature) == ("foreground", "otsu", 1.0)
+    assert (paper.min_separation, paper.min_cycle_iou, paper.min_presence) == (0.0, 0.0, 0.0)
+    assert (paper.reference_prompt, paper.propagate_with, paper.lora_mix) == ("mask", "tuned", "delta")
+    assert (paper.target_prompt, paper.region_fallback, paper.pseudo_label) == ("none", False, "mask")
+    # what it leaves to the defaults has no effect on its mode, or is where and how it runs
+    left = {field.name for field in dataclasses.fields(Recipe)} - set(PRESETS["paper"])
+    ours = {"seed", "precision", "frame_batch", "diffusion_size", "background_prototypes", "refine_activation"}
+    assert left == ours | {"fallback_iou", "auto_threshold", "auto_floor"}
+    with pytest.raises(RecipeError, match="default, paper"):
+        Recipe.preset("best")

@@ -73,6 +73,58 @@ def test_box_prompt_equals_the_predictors_own(tracker: Tracker, frames: torch.Te
     assert not torch.allclose(by_box.logits, by_mask.logits)
 
 
+@pytest.mark.parametrize("kind", ["box", "point"])
+def test_a_correction_equals_the_predictors_own(
+    tracker: Tracker, frames: torch.Tensor, first_mask: torch.Tensor, kind: str
+) -> None:
+    """Propagate two objects to frame 2, then prompt the second one there; the first stays as it was."""
+    trunk = tracker.trunk(frames)
+    prompts = [Prompt(0, 0, mask=first_mask), Prompt(0, 1, mask=first_mask.roll(80, 0))]
+    plain = tracker.track(trunk, prompts, 2, read=2)
+    if kind == "box":
+        correction = Prompt(2, 1, box=(60.0, 70.0, 130.0, 130.0))
+        given = {"box": [60.0, 70.0, 130.0, 130.0]}
+    else:
+        correction = Prompt(2, 1, point=(95.5, 100.5))
+        given = {"points": [[95.5, 100.5]], "labels": [1]}
+    corrected = tracker.track(trunk, prompts, 2, read=2, corrections=[correction])
+
+    predictor, state = tracker.predictor, tracker._state(trunk, None)
+    for prompt in prompts:
+        predictor.add_new_mask(state, 0, prompt.label, prompt.mask)
+    for frame, _, _ in predictor.propagate_in_video(state):
+        if frame == 2:
+            break
+    _, _, expected = predictor.add_new_points_or_box(state, 2, 1, **given)
+    torch.testing.assert_close(corrected.logits, expected[:, 0])
+    torch.testing.assert_close(corrected.logits[0], plain.logits[0])
+    assert not torch.allclose(corrected.logits[1], plain.logits[1])
+    assert corrected.predicted_ious[0] == plain.predicted_ious[0]
+    assert corrected.predicted_ious[1] != plain.predicted_ious[1]
+
+
+def test_predicted_ious_are_the_decoders(tracker: Tracker, frames: torch.Tensor) -> None:
+    """Boxes on a single frame, through the SAM heads by hand."""
+    boxes = [(40.0, 30.0, 110.0, 90.0), (10.0, 120.0, 90.0, 200.0)]
+    trunk = tracker.trunk(frames[:1])
+    track = tracker.track(trunk, [Prompt(0, i, box=box) for i, box in enumerate(boxes)], 2, read=0)
+    predictor = tracker.predictor
+    with torch.inference_mode():
+        encoded = predictor.forward_image((frames[:1] - _column(PIXEL_MEAN)) / _column(PIXEL_STD))
+        _, features, _, sizes = predictor._prepare_backbone_features(encoded)
+        levels = [f.permute(1, 2, 0).view(1, -1, *size) for f, size in zip(features, sizes, strict=True)]
+        image = levels[-1] + predictor.no_mem_embed.view(1, -1, 1, 1)
+        for index, box in enumerate(boxes):
+            points = {"point_coords": torch.tensor(box).view(1, 2, 2), "point_labels": torch.tensor([[2, 3]])}
+            ious = predictor._forward_sam_heads(image, points, None, levels[:-1], multimask_output=False)[2]
+            assert track.predicted_ious[index].item() == pytest.approx(ious.max().item(), abs=1e-4)
+    assert not predictor.sam_mask_decoder._forward_hooks
+
+
+def _column(values: tuple[float, ...]) -> torch.Tensor:
+    return torch.tensor(values).view(3, 1, 1)
+
+
 def test_reverse_mirrors_forward(tracker: Tracker, frames: torch.Tensor, first_mask: torch.Tensor) -> None:
     """Playing the mirrored video backwards from its last frame is playing the video forwards."""
     forward = tracker.track(tracker.trunk(frames), [Prompt(0, 0, mask=first_mask)], 1, read=4)

@@ -1,0 +1,79 @@
+"""Which candidate is believed, on scores and masks made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cavsam.calibration import Calibration, Logistic
+from cavsam.candidates import Candidate, choose, kinds, settled, with_agreement
+from cavsam.recipe import Recipe
+
+
+def candidate(kind: str, scores: list[float], rows: list[int]) -> Candidate:
+    """Each label's mask is the first `rows` rows of its own half of a picture of 8 x 8."""
+    logits = torch.full((len(rows), 8, 8), -1.0)
+    width = 8 // len(rows)
+    for label, count in enumerate(rows):
+        logits[label, :count, width * label : width * (label + 1)] = 1.0
+    return Candidate(kind, logits, [{} for _ in rows], scores, [1.0] * len(rows))
+
+
+def test_auto_takes_the_highest_score_of_each_label() -> None:
+    found = [candidate("concat", [0.3, 0.7], [4, 4]), candidate("activation", [0.5, 0.7], [4, 2])]
+    assert choose(found, Recipe(mode="auto")) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("score", "rows", "expected"),
+    [
+        (0.9, 2, 1),  # disagrees (IoU 1/4) and scores higher
+        (0.9, 7, 0),  # agrees: the tracked mask has the finer edge
+        (0.2, 2, 0),  # disagrees, but scores lower
+    ],
+)
+def test_the_activation_steps_in_where_it_disagrees_and_scores_higher(score: float, rows: int, expected: int) -> None:
+    found = [candidate("full", [0.4], [8]), candidate("activation", [score], [rows])]
+    recipe = Recipe(region_fallback=True, fallback_iou=0.5)
+    assert choose(found, recipe) == [expected]
+    assert choose(found[:1], recipe) == [0]
+
+
+def test_auto_is_settled_by_trust_in_every_label_or_by_no_hope_for_any() -> None:
+    found = [candidate("concat", [0.9, 0.1], [4, 4]), candidate("activation", [0.2, 0.6], [4, 4])]
+    recipe = Recipe(mode="auto", auto_threshold=0.6)
+    assert settled(found, recipe)
+    assert not settled(found, recipe.replace(auto_threshold=0.7))
+    assert not settled(found, recipe.replace(auto_threshold=0.95, auto_floor=0.9))
+    assert settled(found, recipe.replace(auto_threshold=0.95, auto_floor=0.91))
+
+
+def test_agreement_is_the_mean_iou_with_the_others() -> None:
+    found = [candidate(kind, [0.0], [rows]) for kind, rows in (("concat", 4), ("ttga", 8), ("activation", 2))]
+    signs = with_agreement(found[0], found).signs
+    assert signs[0]["agreement"] == pytest.approx(np.mean([4 / 8, 2 / 4]))
+
+
+def test_only_what_has_a_mask_has_a_score() -> None:
+    sure = Logistic(5.0, {}, {})
+    scored = candidate("full", [], [3, 0]).scored(
+        Calibration({"full": sure, "auto.full": Logistic(0.0, {}, {})}), "full"
+    )
+    assert scored.scores == [pytest.approx(sure({})), 0.0]
+    again = scored.scored(Calibration({"full": sure, "auto.full": Logistic(0.0, {}, {})}), "auto")
+    assert again.scores == [0.5, 0.0]
+
+
+def test_which_candidates_a_recipe_makes() -> None:
+    assert kinds(Recipe(mode="concat", region_fallback=True)) == ("concat",)
+    assert kinds(Recipe(mode="full")) == ("full",)
+    assert kinds(Recipe(mode="full", region_fallback=True)) == ("full", "activation")
+    assert kinds(Recipe(mode="auto")) == ("concat", "ttga", "activation")
+    # one neck and nothing to correct: ttga would be concat over again
+    assert kinds(Recipe(mode="auto", propagate_with="original")) == ("concat", "activation")
+    assert kinds(Recipe(mode="auto", propagate_with="original", target_prompt="box")) == (
+        "concat",
+        "ttga",
+        "activation",
+    )

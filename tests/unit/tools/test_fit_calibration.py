@@ -1,0 +1,99 @@
+"""The calibration that is fitted on records: it orders what it has not seen, and no sign counts the wrong way round."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cavsam.calibration import Calibration
+from cavsam.evaluation.runs import Record
+from tools.fit_calibration import auroc, fit_logistic, main
+
+
+def write_run(folder: Path, split: str, seed: int = 0, episodes: int = 240, mode: str = "concat") -> None:
+    """A run whose signs are known: `good` rises with the IoU, `bad` falls with it, `noise` and `still` say nothing."""
+    generator = np.random.default_rng(seed)
+    folder.mkdir()
+    (folder / "setting.json").write_text(json.dumps({"split": split}))
+    with (folder / "records-0-of-1.jsonl").open("w") as lines:
+        for index in range(episodes):
+            absent = index % 4 == 0
+            iou = 0.0 if absent else float(generator.random())
+            signs = {
+                "good": iou + generator.normal(0, 0.15),
+                "bad": -iou + generator.normal(0, 0.15),
+                "noise": generator.normal(),
+                "still": 0.5,
+            }
+            if index % 10 == 3:
+                del signs["noise"]
+            ways = [
+                {"kind": "concat", "found": True, "iou": iou, "signs": signs},
+                {"kind": "activation", "found": False, "iou": 1.0, "signs": {}},
+            ]
+            record = Record(
+                f"domain{index % 3}", index, mode, "thing", absent, 0, 0, 0, 0, 0.0, 0.0, 0.0, None, candidates=ways
+            )
+            lines.write(json.dumps(dataclasses.asdict(record)) + "\n")
+
+
+def test_what_is_fitted_orders_other_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "dev", "dev")
+    write_run(tmp_path / "auto", "dev", seed=1, mode="auto")
+    out = tmp_path / "calibration.json"
+    assert main([str(tmp_path / "dev"), str(tmp_path / "auto"), "--out", str(out)]) == 0
+    fitted = Calibration.load(out)
+    assert set(fitted.overlap) == set(fitted.presence) == {"concat", "auto.concat"}
+    for kind in fitted.overlap:
+        assert fitted.overlap[kind].weights["good"] > 1
+        assert "bad" not in fitted.overlap[kind].weights
+        assert "still" not in fitted.overlap[kind].weights
+    low, high = ({"good": value, "noise": 0.0} for value in (0.1, 0.9))
+    assert fitted.score("concat", low) < 0.35
+    assert fitted.score("concat", high) > 0.65
+    assert fitted.present("concat", low) < fitted.present("concat", high)
+    table = capsys.readouterr().out
+    row = next(line for line in table.splitlines() if line.startswith("| concat"))
+    spearman, half, absent = (float(cell) for cell in row.split("|")[3:6])
+    assert min(spearman, half, absent) > 0.8
+
+
+def test_the_logistic_is_the_best_of_its_kind() -> None:
+    """No other parameters, weights >= 0, give a lower penalised cross entropy."""
+    generator = np.random.default_rng(2)
+    table = generator.normal(size=(80, 2))
+    truth = 1 / (1 + np.exp(-(0.5 + 2 * table[:, 0] - table[:, 1])))
+    fitted = fit_logistic([{"a": a, "b": b} for a, b in table.tolist()], truth, penalty=0.01)
+
+    def loss(bias: float, a: float, b: float) -> float:
+        logits = bias + a * table[:, 0] + b * table[:, 1]
+        entropy = np.mean(np.logaddexp(0, logits) - truth * logits)
+        return float(entropy + 0.01 * ((a * table[:, 0].std()) ** 2 + (b * table[:, 1].std()) ** 2))
+
+    own = (fitted.bias, fitted.weights["a"], fitted.weights.get("b", 0.0))
+    assert own[2] == 0.0
+    for _ in range(200):
+        bias, a, b = np.array(own) + generator.normal(0, 0.2, 3)
+        assert loss(*own) <= loss(bias, max(a, 0), max(b, 0)) + 1e-9
+
+
+def test_auroc_against_all_pairs() -> None:
+    generator = np.random.default_rng(3)
+    values, positive = generator.integers(0, 5, 40).astype(float), generator.random(40) > 0.6
+    pairs = [float(p > n) + 0.5 * float(p == n) for p in values[positive] for n in values[~positive]]
+    assert auroc(values, positive) == pytest.approx(np.mean(pairs))
+    assert np.isnan(auroc(values, np.ones(40, dtype=bool)))
+
+
+def test_what_cannot_be_fitted_on_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "test", "test")
+    write_run(tmp_path / "few", "dev", episodes=8)
+    out = tmp_path / "calibration.json"
+    for folder, message in (("test", "development"), ("few", "too few"), ("nowhere", "holds no run")):
+        assert main([str(tmp_path / folder), "--out", str(out)]) == 2
+        assert message in capsys.readouterr().err
+    assert not out.exists()
