@@ -19,6 +19,21 @@ CHEAP = ("concat", "ttga", ACTIVATION)
 
 
 @dataclass(frozen=True)
+class Instance:
+    """One of several objects of a label.
+
+    Attributes:
+        logits: float (S, S).
+        signs: of this object alone; the label's stand for what it lacks.
+        score: 0..1, estimated IoU with the truth.
+    """
+
+    logits: Tensor
+    signs: dict[str, float]
+    score: float = 0.0
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One way to a mask of every label.
 
@@ -26,6 +41,7 @@ class Candidate:
         kind: the mode that gives it, or `activation`.
         logits: float (labels, S, S); above 0 is the object.
         signs: of each label, what speaks for its mask by name, the higher the better; see `scoring.signs`.
+        instances: of each label, where they were tracked apart; empty otherwise.
         scores: of each label, 0..1, estimated IoU with the truth.
         presence: of each label, 0..1, estimated probability that it is on the target.
     """
@@ -33,6 +49,7 @@ class Candidate:
     kind: str
     logits: Tensor
     signs: list[dict[str, float]]
+    instances: list[list[Instance]] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     presence: list[float] = field(default_factory=list)
 
@@ -52,7 +69,12 @@ class Candidate:
         kind = f"auto.{self.kind}" if mode == "auto" else self.kind
         found = self.masks.flatten(1).any(dim=1).tolist()
         scores = [calibration.score(kind, s) if f else 0.0 for s, f in zip(self.signs, found, strict=True)]
-        return replace(self, scores=scores, presence=[calibration.present(kind, s) for s in self.signs])
+        instances = [
+            [replace(one, score=calibration.score(kind, {**signs, **one.signs})) for one in own]
+            for own, signs in zip(self.instances, self.signs, strict=False)
+        ]
+        presence = [calibration.present(kind, s) for s in self.signs]
+        return replace(self, scores=scores, presence=presence, instances=instances)
 
 
 def without_overlap(logits: Tensor) -> Tensor:
@@ -65,6 +87,13 @@ def without_overlap(logits: Tensor) -> Tensor:
         mask &= free
         free &= ~mask
     return masks
+
+
+def contested(logits: Tensor, labels: Sequence[str]) -> dict[tuple[str, str], float]:
+    """Labels that claim the same pixels of logits (labels, S, S): pair -> the shared part of what either claims."""
+    claims = logits > 0
+    pairs = ((a, b) for a in range(len(labels)) for b in range(a + 1, len(labels)))
+    return {(labels[a], labels[b]): iou(claims[a], claims[b]) for a, b in pairs if (claims[a] & claims[b]).any()}
 
 
 def kinds(recipe: Recipe) -> tuple[str, ...]:

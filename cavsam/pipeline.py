@@ -18,19 +18,21 @@ from torch import Tensor
 
 from cavsam import alignment, candidates, scoring, transition
 from cavsam.adapted import AdaptedReference
-from cavsam.alignment import Alignment
+from cavsam.alignment import Alignment, PseudoLabel
 from cavsam.calibration import Calibration
-from cavsam.candidates import ACTIVATION, Candidate
+from cavsam.candidates import ACTIVATION, Candidate, Instance
 from cavsam.diffusion import LatentDiffusion
 from cavsam.errors import CavSamError, InvalidReference, ModelError
 from cavsam.images import ImageSource, Mask, read_image, resize_mask
+from cavsam.memory import in_batches
 from cavsam.models import load_calibration, load_diffusion, load_tracker, select_device
+from cavsam.objects import Objects
 from cavsam.recipe import Recipe
 from cavsam.sources import ModelSources, fingerprint
 from cavsam.trace import CandidateTrace, Trace
-from cavsam.tracking import Prompt, Tracker
+from cavsam.tracking import Prompt, Track, Tracker, mean_track
 from cavsam.transition import Endpoint
-from cavsam.types import Progress, Reference, TargetResult
+from cavsam.types import InstanceMask, Progress, Reference, TargetResult
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +120,7 @@ class CavSam:
             trace.references = images.cpu()
 
         with clock("encode"):
-            trunk = self.tracker.trunk(images)
+            trunk = self._encoded(images)
             descriptors = _descriptors(self.tracker.neck(trunk)[0])
         aligned = None
         if self.recipe.aligns:
@@ -246,48 +248,87 @@ class CavSam:
         """
         tuned = scene.adapted.alignment if kind in ("ttga", "full", ACTIVATION) else None
         neck = tuned.neck if tuned and self.recipe.propagate_with == "tuned" else None
-        between = self._transition(scene, clock, trace) if kind in ("dbst", "full") else None
-        video = self._video(scene, between, clock)
-        seen = trace.candidate(kind, len(video[0])) if trace else None
+        nearest = scene.order[-1]
+        objects = Objects.of(scene.adapted.masks, nearest, "union" if kind == ACTIVATION else self.recipe.instances)
         if kind == ACTIVATION:
+            video = scene.trunk
+            seen = _Watch.of(trace, kind, video, objects)
             with clock("prompt"):
                 logits, prompts = self._activated(scene, video, neck)
             # whether the object is there is what SAM2 said when it tracked it
-            presence = [{"presence": signs["presence"]} for signs in before[-1].signs]
+            spoken = [{"presence": signs["presence"]} for signs in before[-1].signs]
         else:
-            with clock("prompt"):
-                prompts, corrections = self._prompts(scene, video, tuned, seen)
-            with clock("track"):
-                track = self.tracker.track(
-                    video,
-                    prompts,
-                    len(scene.adapted.labels),
-                    read=len(video[0]) - 1,
-                    neck_weights=neck,
-                    corrections=corrections,
-                    watch=seen.forward if seen else None,
-                )
-            logits, presence = track.logits, scoring.track_signs(track)
-            prompts = [*prompts, *corrections]
+            video, track, prompts, seen = self._tracked(kind, scene, objects, tuned, neck, clock, trace)
+            logits, spoken = track.logits, scoring.track_signs(track)
         with clock("score"):
-            masks = candidates.without_overlap(logits)
+            found = candidates.without_overlap(logits)
             # the reference next to the transition is the last one of the video's head
             consistency = scoring.reverse_consistency(
                 self.tracker,
                 video,
-                masks,
-                scene.masks[-1],
+                found,
+                objects.masks[nearest],
                 len(scene.order) - 1,
                 neck,
                 watch=seen.back if seen else None,
             )
-            neck = tuned.neck if tuned else None
-            features = self.tracker.features(scene.trunk, self.recipe.activation_stride, neck)
+            masks = objects.per_label(found)
+            features = self.tracker.features(scene.trunk, self.recipe.activation_stride, tuned.neck if tuned else None)
             known, target = features[:-1], features[-1:]
             signs = scoring.feature_signs(known, scene.masks, target, masks, self.recipe)
         if seen:
             seen.close(prompts, masks)
-        return Candidate(kind, logits, scoring.joined(signs, presence, consistency))
+        if len(objects.owners) == len(signs):
+            return Candidate(kind, logits, scoring.joined(signs, spoken, consistency))
+        alone = scoring.joined([{} for _ in spoken], spoken, consistency)
+        instances = [
+            [Instance(logits[index], alone[index]) for index in objects.owned_by(label)] for label in range(len(signs))
+        ]
+        spoken, consistency = scoring.of_labels(spoken, consistency, objects, objects.masks[nearest])
+        return Candidate(kind, objects.per_label(logits), scoring.joined(signs, spoken, consistency), instances)
+
+    def _tracked(
+        self,
+        kind: str,
+        scene: _Scene,
+        objects: Objects,
+        tuned: Alignment | None,
+        neck: Mapping[str, Tensor] | None,
+        clock: _Clock,
+        trace: Trace | None,
+    ) -> tuple[list[Tensor], Track, list[Prompt], _Watch | None]:
+        """Track the objects to the target through one pseudo video, or through one from each reference.
+
+        Returns:
+            The video from the nearest reference, what was tracked, that video's prompts, and what watches it.
+        """
+        generates = kind in ("dbst", "full")
+        firsts = scene.order if generates and self.recipe.transition_from == "all" else scene.order[-1:]
+        end = None
+        if generates and not scene.given:
+            (end,) = self._endpoints([scene.image], scene.adapted.prompt, clock)
+        tracks = []
+        for first in firsts:  # the nearest comes last, as in the video
+            turned = replace(scene, order=[index for index in scene.order if index != first] + [first])
+            looked = trace if first == firsts[-1] else None
+            between = self._transition(turned, end, clock, looked) if generates else None
+            video = self._video(turned, between, clock)
+            seen = _Watch.of(looked, kind, video, objects)
+            with clock("prompt"):
+                prompts, corrections = self._prompts(turned, objects, video, tuned, seen)
+            with clock("track"):
+                tracks.append(
+                    self.tracker.track(
+                        video,
+                        prompts,
+                        len(objects.owners),
+                        read=len(video[0]) - 1,
+                        neck_weights=neck,
+                        corrections=corrections,
+                        watch=seen.forward if seen else None,
+                    )
+                )
+        return video, mean_track(tracks), [*prompts, *corrections], seen
 
     def _activated(
         self, scene: _Scene, video: Sequence[Tensor], neck: Mapping[str, Tensor] | None
@@ -307,19 +348,16 @@ class CavSam:
         prompts = [replace(box, frame=len(video[0]) - 1, label=label) for box, label in zip(boxes, found, strict=True)]
         return logits, prompts
 
-    def _transition(self, scene: _Scene, clock: _Clock, trace: Trace | None) -> Tensor:
-        """Generated frames from the nearest reference to the target at SAM2's size."""
-        nearest, losses = scene.order[-1], []
-        if scene.given:
-            frames = scene.given(nearest).to(self.tracker.device)
+    def _transition(self, scene: _Scene, target: Endpoint | None, clock: _Clock, trace: Trace | None) -> Tensor:
+        """Frames from the scene's last reference to the target at SAM2's size; given ones, where `target` is None."""
+        if target is None:
+            assert scene.given is not None
+            frames, losses = scene.given(scene.order[-1]).to(self.tracker.device), []
         else:
             assert self.diffusion is not None  # checked when the object was made
-            (target,) = self._endpoints([scene.image], scene.adapted.prompt, clock)
-            losses = target.losses
+            reference, losses = scene.adapted.endpoints[scene.order[-1]], target.losses
             with clock("generate"):
-                frames = transition.frames_between(
-                    self.diffusion, scene.adapted.endpoints[nearest], target, self.recipe
-                )
+                frames = transition.frames_between(self.diffusion, reference, target, self.recipe)
         size = (self.tracker.image_size, self.tracker.image_size)
         video = F.interpolate(frames, size=size, mode="bicubic", antialias=True).clamp(0, 1)
         if trace:
@@ -331,19 +369,25 @@ class CavSam:
         if between is None:
             return scene.trunk
         with clock("encode"):
-            middle = self.tracker.trunk(between)
+            middle = self._encoded(between)
         return [torch.cat([level[:-1], frames, level[-1:]]) for level, frames in zip(scene.trunk, middle, strict=True)]
 
+    def _encoded(self, frames: Tensor) -> list[Tensor]:
+        """Backbone features of frames, float (N, 3, S, S) in 0..1, in as large a batch as the device can hold."""
+        batches = in_batches(lambda chosen: self.tracker.trunk(frames[chosen]), len(frames), len(frames))
+        return [torch.cat(levels) for levels in zip(*batches, strict=True)]
+
     def _prompts(
-        self, scene: _Scene, video: Sequence[Tensor], tuned: Alignment | None, seen: CandidateTrace | None
+        self, scene: _Scene, objects: Objects, video: Sequence[Tensor], tuned: Alignment | None, seen: _Watch | None
     ) -> tuple[list[Prompt], list[Prompt]]:
         """The references' masks with pseudo-labels on the first generated frames, and corrections on the target."""
         references = len(scene.order)
+        shown = objects.masks[scene.order]
         prompts = [
-            Prompt.of(frame, label, scene.masks[frame, label], self.recipe.reference_prompt)
+            Prompt.of(frame, index, shown[frame, index], self.recipe.reference_prompt)
             for frame in range(references)
-            for label in range(len(scene.adapted.labels))
-            if scene.masks[frame, label].any()
+            for index in range(len(objects.owners))
+            if shown[frame, index].any()
         ]
         if tuned is None:
             return prompts, []
@@ -355,7 +399,7 @@ class CavSam:
             found, _ = alignment.pseudo_prompts(
                 self.tracker, video, scene.masks, tuned, frames, self.recipe, kind, watch
             )
-            return found
+            return objects.from_labels(found)
 
         if count:
             prompts += pseudo(range(references, references + count), self.recipe.pseudo_label)
@@ -376,11 +420,17 @@ class CavSam:
                 full[label], score = -1, min(score, presence)
             scores[labels[label]] = round(score, 6)
         masks = candidates.without_overlap(full).numpy()
+        shown = [(label, name) for label, name in enumerate(labels) if masks[label].any()]
+        instances = {}
+        if self.recipe.instances == "split":
+            instances = {name: _instances(picked[i], i, masks[i], scores[name]) for i, name in shown}
         return TargetResult(
             index=0,
             size=size,
-            masks={label: masks[i] for i, label in enumerate(labels) if masks[i].any()},
+            masks={name: masks[i] for i, name in shown},
             scores=scores,
+            instances=instances,
+            contested=candidates.contested(logits, labels),
             calibrated=bool(self.calibration.overlap),
             candidates={
                 label: tuple(one.described(i, chosen=index == chosen[i]) for index, one in enumerate(found))
@@ -440,6 +490,42 @@ class _Scene:
         """Backbone features of the shortest video: references, target."""
         pairs = zip(self.adapted.trunk, self.target_trunk, strict=True)
         return [torch.cat([level[self.order], target]) for level, target in pairs]
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """Tells a candidate's trace, which knows labels, about objects."""
+
+    seen: CandidateTrace
+    objects: Objects
+
+    @classmethod
+    def of(cls, trace: Trace | None, kind: str, video: Sequence[Tensor], objects: Objects) -> _Watch | None:
+        return cls(trace.candidate(kind, len(video[0])), objects) if trace else None
+
+    def decision(self, label: PseudoLabel) -> None:
+        self.seen.decision(label)
+
+    def forward(self, frame: int, logits: Tensor) -> None:
+        self.seen.forward(frame, self.objects.per_label(logits))
+
+    def back(self, frame: int, masks: Tensor) -> None:
+        self.seen.back(frame, self.objects.per_label(masks))
+
+    def close(self, prompts: Sequence[Prompt], masks: Tensor) -> None:
+        self.seen.close(self.objects.to_labels(prompts), masks)
+
+
+def _instances(candidate: Candidate, label: int, mask: Mask, score: float) -> tuple[InstanceMask, ...]:
+    """The objects of a label that have a pixel; their masks part its mask (H, W) by the highest logit."""
+    own = candidate.instances[label] if candidate.instances else []
+    if len(own) < 2:
+        return (InstanceMask(mask, score),)
+    logits = torch.stack([one.logits for one in own])[None].cpu()
+    full = F.interpolate(logits, size=mask.shape, mode="bilinear", align_corners=False)[0]
+    winner = full.argmax(dim=0).numpy()
+    parts = [InstanceMask(mask & (winner == index), round(one.score, 6)) for index, one in enumerate(own)]
+    return tuple(part for part in parts if part.mask.any())
 
 
 def _squash_mask(mask: Mask, size: int) -> Mask:

@@ -19,6 +19,8 @@ ActivationStride = Literal[16, 8, 4]
 ActivationThreshold = Literal["otsu", "zero"]
 TargetPrompt = Literal["none", "box", "point"]
 RefineActivation = Literal["none", "box"]
+TransitionFrom = Literal["nearest", "all"]
+Instances = Literal["union", "split"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -75,7 +77,10 @@ class Recipe:
     diffusion_size: int = 0
     """Side in pixels at which diffusion runs; 0 means the model's own size (512 for Stable Diffusion)."""
     frame_batch: int = 9
-    """Generated frames denoised together; lower it when memory is short."""
+    """Generated frames denoised together; halved by itself when the device runs out of memory."""
+    transition_from: TransitionFrom = "nearest"
+    """With several references, generate frames from the one most like the target, or a pseudo video from each of them,
+    whose logits on the target are averaged."""
 
     # TTGA: the alignment
     ttga_steps: int = 100
@@ -114,6 +119,8 @@ class Recipe:
     """Prompt frame 0 with the reference mask (text of the paper) or its bounding box (its code)."""
     propagate_with: PropagateWith = "tuned"
     """Track on the features of the tuned neck or of the original one."""
+    instances: Instances = "union"
+    """A label of several components is one object, or each component on the reference most like the target is one."""
 
     # choosing between candidates
     refine_activation: RefineActivation = "none"
@@ -195,6 +202,7 @@ class Recipe:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
+    "quick": {"frames": 7, "ddim_steps": 10, "lora_steps": 15, "lora_lr": 1e-3, "ttga_steps": 30},
     "paper": {
         "mode": "full",
         "frames": 9,
@@ -221,11 +229,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "target_prompt": "none",
         "reference_prompt": "mask",
         "propagate_with": "tuned",
+        "transition_from": "nearest",
+        "instances": "union",
         "region_fallback": False,
         "min_presence": 0.0,
     },
 }
-"""Recipes by name: ours, and the published reading throughout, whatever measures better here."""
+"""Recipes by name: ours; with few steps, for the bundled models on a CPU; and the published reading throughout, whatever
+measures better here."""
 
 _HINTS = get_type_hints(Recipe)
 

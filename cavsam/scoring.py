@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cavsam.alignment import activation, cycle_iou, prototypes, separation, threshold_of
+from cavsam.objects import Objects
 from cavsam.recipe import Recipe
 from cavsam.tracking import Prompt, Track, Tracker
 
@@ -126,6 +127,33 @@ def joined(
     """All signs of each label; `consistency` (labels,), see `reverse_consistency`, is left out where it is NaN."""
     backs = [{} if math.isnan(back) else {"consistency": back} for back in consistency.tolist()]
     return [{**a, **b, **c} for a, b, c in zip(first, second, backs, strict=True)]
+
+
+def of_labels(
+    signs: Sequence[dict[str, float]], consistency: Tensor, objects: Objects, reference: Tensor
+) -> tuple[list[dict[str, float]], Tensor]:
+    """Signs and reverse consistency of objects as those of their labels.
+
+    A label is as present as its most present object; `predicted_iou` is the mean, and so is the consistency, by the
+    objects' areas on the reference.
+
+    Args:
+        signs: of each object, from `track_signs`.
+        consistency: of each object.
+        reference: bool (objects, S, S), the true masks of the frame where the way back ends.
+    """
+    areas = reference.flatten(1).sum(dim=1).cpu()
+    joint, backs = [], []
+    for label in sorted(set(objects.owners)):
+        owned = objects.owned_by(label)
+        joint.append(
+            {
+                "presence": max(signs[index]["presence"] for index in owned),
+                "predicted_iou": sum(signs[index]["predicted_iou"] for index in owned) / len(owned),
+            }
+        )
+        backs.append((consistency[owned] * areas[owned]).sum() / areas[owned].sum())
+    return joint, torch.stack(backs)
 
 
 def iou(first: Tensor, second: Tensor) -> float:

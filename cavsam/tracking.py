@@ -22,6 +22,8 @@ sam2.sam2_video_predictor.tqdm = functools.partial(tqdm, disable=True)
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
+SURE = 10.0
+"""Logit that SAM2 gives to the pixels of a mask prompt."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,21 @@ class Tracker:
             "temp_output_dict_per_obj": {},
             "frames_tracked_per_obj": {},
         }
+
+
+def mean_track(tracks: Sequence[Track]) -> Track:
+    """Several propagations to the same frame as one.
+
+    Logits are held within the bounds that SAM2 gives to a mask prompt, so that one propagation which sees no object
+    does not outvote all others.
+    """
+    if len(tracks) == 1:
+        return tracks[0]
+    return Track(
+        torch.stack([track.logits.clamp(-SURE, SURE) for track in tracks]).mean(dim=0),
+        torch.stack([track.object_scores.clamp(-SURE, SURE) for track in tracks]).mean(dim=0),
+        torch.stack([track.predicted_ious for track in tracks]).mean(dim=0),
+    )
 
 
 def _object_score(state: dict[str, Any], label: int, frame: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from cavsam import lora
 from cavsam.diffusion import LatentDiffusion
 from cavsam.errors import NumericalError
+from cavsam.memory import in_batches
 from cavsam.recipe import Recipe
 
 PARALLEL = 1e-4
@@ -59,13 +60,19 @@ def fit_images(
     progress: Callable[[int, int], None] | None = None,
 ) -> list[FittedImage]:
     """Encode `images`, float (n, 3, D, D) in 0..1, and fit an adapter to each, all in one batch (method, DBST 1)."""
-    latents = model.encode(images)
-    embeddings = model.embed([prompt]).expand(len(images), -1, -1)
-    bank, losses = model.fit_loras(latents, embeddings, recipe, progress)
-    return [
-        FittedImage(adapter, latents[i : i + 1], embeddings[i : i + 1], losses)
-        for i, adapter in enumerate(bank.single())
-    ]
+    embedding = model.embed([prompt])
+
+    def fit(chosen: slice) -> list[FittedImage]:
+        latents = model.encode(images[chosen])
+        embeddings = embedding.expand(len(latents), -1, -1)
+        bank, losses = model.fit_loras(latents, embeddings, recipe, progress)
+        return [
+            FittedImage(adapter, latents[i : i + 1], embeddings[i : i + 1], losses)
+            for i, adapter in enumerate(bank.single())
+        ]
+
+    # an adapter is the same whatever shares its batch
+    return [fitted for batch in in_batches(fit, len(images), len(images)) for fitted in batch]
 
 
 def invert(model: LatentDiffusion, fitted: FittedImage, recipe: Recipe) -> Endpoint:
@@ -81,14 +88,16 @@ def frames_between(model: LatentDiffusion, reference: Endpoint, target: Endpoint
     """The generated frames from the reference's side to the target's, float (frames, 3, D, D) in 0..1."""
     alphas = torch.linspace(recipe.alpha_min, recipe.alpha_max, recipe.frames, device=model.device)
     bank = lora.LoraBank.joined([reference.adapter, target.adapter])
-    frames = []
-    for alpha in alphas.split(recipe.frame_batch):
+
+    def generate(chosen: slice) -> Tensor:
+        alpha = alphas[chosen]
         latents = torch.stack([interpolate_latents(reference.latent, target.latent, float(a)) for a in alpha])
         embeddings = torch.lerp(reference.embedding[None], target.embedding[None], alpha[:, None, None])
         weights = torch.stack([1 - alpha, alpha], dim=1)
         with lora.attached(model.unet, bank, weights, recipe.lora_mix):
-            frames.append(model.decode(model.denoise(latents, embeddings, recipe.ddim_steps)))
-    video = torch.cat(frames)
+            return model.decode(model.denoise(latents, embeddings, recipe.ddim_steps))
+
+    video = torch.cat(in_batches(generate, recipe.frames, recipe.frame_batch))
     if not video.isfinite().all():
         raise NumericalError("The generated frames are not finite; try precision float32.")
     return video

@@ -74,6 +74,14 @@ class CandidateMask:
 
 
 @dataclass(frozen=True)
+class InstanceMask:
+    """One of several objects of a label: its mask, bool (H, W) at the target's size, and its score in 0..1."""
+
+    mask: Mask
+    score: float
+
+
+@dataclass(frozen=True)
 class TargetResult:
     """What was found on one target.
 
@@ -88,6 +96,9 @@ class TargetResult:
         timings: step -> seconds.
         calibrated: whether the scores estimate the IoU with the truth; otherwise read them as an order only.
         candidates: label -> the ways to its mask that were tried; every label of the reference.
+        instances: with the recipe's `instances` split, label -> its objects, whose masks part the label's mask; a label
+            that was tracked as one object has one.
+        contested: pair of labels -> share of the pixels claimed by either that both claim; pairs that overlap only.
     """
 
     index: int
@@ -99,6 +110,8 @@ class TargetResult:
     timings: dict[str, float] = field(default_factory=dict)
     calibrated: bool = False
     candidates: dict[str, tuple[CandidateMask, ...]] = field(default_factory=dict)
+    instances: dict[str, tuple[InstanceMask, ...]] = field(default_factory=dict)
+    contested: dict[tuple[str, str], float] = field(default_factory=dict)
 
     @property
     def sources(self) -> dict[str, str]:

@@ -1,0 +1,80 @@
+"""What SAM2 tracks: one object for each label, or one for each instance of a label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.ndimage import label as connected_components
+from torch import Tensor
+
+from cavsam.recipe import Instances
+from cavsam.tracking import Prompt
+
+SPECK = 0.01
+"""Share of a label's pixels below which a component is no instance but belongs to the largest one."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects of some references.
+
+    Attributes:
+        owners: index of each object's label; those of one label stand together, in the order of the labels.
+        masks: bool (K, objects, S, S), where each shows on each reference.
+    """
+
+    owners: tuple[int, ...]
+    masks: Tensor
+
+    @classmethod
+    def of(cls, masks: Tensor, nearest: int, instances: Instances) -> Objects:
+        """The objects of masks, bool (K, labels, S, S).
+
+        With "split", a label that has several components on reference `nearest` is as many objects. They are shown by
+        that reference alone: nothing tells which component of another one is which.
+        """
+        owners: list[int] = []
+        shown: list[Tensor] = []
+        for label in range(masks.shape[1]):
+            parts = _components(masks[nearest, label]) if instances == "split" else []
+            if len(parts) < 2:
+                shown.append(masks[:, label])
+                owners.append(label)
+                continue
+            for part in parts:
+                alone = torch.zeros_like(masks[:, label])
+                alone[nearest] = part
+                shown.append(alone)
+                owners.append(label)
+        return cls(tuple(owners), torch.stack(shown, dim=1))
+
+    def owned_by(self, label: int) -> list[int]:
+        """The objects of a label."""
+        return [index for index, owner in enumerate(self.owners) if owner == label]
+
+    def per_label(self, values: Tensor) -> Tensor:
+        """(objects, ...) to (labels, ...): the highest of each label's objects."""
+        return torch.stack([values[self.owned_by(label)].amax(dim=0) for label in sorted(set(self.owners))])
+
+    def from_labels(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """Prompts of labels as prompts of objects; of a label with several objects none can be told whose it is."""
+        objects = [(prompt, self.owned_by(prompt.label)) for prompt in prompts]
+        return [replace(prompt, label=owned[0]) for prompt, owned in objects if len(owned) == 1]
+
+    def to_labels(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """Prompts of objects as prompts of their labels."""
+        return [replace(prompt, label=self.owners[prompt.label]) for prompt in prompts]
+
+
+def _components(mask: Tensor) -> list[Tensor]:
+    """The parts of a mask, bool (S, S), that touch at no edge and no corner, the largest first, without specks."""
+    numbered, count = connected_components(mask.cpu().numpy(), structure=np.ones((3, 3)))
+    sizes = np.bincount(numbered.ravel(), minlength=count + 1)[1:]
+    order = np.argsort(-sizes, kind="stable")
+    parts = [numbered == 1 + index for index in order if sizes[index] >= SPECK * sizes.sum()]
+    if parts:
+        parts[0] = parts[0] | (mask.cpu().numpy() & ~np.any(parts, axis=0))
+    return [torch.from_numpy(part).to(mask.device) for part in parts]
