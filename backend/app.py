@@ -87,8 +87,10 @@ def create_app(settings: Settings, service: Service) -> Flask:
     def setup() -> Response:
         body = _body()
         project = _project_number(body.get("project"))
-        version = service.setup(project, _text(body, "hostname"), _text(body, "access_token"))
-        return jsonify({"model_version": version})
+        extra_params = body.get("extra_params")
+        version = service.setup(project, _text(body, "hostname"), _text(body, "access_token"), extra_params)
+        _, problems = settings.for_project(extra_params)
+        return jsonify({"model_version": version} | ({"notice": " ".join(problems)} if problems else {}))
 
     @app.post("/predict")
     def predict() -> Response:

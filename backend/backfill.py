@@ -10,7 +10,7 @@ from typing import Any
 from backend.coordinator import Demand
 from backend.errors import BackendError
 from backend.execution.process import CAVSAM
-from backend.reconcile import why_no_reference
+from backend.ledger import ALL_PROJECTS
 from backend.service import Service
 from backend.settings import Settings
 
@@ -31,6 +31,8 @@ def backfill(
     at_once = dataclasses.replace(settings, quiet_period=0.0)
     service = Service(at_once, segmenter=segmenter, demand=Demand(project, limit))
     try:
+        for paused in (ALL_PROJECTS, project):
+            service.ledger.set_paused(paused, False)  # whoever asks for it now does not want it to wait
         service.start()
         while True:
             looked = service.coordinator.looks(project)
@@ -55,6 +57,6 @@ def _check(service: Service, project: int) -> None:
     if known.error:
         raise BackendError(known.error)
     if service.ledger.reference(project) is None:
-        raise BackendError(why_no_reference(service.ledger.candidates(project)))
+        raise BackendError(service.why_no_reference(project))
     if service.worker.activity.state == "no model":
         raise BackendError(service.worker.activity.error)

@@ -6,6 +6,7 @@ waits here too (`wait`).
 
 from __future__ import annotations
 
+import json
 import logging
 import queue
 import threading
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backend.clients import Clients
-from backend.delivery import confirm_answers, push_finished, remove_duplicates, remove_superseded
+from backend.delivery import confirm_answers, push_finished, remove_duplicates, remove_superseded, show_version
 from backend.errors import (
     BackendError,
     InvalidRequest,
@@ -29,14 +30,16 @@ from backend.errors import (
 from backend.events import Note, read_event, webhook_notes
 from backend.label_config import parse_label_config
 from backend.label_studio import LabelStudio
-from backend.ledger import Ledger, Project
+from backend.ledger import Ledger, Project, References
 from backend.reconcile import (
     ensure_webhook,
     known_config,
+    known_settings,
     queue_tasks,
     read_annotations,
     read_tasks,
-    resolve_reference,
+    reopen_missing,
+    resolve_references,
     store_project,
     unqueued_tasks,
 )
@@ -76,12 +79,13 @@ class _Agenda:
     look_took: float = 0.0
     touched: dict[int, tuple[frozenset[int], int, float]] = field(default_factory=dict)
     settle_at: float | None = None
-    pending_key: str | None = None
+    pending_version: str | None = None
     push_at: float | None = None
     confirm_at: float | None = None
     failures: int = 0
     unconnected: int = 0
     webhook_seen_to: bool = False
+    learn_now: bool = False
 
 
 class Coordinator:
@@ -109,6 +113,7 @@ class Coordinator:
         self._stopping = threading.Event()
         self._listing: set[int] = set()
         self._unreleased: deque[tuple[int, str]] = deque()  # project and owner of reservations
+        self._extra_params: dict[int, str] = {}  # project -> what /setup handed over, as JSON
         self.ledger_pause = LEDGER_PAUSE
         self._thread = threading.Thread(target=self._coordinate, name="coordinator", daemon=True)
 
@@ -179,6 +184,14 @@ class Coordinator:
         else:
             self.note_all()
 
+    def seen(self, project: int, extra_params: Any) -> None:
+        """Label Studio called for a project, with these extra params of its connection."""
+        text = json.dumps(extra_params) if extra_params else ""
+        known = self._ledger.project(project)
+        news = known is not None and text != known.extra_params
+        self._extra_params[project] = text
+        self._notes.put(Note(project, "changed" if news else "seen"))
+
     def finished(self, project: int, task: int = 0) -> None:
         """A job is over, or a result is free to be pushed."""
         self._notes.put(Note(project, "finished"))
@@ -186,7 +199,7 @@ class Coordinator:
 
     def refused(self, project: int) -> None:
         """The reference taught nothing: go on without one until another is chosen."""
-        self._ledger.set_reference(project, self._base_version, None)
+        self._ledger.set_references(project, self._base_version, None)
         self._notes.put(Note(project))
 
     def release_later(self, project: int, owner: str) -> None:
@@ -276,6 +289,9 @@ class Coordinator:
             agenda.look_at = _sooner(agenda.look_at, now if first else now + SETTLE_PAUSE)
         elif note.kind == "again":
             agenda.look_at = now  # `_look` begins with it
+        elif note.kind == "train":
+            agenda.look_at = now
+            agenda.learn_now = True
         else:
             agenda.confirm_at = _sooner(agenda.confirm_at, now + CONFIRM_PAUSE)
             if agenda.looked_at is None or now >= agenda.looked_at + max(LOOK_PAUSE, LOOK_SHARE * agenda.look_took):
@@ -323,15 +339,16 @@ class Coordinator:
         if project in self._ledger.wanted_again():
             self._begin_again(client, known)
         self._clients.keep(project)
+        self._keep_extra_params(project, known)
         config = parse_label_config(str(found.get("label_config") or ""))
         with self._while_listing(project, asks_meanwhile=bool(found.get("evaluate_predictions_automatically"))):
             counts = read_tasks(self._ledger, client, project, config)
         agenda.touched.clear()
         self._settle(project, agenda)
-        remove_duplicates(self._ledger, client, project, counts)
+        self._see_to_predictions(project, client, counts)
         self._ledger.mark_reconciled(project)
+        agenda.push_at = _sooner(agenda.push_at, time.monotonic())
         if self._ledger.has_deliveries(project):
-            agenda.push_at = _sooner(agenda.push_at, time.monotonic())
             agenda.confirm_at = _sooner(agenda.confirm_at, time.monotonic())
         agenda.looked_at = time.monotonic()
         agenda.look_took = agenda.looked_at - started
@@ -341,6 +358,26 @@ class Coordinator:
         if known.error:
             log.info("Project %d: Label Studio answers again.", project)
         self.notify()
+
+    def _keep_extra_params(self, project: int, known: Project) -> None:
+        text = self._extra_params.get(project)
+        if text is None:
+            return  # /setup was not called since the start; the ledger has what was handed over before
+        if text != known.extra_params:
+            self._ledger.set_extra_params(project, text)
+        _, problems = self._settings.for_project(text)
+        for problem in self._ledger.set_notices(project, "extra params", problems):
+            log.warning("Project %d: %s", project, problem)
+
+    def _see_to_predictions(self, project: int, client: LabelStudio, counts: Mapping[int, int]) -> None:
+        """Compare the predictions that Label Studio has with those it was given; `counts` is how many per task."""
+        known = self._ledger.project(project)
+        if known is not None and known.reference_key is not None:
+            missing = reopen_missing(self._ledger, client, project, known.version, counts)
+            if missing:
+                log.info("Project %d: %d predictions are not there any more; giving them again.", project, len(missing))
+                self._wake()
+        remove_duplicates(self._ledger, client, project, counts)
 
     def _begin_again(self, client: LabelStudio, project: Project) -> None:
         """Remove the present version's predictions here and there; the look that follows queues all tasks anew."""
@@ -371,38 +408,40 @@ class Coordinator:
         if known is None or config is None:
             return
         client = self._clients.of(project)
-        chosen = resolve_reference(self._ledger, client, known, config)
-        key = chosen.key if chosen else None
-        version = model_version(self._base_version, key)
-        if (key, version) != (known.reference_key, known.version):
-            if known.reference_key is not None and self._settings.quiet_period > 0:
-                if agenda.pending_key != (key or "none"):
-                    agenda.pending_key = key or "none"
-                    agenda.settle_at = time.monotonic() + self._settings.quiet_period
-                    return
-                if agenda.settle_at is not None and not _due(agenda.settle_at):
-                    return
-            self._ledger.set_reference(project, version, chosen)
+        settings = known_settings(self._ledger, self._settings, project)
+        chosen = resolve_references(self._ledger, client, project, config, settings)
+        version = model_version(self._base_version, chosen.key if chosen else None)
+        if version != known.version or (chosen is None) != (known.reference_key is None):
+            quiet = 0.0 if known.reference_key is None or agenda.learn_now else settings.quiet_period
+            if not self._is_quiet(agenda, version, quiet):
+                return
+            self._ledger.set_references(project, version, chosen)
             if chosen is not None:
-                log.info(
-                    "Project %d: annotation %d on task %d is the reference; version %s.",
-                    project,
-                    chosen.annotation,
-                    chosen.task,
-                    version,
-                )
+                log.info("Project %d: %s; version %s.", project, _told(chosen), version)
             elif known.reference_key is not None:
                 log.info("Project %d: there is no reference any more.", project)
-        agenda.pending_key = agenda.settle_at = None
-        if chosen is None:
-            return
-        if unqueued_tasks(self._ledger, project, version, chosen):
+        agenda.pending_version = agenda.settle_at = None
+        if agenda.learn_now:
+            agenda.learn_now = False
+            if self._ledger.retry_failed(project, version):
+                self._wake()
+        if chosen is not None and unqueued_tasks(self._ledger, project, version, chosen):
             self._queue(project, agenda, client, version)
+
+    def _is_quiet(self, agenda: _Agenda, version: str, seconds: float) -> bool:
+        """Whether the reference of a version to come has not changed for so long; else it is settled later."""
+        if seconds <= 0:
+            return True
+        if agenda.pending_version != version:
+            agenda.pending_version = version
+            agenda.settle_at = time.monotonic() + seconds
+            return False
+        return agenda.settle_at is None or _due(agenda.settle_at)
 
     def _queue(self, project: int, agenda: _Agenda, client: LabelStudio, version: str) -> None:
         """Queue the tasks that are missing under the present version, unless Label Studio has them or left us."""
-        reference = self._ledger.reference(project)
-        if reference is None:
+        references = self._ledger.references(project)
+        if references is None:
             return
         if self._demand is None and not self._is_connected(project, agenda, client):
             if agenda.unconnected < len(CONNECT_PAUSES):
@@ -414,7 +453,7 @@ class Coordinator:
             return
         agenda.unconnected = 0
         self._ledger.mark_delivered(project, version, client.tasks_with_prediction(project, version))
-        queued = queue_tasks(self._ledger, project, version, reference, self._demand.limit if self._demand else None)
+        queued = queue_tasks(self._ledger, project, version, references, self._demand.limit if self._demand else None)
         if queued:
             log.info("Project %d: %d tasks are queued.", project, queued)
             self._wake()
@@ -448,16 +487,18 @@ class Coordinator:
         known = self._ledger.project(project)
         if known is None or known.reference_key is None:
             return
-        settings = self._settings
-        pushed = push_finished(
-            self._ledger, self._clients.of(project), project, known.version, settings.push_batch, settings.answer_lease
-        )
+        client = self._clients.of(project)
+        settings = known_settings(self._ledger, self._settings, project)
+        pushed = push_finished(self._ledger, client, project, known.version, settings.push_batch, settings.answer_lease)
         if pushed:
             log.info("Project %d: %d predictions are in Label Studio.", project, pushed)
         if self._ledger.has_deliveries(project):
             agenda.push_at = time.monotonic() + max(settings.push_interval, 0.05)
-        elif settings.old_predictions == "remove":
-            remove_superseded(self._ledger, self._clients.of(project), project)
+        elif self._ledger.is_complete(project):
+            if settings.project_version == "follow" and known.version != known.shown_version:
+                show_version(self._ledger, client, project, known.version)
+            if settings.old_predictions == "remove":
+                remove_superseded(self._ledger, client, project)
         self.notify()
 
     def _is_gone(self, project: int) -> bool:
@@ -509,6 +550,15 @@ class Coordinator:
             yield
         finally:
             self._listing.discard(project)
+
+
+def _told(references: References) -> str:
+    """What is learned from, for the log."""
+    told = [f"annotation {one.annotation} on task {one.task}" for one in references.annotations]
+    if len(told) == 1:
+        return f"{told[0]} is the reference"
+    among = f"the {references.shots} most similar to a task" if references.shots else "all"
+    return f"{len(told)} annotations are the reference, {among} at a time: {', '.join(told)}"
 
 
 def _due(moment: float | None) -> bool:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from backend.errors import LabelStudioDenied, LabelStudioNotFound, LabelStudioRejected, LabelStudioUnreachable
 from backend.label_studio import LabelStudio
 from backend.ledger import Job, Ledger
+from backend.version import VERSION_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +134,23 @@ def confirm_answers(ledger: Ledger, client: LabelStudio, project: int, version: 
         )
         ledger.mark_open(project, version, lost)
     return len(there)
+
+
+def show_version(ledger: Ledger, client: LabelStudio, project: int, version: str) -> None:
+    """Have the project show, sort and sample by our present version, unless somebody chose another model's.
+
+    A project whose version is the name of its backend, as it is after connecting, asks the backend itself but finds no
+    scores: Label Studio compares that name with the predictions' versions.
+    """
+    chosen = str(client.project(project).get("model_version") or "")
+    ours = not chosen or chosen in ledger.versions() or chosen.startswith(VERSION_PREFIX)
+    try:
+        if ours or chosen in {str(backend.get("title")) for backend in client.backends(project)}:
+            client.set_model_version(project, version)
+            log.info("Project %d: Label Studio shows and sorts by version %s.", project, version)
+    except (LabelStudioDenied, LabelStudioRejected) as error:
+        log.warning("Project %d: Label Studio does not sort by our scores. %s", project, error)
+    ledger.set_shown_version(project, version)
 
 
 def remove_superseded(ledger: Ledger, client: LabelStudio, project: int) -> int:

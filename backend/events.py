@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from backend.errors import InvalidRequest
 
-NoteKind = Literal["seen", "changed", "touched", "finished", "again"]
+NoteKind = Literal["seen", "changed", "touched", "finished", "again", "train"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Note:
     - `changed`: its tasks or its description may have changed.
     - `touched`: annotations of `tasks` may have changed; those in `annotations` are expected to be found.
     - `finished`: a job is over, or a result is free to be pushed.
+    - `train`: somebody wants what has changed to be learned now.
     - `again`: the ledger says that its predictions are to be replaced (`Ledger.want_again`).
     """
 
@@ -55,7 +56,7 @@ def webhook_notes(body: Mapping[str, Any]) -> list[Note]:
             expected = [a for a in annotations if not a.get("was_cancelled")]
             numbers = frozenset(a["id"] for a in expected if isinstance(a.get("id"), int))
             return [Note(project, "touched", tasks, numbers)]
-    return [Note(project, "changed")]
+    return [Note(project, "train" if action == "START_TRAINING" else "changed")]
 
 
 def _as_list(value: Any) -> list[Any]:

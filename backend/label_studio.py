@@ -64,6 +64,10 @@ class LabelStudio:
         """The project's description; its `label_config` is the XML."""
         return self._get(f"/api/projects/{project}/")
 
+    def set_model_version(self, project: int, version: str) -> None:
+        """Have the project show, sort and sample by the predictions of one version."""
+        self._request("PATCH", f"/api/projects/{project}/", json={"model_version": version})
+
     def tasks(self, project: int) -> Iterator[dict[str, Any]]:
         """All tasks of a project, without annotations and predictions; addresses in their data are resolved."""
         yield from self._task_pages(project, {"include": TASK_FIELDS})
@@ -143,6 +147,10 @@ class LabelStudio:
     def predictions(self, task: int) -> list[dict[str, Any]]:
         """A task's predictions with their results."""
         return self._get("/api/predictions/", {"task": task})
+
+    def prediction(self, prediction: int) -> dict[str, Any]:
+        """One prediction with its result."""
+        return self._get(f"/api/predictions/{prediction}/")
 
     def delete_prediction(self, prediction: int) -> None:
         """Remove one prediction."""

@@ -28,7 +28,7 @@ from typing import Any, Literal
 from backend.errors import BackendError, LedgerError
 from backend.references import Candidate
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 LOCK_PATIENCE = 30.0
 """Seconds to wait for another process that holds the file."""
 MAX_BEGUN = 5
@@ -47,7 +47,10 @@ CREATE TABLE projects (
     reference_key TEXT,
     error TEXT,
     reconciled_at REAL,
-    paused INTEGER NOT NULL DEFAULT 0
+    paused INTEGER NOT NULL DEFAULT 0,
+    reference_shots INTEGER NOT NULL DEFAULT 0,
+    extra_params TEXT NOT NULL DEFAULT '',
+    shown_version TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE tasks (
     project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
@@ -64,7 +67,9 @@ CREATE TABLE annotations (
     task INTEGER NOT NULL,
     created_at TEXT NOT NULL,
     key TEXT NOT NULL,
-    reason TEXT NOT NULL
+    reason TEXT NOT NULL,
+    labels TEXT NOT NULL DEFAULT '[]',
+    ground_truth INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX annotations_of_task ON annotations (project, task);
 CREATE TABLE refusals (
@@ -73,14 +78,6 @@ CREATE TABLE refusals (
     reason TEXT NOT NULL,
     project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
     PRIMARY KEY (annotation, key)
-);
-CREATE TABLE reference_annotations (
-    project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
-    key TEXT NOT NULL,
-    annotation INTEGER NOT NULL,
-    task INTEGER NOT NULL,
-    regions BLOB NOT NULL,
-    PRIMARY KEY (project, key)
 );
 CREATE TABLE jobs (
     project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
@@ -116,7 +113,34 @@ CREATE TABLE notices (
 CREATE INDEX jobs_overview ON jobs (project, version, task, state, delivery, score, seconds, updated_at);
 """
 
-UPGRADES = {1: "ALTER TABLE projects ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;" + NOTICES_AND_OVERVIEW}
+# the annotations of the present reference only, by age
+REFERENCES = """
+CREATE TABLE learned_from (
+    project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+    annotation INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    task INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    regions BLOB NOT NULL,
+    PRIMARY KEY (project, annotation)
+);
+"""
+
+UPGRADES = {
+    1: "ALTER TABLE projects ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;" + NOTICES_AND_OVERVIEW,
+    2: REFERENCES
+    + """
+ALTER TABLE projects ADD COLUMN reference_shots INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE projects ADD COLUMN extra_params TEXT NOT NULL DEFAULT '';
+ALTER TABLE projects ADD COLUMN shown_version TEXT NOT NULL DEFAULT '';
+ALTER TABLE annotations ADD COLUMN labels TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE annotations ADD COLUMN ground_truth INTEGER NOT NULL DEFAULT 0;
+INSERT INTO learned_from SELECT r.project, r.annotation, 0, r.task, r.key, r.regions
+    FROM reference_annotations r JOIN projects p ON p.id = r.project AND p.reference_key = r.key;
+DROP TABLE reference_annotations;
+UPDATE tasks SET annotations_read = '';
+""",
+}
 """What makes a ledger of one schema one of the next."""
 
 ALL_PROJECTS = 0
@@ -125,7 +149,11 @@ ALL_PROJECTS = 0
 
 @dataclass(frozen=True)
 class Project:
-    """A project that Label Studio has named to us."""
+    """A project that Label Studio has named to us.
+
+    `extra_params` is the JSON text of what its connection was given; `shown_version` the version of ours that Label
+    Studio was last told to show, sort and sample by.
+    """
 
     id: int
     uid: str
@@ -136,6 +164,9 @@ class Project:
     error: str | None
     reconciled_at: float | None
     paused: bool = False
+    reference_shots: int = 0
+    extra_params: str = ""
+    shown_version: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,13 +182,30 @@ class Task:
 
 @dataclass(frozen=True)
 class ReferenceAnnotation:
-    """The annotation a project's predictions are learned from."""
+    """An annotation that a project's predictions are learned from."""
 
     project: int
     key: str
     annotation: int
     task: int
     regions: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class References:
+    """All that a project's predictions are learned from, by age; `key` is part of their version.
+
+    `shots` is how many of the annotations serve each task, those most like it; 0 for all.
+    """
+
+    key: str
+    annotations: tuple[ReferenceAnnotation, ...]
+    shots: int = 0
+
+    @property
+    def tasks(self) -> frozenset[int]:
+        """The annotations' tasks, which are not predicted."""
+        return frozenset(annotation.task for annotation in self.annotations)
 
 
 TaskOrder = Literal["task", "score", "latest"]
@@ -273,7 +321,7 @@ class Ledger:
         with self._transaction() as db:
             tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
             if not tables:
-                statements = SCHEMA + NOTICES_AND_OVERVIEW
+                statements = SCHEMA + NOTICES_AND_OVERVIEW + REFERENCES
             else:
                 found = int(db.execute("SELECT value FROM meta WHERE name = 'schema'").fetchone()["value"])
                 if found == SCHEMA_VERSION:
@@ -337,6 +385,16 @@ class Ledger:
         """Store what the API says of a project."""
         with self._transaction() as db:
             db.execute("UPDATE projects SET title = ?, label_config = ? WHERE id = ?", (title, label_config, project))
+
+    def set_extra_params(self, project: int, text: str) -> None:
+        """Store the JSON text of what a project's connection was given."""
+        with self._transaction() as db:
+            db.execute("UPDATE projects SET extra_params = ? WHERE id = ?", (text, project))
+
+    def set_shown_version(self, project: int, version: str) -> None:
+        """Note which version Label Studio was told to show."""
+        with self._transaction() as db:
+            db.execute("UPDATE projects SET shown_version = ? WHERE id = ?", (version, project))
 
     def set_project_error(self, project: int, error: str | None) -> None:
         """Store why a project cannot be worked on, or that it can."""
@@ -413,7 +471,7 @@ class Ledger:
 
     def set_version(self, project: int, version: str) -> None:
         """Give a project's present reference another version, as after a change of settings."""
-        self.set_reference(project, version, self.reference(project))
+        self.set_references(project, version, self.references(project))
 
     # tasks and annotations
 
@@ -451,8 +509,8 @@ class Ledger:
         with self._transaction() as db:
             db.execute("DELETE FROM annotations WHERE project = ? AND task = ?", (project, task))
             db.executemany(
-                "INSERT OR REPLACE INTO annotations VALUES (?, ?, ?, ?, ?, ?)",
-                [(c.annotation, project, task, c.created_at, c.key, c.reason) for c in candidates],
+                "INSERT OR REPLACE INTO annotations VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [(c.annotation, project, task, c.created_at, c.key, c.reason, *_shown(c)) for c in candidates],
             )
             db.execute(
                 "UPDATE tasks SET annotations_read = ? WHERE project = ? AND id = ?", (read_under, project, task)
@@ -464,14 +522,23 @@ class Ledger:
             db.execute("UPDATE tasks SET annotations_read = '' WHERE project = ?", (project,))
 
     def candidates(self, project: int) -> list[Candidate]:
-        """All annotations of a project as the policy sees them, without their regions."""
+        """All annotations of a project as the policies see them, without their regions."""
         rows = self._rows(
             "SELECT a.*, r.reason AS refused FROM annotations a "
             "LEFT JOIN refusals r ON r.annotation = a.id AND r.key = a.key WHERE a.project = ?",
             project,
         )
         return [
-            Candidate(r["id"], r["task"], r["created_at"], r["key"], r["reason"] or r["refused"] or "") for r in rows
+            Candidate(
+                row["id"],
+                row["task"],
+                row["created_at"],
+                row["key"],
+                row["reason"] or row["refused"] or "",
+                labels=frozenset(tuple(label) for label in json.loads(row["labels"])),
+                ground_truth=bool(row["ground_truth"]),
+            )
+            for row in rows
         ]
 
     def refuse_reference(self, project: int, annotation: int, key: str, reason: str) -> None:
@@ -481,33 +548,46 @@ class Ledger:
 
     # the reference
 
-    def set_reference(self, project: int, version: str, reference: ReferenceAnnotation | None) -> None:
-        """Make `reference` the project's, under `version`; unfinished jobs of other versions are dropped."""
+    def set_references(self, project: int, version: str, references: References | None) -> None:
+        """Have a project learn from `references` under `version`; unfinished jobs of other versions are dropped."""
+        key, shots = (references.key, references.shots) if references else (None, 0)
         with self._transaction() as db:
-            if reference is not None:
-                db.execute(
-                    "INSERT OR REPLACE INTO reference_annotations VALUES (?, ?, ?, ?, ?)",
-                    (project, reference.key, reference.annotation, reference.task, _packed(reference.regions)),
-                )
-            key = reference.key if reference else None
-            db.execute("UPDATE projects SET reference_key = ?, version = ? WHERE id = ?", (key, version, project))
+            db.execute("DELETE FROM learned_from WHERE project = ?", (project,))
+            db.executemany(
+                "INSERT INTO learned_from VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (project, one.annotation, position, one.task, one.key, _packed(one.regions))
+                    for position, one in enumerate(references.annotations if references else ())
+                ],
+            )
+            db.execute(
+                "UPDATE projects SET reference_key = ?, reference_shots = ?, version = ? WHERE id = ?",
+                (key, shots, version, project),
+            )
             db.execute(
                 "DELETE FROM jobs WHERE project = ? AND version != ? AND state IN ('queued', 'failed')",
                 (project, version),
             )
 
-    def reference(self, project: int) -> ReferenceAnnotation | None:
-        """The project's present reference."""
+    def references(self, project: int) -> References | None:
+        """What the project's predictions are learned from now."""
         rows = self._rows(
-            "SELECT r.* FROM reference_annotations r JOIN projects p ON p.id = r.project "
-            "AND p.reference_key = r.key WHERE p.id = ?",
+            "SELECT l.*, p.reference_key, p.reference_shots FROM learned_from l JOIN projects p ON p.id = l.project "
+            "WHERE p.id = ? AND p.reference_key IS NOT NULL ORDER BY l.position",
             project,
         )
-        if not rows:
-            return None
-        row = rows[0]
-        regions = json.loads(zlib.decompress(row["regions"]))
-        return ReferenceAnnotation(row["project"], row["key"], row["annotation"], row["task"], regions)
+        annotations = tuple(
+            ReferenceAnnotation(
+                project, row["key"], row["annotation"], row["task"], json.loads(zlib.decompress(row["regions"]))
+            )
+            for row in rows
+        )
+        return References(rows[0]["reference_key"], annotations, rows[0]["reference_shots"]) if rows else None
+
+    def reference(self, project: int) -> ReferenceAnnotation | None:
+        """The earliest of the annotations that the project's predictions are learned from now."""
+        references = self.references(project)
+        return references.annotations[0] if references else None
 
     # jobs
 
@@ -846,19 +926,29 @@ class Ledger:
             )
         )
 
-    def superseded(self, project: int) -> list[str]:
-        """Versions whose predictions Label Studio was given, when the present version has all of its own there."""
-        return [
-            row["version"]
-            for row in self._rows(
-                "SELECT DISTINCT j.version FROM jobs j JOIN projects p ON p.id = j.project AND p.version != j.version "
-                "WHERE p.id = ? AND p.reference_key IS NOT NULL AND j.delivery != 'open' AND NOT EXISTS ("
-                "SELECT 1 FROM jobs n WHERE n.project = p.id AND n.version = p.version AND n.state != 'failed' "
-                "AND n.delivery != 'delivered') AND (SELECT count(*) FROM tasks t WHERE t.project = p.id) <= 1 + "
-                "(SELECT count(*) FROM jobs n WHERE n.project = p.id AND n.version = p.version) ORDER BY j.version",
+    def is_complete(self, project: int) -> bool:
+        """Whether Label Studio has all that the present version can give it; tasks that failed do not count."""
+        return bool(
+            self._rows(
+                "SELECT 1 FROM projects p WHERE p.id = ? AND p.reference_key IS NOT NULL AND NOT EXISTS ("
+                "SELECT 1 FROM tasks t LEFT JOIN jobs j ON j.project = p.id AND j.task = t.id "
+                "AND j.version = p.version WHERE t.project = p.id AND (j.state IS NULL OR (j.state != 'failed' "
+                "AND j.delivery != 'delivered')) "
+                "AND NOT EXISTS (SELECT 1 FROM learned_from l WHERE l.project = p.id AND l.task = t.id))",
                 project,
             )
-        ]
+        )
+
+    def superseded(self, project: int) -> list[str]:
+        """Versions whose predictions Label Studio was given, when the present version is complete."""
+        if not self.is_complete(project):
+            return []
+        rows = self._rows(
+            "SELECT DISTINCT j.version FROM jobs j JOIN projects p ON p.id = j.project AND p.version != j.version "
+            "WHERE p.id = ? AND j.delivery != 'open' ORDER BY j.version",
+            project,
+        )
+        return [row["version"] for row in rows]
 
     def forget_version(self, project: int, version: str) -> None:
         """Drop what was computed under a version."""
@@ -897,6 +987,10 @@ def _chunks(tasks: Iterable[int], size: int = 500) -> Iterator[list[int]]:
     numbers = list(tasks)
     for start in range(0, len(numbers), size):
         yield numbers[start : start + size]
+
+
+def _shown(candidate: Candidate) -> tuple[str, bool]:
+    return json.dumps(sorted(candidate.labels)), candidate.ground_truth
 
 
 def _packed(value: Any) -> bytes:

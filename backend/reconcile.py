@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from backend.errors import (
@@ -15,8 +16,11 @@ from backend.errors import (
 )
 from backend.label_config import LabelConfig, parse_label_config
 from backend.label_studio import LabelStudio
-from backend.ledger import Ledger, Project, ReferenceAnnotation, Task
-from backend.references import Candidate, choose_first, examine
+from backend.ledger import Ledger, Project, ReferenceAnnotation, References, Task
+from backend.policy import Choice, choose
+from backend.references import Candidate, examine, needs_prediction
+from backend.settings import Settings
+from backend.version import VERSION_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +36,7 @@ def store_project(ledger: Ledger, project: int, found: Mapping[str, Any], versio
     Raises `LabelConfigError` where the configuration cannot be read.
     """
     if ledger.note_project(project, str(found.get("created_at"))):
-        ledger.set_reference(project, version, None)
+        ledger.set_references(project, version, None)
     known = ledger.project(project)
     if known is None:
         raise LabelStudioNotFound(f"Project {project} was forgotten.")
@@ -55,6 +59,12 @@ def known_config(ledger: Ledger, project: int) -> LabelConfig | None:
         return parse_label_config(known.label_config)
     except LabelConfigError:
         return None
+
+
+def known_settings(ledger: Ledger, settings: Settings, project: int) -> Settings:
+    """The settings with what the project's extra params set."""
+    known = ledger.project(project)
+    return settings.for_project(known.extra_params)[0] if known is not None else settings
 
 
 def read_tasks(ledger: Ledger, client: LabelStudio, project: int, config: LabelConfig) -> dict[int, int]:
@@ -101,35 +111,65 @@ def read_annotations(
         annotations = client.annotations(task)
     except LabelStudioNotFound:
         annotations = []
-    candidates = [examine(annotation, config) for annotation in annotations]
+    candidates = [_examined(client, annotation, config) for annotation in annotations]
     ledger.replace_annotations(project, task, candidates, read_under)
     return candidates
 
 
-def resolve_reference(
-    ledger: Ledger, client: LabelStudio, project: Project, config: LabelConfig
-) -> ReferenceAnnotation | None:
-    """The annotation that the policy chooses now, with its regions; the ledger's own where it is still the one."""
+def resolve_references(
+    ledger: Ledger, client: LabelStudio, project: int, config: LabelConfig, settings: Settings
+) -> References | None:
+    """What the policy chooses now, with its regions; the ledger's own where that is still so."""
     for _ in range(3):
-        chosen = choose_first(ledger.candidates(project.id))
-        if chosen is None:
+        choice = choose(ledger.candidates(project), settings)
+        if choice is None:
             return None
-        present = ledger.reference(project.id)
-        if present is not None and (present.annotation, present.key) == (chosen.annotation, chosen.key):
+        present = ledger.references(project)
+        if present is not None and present.key == choice.key:
             return present
-        fresh = _examined(client, chosen.annotation, config)
-        if fresh is not None and fresh.key == chosen.key:
-            return ReferenceAnnotation(project.id, fresh.key, fresh.annotation, fresh.task, fresh.regions)
-        # edited or deleted since it was judged
-        read_annotations(ledger, client, project.id, chosen.task, config)
-    raise LabelStudioError(f"The annotations of project {project.id} keep changing; trying again later.")
+        known = {one.annotation: one for one in present.annotations} if present else {}
+        annotations = _with_regions(ledger, client, project, config, choice, known)
+        if annotations is not None:
+            return References(choice.key, annotations, choice.shots)
+    raise LabelStudioError(f"The annotations of project {project} keep changing; trying again later.")
 
 
-def _examined(client: LabelStudio, annotation: int, config: LabelConfig) -> Candidate | None:
+def _with_regions(
+    ledger: Ledger,
+    client: LabelStudio,
+    project: int,
+    config: LabelConfig,
+    choice: Choice,
+    known: Mapping[int, ReferenceAnnotation],
+) -> tuple[ReferenceAnnotation, ...] | None:
+    """The chosen annotations; `None` where one was edited or deleted since it was judged, which it then is again."""
+    found = []
+    for chosen in choice.candidates:
+        one = known.get(chosen.annotation)
+        if one is None or one.key != chosen.key:
+            fresh = _fresh(client, chosen.annotation, config)
+            if fresh is None or fresh.key != chosen.key:
+                read_annotations(ledger, client, project, chosen.task, config)
+                return None
+            one = ReferenceAnnotation(project, fresh.key, fresh.annotation, fresh.task, fresh.regions)
+        found.append(one)
+    return tuple(found)
+
+
+def _fresh(client: LabelStudio, annotation: int, config: LabelConfig) -> Candidate | None:
     try:
-        return examine(client.annotation(annotation), config)
+        return _examined(client, client.annotation(annotation), config)
     except LabelStudioNotFound:
         return None
+
+
+def _examined(client: LabelStudio, annotation: Mapping[str, Any], config: LabelConfig) -> Candidate:
+    """Judge an annotation, against the prediction that it was made from where that matters."""
+    predicted = None
+    if needs_prediction(annotation):
+        with suppress(LabelStudioNotFound):
+            predicted = client.prediction(int(annotation["parent_prediction"])).get("result") or []
+    return examine(annotation, config, predicted)
 
 
 def ensure_webhook(client: LabelStudio, project: int, backends: Iterable[Mapping[str, Any]]) -> None:
@@ -138,7 +178,8 @@ def ensure_webhook(client: LabelStudio, project: int, backends: Iterable[Mapping
     Label Studio makes it when a backend is connected, but says nothing where that failed. Events are only the fast
     way: without them news are found by looking.
     """
-    ours = [str(b.get("url", "")).rstrip("/") for b in backends if str(b.get("model_version")).startswith("cavsam-")]
+    connected = [b for b in backends if str(b.get("model_version")).startswith(VERSION_PREFIX)]
+    ours = [str(b.get("url", "")).rstrip("/") for b in connected]
     try:
         there = {str(hook.get("url")) for hook in client.webhooks(project)}
         for url in ours:
@@ -149,28 +190,35 @@ def ensure_webhook(client: LabelStudio, project: int, backends: Iterable[Mapping
         log.warning("Project %d: there is no webhook, so news are found by looking only. %s", project, error)
 
 
-def why_no_reference(candidates: list[Candidate]) -> str:
-    """One sentence for the log and the status page."""
-    if not candidates:
-        return "No task is annotated yet; annotate one and the others follow."
-    reasons = "; ".join(f"annotation {c.annotation} on task {c.task}: {c.reason}" for c in candidates[:3])
-    return f"No annotation can be the reference ({reasons})."
-
-
-def unqueued_tasks(ledger: Ledger, project: int, version: str, reference: ReferenceAnnotation) -> list[Task]:
-    """The tasks that have no job under the version, but the reference's own."""
+def unqueued_tasks(ledger: Ledger, project: int, version: str, references: References) -> list[Task]:
+    """The tasks that have no job under the version, but the references' own."""
     jobs = ledger.jobs(project, version)
-    return [task for task in ledger.tasks(project) if task.id != reference.task and task.id not in jobs]
+    return [task for task in ledger.tasks(project) if task.id not in references.tasks and task.id not in jobs]
 
 
-def queue_tasks(
-    ledger: Ledger, project: int, version: str, reference: ReferenceAnnotation, limit: int | None = None
-) -> int:
+def reopen_missing(
+    ledger: Ledger, client: LabelStudio, project: int, version: str, counts: Mapping[int, int]
+) -> list[int]:
+    """Have predictions given again that were given to Label Studio and are not there any more; returns their tasks.
+
+    `counts` says how many predictions each task has; only where a task has fewer than it had is looked closer.
+    """
+    before = ledger.predictions_read(project)
+    delivered = [task for task, job in ledger.jobs(project, version).items() if job.delivery == "delivered"]
+    if not any(counts.get(task, 0) < max(1, before.get(task, 0)) for task in delivered):
+        return []
+    there = client.tasks_with_prediction(project, version)
+    missing = [task for task in delivered if task not in there]
+    ledger.mark_open(project, version, missing)
+    return missing
+
+
+def queue_tasks(ledger: Ledger, project: int, version: str, references: References, limit: int | None = None) -> int:
     """Queue the tasks that have no job yet, those that a person annotated last; returns how many.
 
     With a `limit`, only so many that a person would meet first.
     """
-    tasks = unqueued_tasks(ledger, project, version, reference)[:limit]
+    tasks = unqueued_tasks(ledger, project, version, references)[:limit]
     waiting = [task.id for task in tasks if not task.annotated]
     annotated = [task.id for task in tasks if task.annotated]
     return ledger.queue(project, version, waiting, priority=UNANNOTATED) + ledger.queue(

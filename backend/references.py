@@ -1,14 +1,15 @@
-"""Which annotation the backend learns from.
+"""Which annotations the backend may learn from: those with a usable mask that a person drew or corrected.
 
-The policy `first`: the earliest (`created_at`, then id) annotation of the project that is not cancelled, was not made
-from a prediction, and has at least one usable mask.
+A skipped annotation teaches nothing, and neither does a prediction that was accepted as it was: learning from it would
+only repeat it. `policy` chooses among the others.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +21,7 @@ _SHAPES = {
     "bitmask": ("imageDataURL",),
     "polygon": ("points",),
     "rectangle": ("x", "y", "width", "height", "rotation"),
+    "ellipse": ("x", "y", "radiusX", "radiusY", "rotation"),
 }
 GEOMETRY = {kind: fields for shape, fields in _SHAPES.items() for kind in (shape, f"{shape}labels")}
 """The types of result that give a mask, and the fields of their value that it depends on."""
@@ -30,7 +32,8 @@ class Candidate:
     """One annotation as the policy sees it.
 
     `regions` are its usable regions, reduced to what the mask depends on; `key` is a hash of them (8 hex
-    digits); `reason` says why the annotation cannot be the reference, and is empty where it can.
+    digits); `reason` says why the annotation cannot be the reference, and is empty where it can. `labels` are what
+    its regions show: control tag, image tag and label.
     """
 
     annotation: int
@@ -39,31 +42,43 @@ class Candidate:
     key: str = ""
     reason: str = ""
     regions: list[dict[str, Any]] = field(default_factory=list)
+    labels: frozenset[tuple[str, str, str]] = frozenset()
+    ground_truth: bool = False
 
     @property
     def usable(self) -> bool:
-        """Whether the policy may choose this annotation."""
+        """Whether a policy may choose this annotation."""
         return not self.reason
 
 
-def examine(annotation: Mapping[str, Any], config: LabelConfig) -> Candidate:
-    """Judge one annotation as Label Studio's API gives it."""
+def examine(annotation: Mapping[str, Any], config: LabelConfig, predicted: Sequence[Any] | None = None) -> Candidate:
+    """Judge one annotation as Label Studio's API gives it.
+
+    `predicted` is the result of the prediction that it was made from; see `needs_prediction`.
+    """
     number, task = int(annotation["id"]), int(annotation["task"])
     created_at = _sortable(str(annotation.get("created_at") or ""))
     results = [r for r in annotation.get("result") or [] if isinstance(r, Mapping)]
     regions: list[dict[str, Any]] = []
-    reason = _disqualified(annotation, results)
+    reason = _disqualified(annotation, results, predicted, config)
     if not reason:
         regions, reason = usable_regions(results, config)
     if reason:
         return Candidate(number, task, created_at, reason=reason)
-    return Candidate(number, task, created_at, content_key(number, task, regions), regions=regions)
+    key = content_key(number, task, regions)
+    labels = frozenset((r["from_name"], r["to_name"], label) for r in regions for label in r["labels"])
+    ground_truth = bool(annotation.get("ground_truth"))
+    return Candidate(number, task, created_at, key, regions=regions, labels=labels, ground_truth=ground_truth)
 
 
-def choose_first(candidates: Iterable[Candidate]) -> Candidate | None:
-    """The earliest usable candidate."""
-    usable = [candidate for candidate in candidates if candidate.usable]
-    return min(usable, key=lambda c: (c.created_at, c.annotation), default=None)
+def needs_prediction(annotation: Mapping[str, Any]) -> bool:
+    """Whether only the prediction that an annotation was made from tells if a person corrected anything.
+
+    A region that was edited says so; that one was removed, relabelled or added, only the comparison shows.
+    """
+    results = [r for r in annotation.get("result") or [] if isinstance(r, Mapping)]
+    edited = any(result.get("origin") == "prediction-changed" for result in results)
+    return bool(annotation.get("parent_prediction")) and not annotation.get("was_cancelled") and not edited
 
 
 def content_key(annotation: int, task: int, regions: list[dict[str, Any]]) -> str:
@@ -72,14 +87,41 @@ def content_key(annotation: int, task: int, regions: list[dict[str, Any]]) -> st
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _disqualified(annotation: Mapping[str, Any], results: list[Mapping[str, Any]]) -> str:
+def _disqualified(
+    annotation: Mapping[str, Any],
+    results: list[Mapping[str, Any]],
+    predicted: Sequence[Any] | None,
+    config: LabelConfig,
+) -> str:
     if annotation.get("was_cancelled"):
         return "it was skipped"
-    if annotation.get("parent_prediction"):
-        return "it was made from a prediction"
+    if needs_prediction(annotation):
+        if predicted is None:
+            return "it was made from a prediction that is not there any more"
+        return "it is a prediction that was accepted unchanged" if _is_unchanged(results, predicted, config) else ""
     if results and all(result.get("origin") == "prediction" for result in results):
         return "its regions are a prediction's"
     return ""
+
+
+def _is_unchanged(results: Sequence[Mapping[str, Any]], predicted: Sequence[Any], config: LabelConfig) -> bool:
+    """Whether an annotation holds what was predicted, no more and no less.
+
+    A region that the editor calls the prediction's was not touched, though it may be encoded anew; of others the
+    geometry counts.
+    """
+    foreseen, _ = usable_regions([r for r in predicted if isinstance(r, Mapping)], config)
+    untouched, _ = usable_regions([r for r in results if r.get("origin") == "prediction"], config)
+    others, _ = usable_regions([r for r in results if r.get("origin") != "prediction"], config)
+    for region in others:
+        if region not in foreseen:
+            return False
+        foreseen.remove(region)
+    return Counter(map(_shown, untouched)) == Counter(map(_shown, foreseen))
+
+
+def _shown(region: Mapping[str, Any]) -> tuple[str, str, str, tuple[str, ...]]:
+    return region["from_name"], region["to_name"], region["kind"], tuple(region["labels"])
 
 
 def usable_regions(results: Sequence[Mapping[str, Any]], config: LabelConfig) -> tuple[list[dict[str, Any]], str]:
@@ -114,7 +156,9 @@ def _usable_region(
         return None, f"its {kind} region has no label"
     labels_name = str(labelling.get("from_name", "")) if split and labelling else None
     from_name, to_name = str(result.get("from_name", "")), str(result.get("to_name", ""))
-    control = config.control(from_name, to_name, labels_name)
+    if config.is_prompt(from_name, to_name):
+        return None, ""  # a click that was left behind
+    control = config.control(from_name, to_name, labels_name) or config.hint(from_name, to_name, labels_name)
     if control is None or control.kind != kind:
         return None, f"its region belongs to {from_name!r} on {to_name!r}, which the configuration lacks"
     named = (labelling or {}).get("value") if split else value
@@ -123,16 +167,21 @@ def _usable_region(
     known = [label for label in labels if control.knows(label)]
     if not known:
         return None, f"its label {', '.join(labels) or '(none)'} is not in the configuration"
+    if control in config.hints:  # what it teaches is predicted with a tag that takes masks
+        target = next((found for label in known if (found := config.mask_control(to_name, label))), None)
+        if target is None:
+            return None, f"no mask tag on {to_name!r} has the label of its {kind} region"
+        control, known = target, [label for label in known if target.knows(label)]
     if result.get("image_rotation"):
         return None, "its image is rotated in the editor; set the rotation back to 0 and submit again"
     width, height = result.get("original_width"), result.get("original_height")
     if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
         return None, "its region does not say the size of the image"
     reduced = {
-        "from_name": from_name,
+        "from_name": control.name,
         "to_name": to_name,
-        "kind": kind,
-        "labels_name": labels_name,
+        "kind": control.kind,
+        "labels_name": control.labels_name,
         "labels": known,
         "original_width": width,
         "original_height": height,

@@ -28,11 +28,8 @@ from backend.execution.process import CAVSAM, LaneProcess, LaneSpec
 from backend.execution.worker import Hooks, Worker
 from backend.images import ImageFolder
 from backend.ledger import Ledger, Project
-from backend.reconcile import (
-    REQUESTED,
-    known_config,
-    why_no_reference,
-)
+from backend.policy import why_no_reference
+from backend.reconcile import REQUESTED, known_config, known_settings
 from backend.settings import Settings
 from backend.version import base_version, model_version
 
@@ -115,11 +112,14 @@ class Service:
         alive = {"coordinator": self.coordinator.is_alive, "worker": self.worker.is_alive}
         return [name for name, is_alive in alive.items() if not is_alive]
 
-    def setup(self, project: int, hostname: str, token: str) -> str:
-        """Take note of a project that Label Studio connects, and name the present version."""
+    def setup(self, project: int, hostname: str, token: str, extra_params: Any = None) -> str:
+        """Take note of a project that Label Studio connects, and name the present version.
+
+        `extra_params` are settings of this project alone; see `Settings.for_project`.
+        """
         if hostname and token:
             self.clients.grant(project, hostname, token)
-        self.coordinator.note(Note(project, "seen"))
+        self.coordinator.seen(project, extra_params)
         return self.version_of(project)
 
     def version_of(self, project: int) -> str:
@@ -200,7 +200,7 @@ class Service:
             "title": project.title,
             "version": project.version,
             "reference": {"annotation": reference.annotation, "task": reference.task} if reference else None,
-            "why_no_reference": None if reference else why_no_reference(self.ledger.candidates(project.id)),
+            "why_no_reference": None if reference else self.why_no_reference(project.id),
             "error": project.error,
             "notices": list(config.notices) if config else [],
             "jobs": jobs,
@@ -208,6 +208,10 @@ class Service:
             "over": jobs["done"] + jobs["failed"],
             "seconds_left": None if mean is None or not waiting else round(mean * waiting, 1),
         }
+
+    def why_no_reference(self, project: int) -> str:
+        """Why nothing can be predicted yet, for people."""
+        return why_no_reference(self.ledger.candidates(project), known_settings(self.ledger, self.settings, project))
 
     # /predict, step by step
 
@@ -234,17 +238,18 @@ class Service:
             self.coordinator.wait(min(patience, time.monotonic() + 1.0))
         if known is not None and reference is not None:
             return known.version
-        why = (known.error if known else None) or why_no_reference(self.ledger.candidates(project))
+        why = (known.error if known else None) or self.why_no_reference(project)
         log.info("Project %d: nothing to answer to /predict yet. %s", project, why)
         return None
 
     def _request(self, project: int, version: str, tasks: Sequence[int]) -> None:
         """Have these tasks done next, those that failed a while ago once more."""
-        reference = self.ledger.reference(project)
+        references = self.ledger.references(project)
+        learned_from = references.tasks if references else frozenset()
         wanted = [
             task
             for task in dict.fromkeys(tasks)
-            if self.ledger.task(project, task) is not None and (reference is None or task != reference.task)
+            if self.ledger.task(project, task) is not None and task not in learned_from
         ]
         self.ledger.queue(project, version, wanted, priority=REQUESTED)
         self.ledger.raise_priority(project, version, wanted, REQUESTED)

@@ -21,12 +21,19 @@ PREFIX = "CAVSAM_"
 DATA_DIR = Path("cavsam-data")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 OLD_PREDICTIONS = ("keep", "remove")
+REFERENCE_POLICIES = ("first", "pinned", "latest-k", "nearest-k")
+PROJECT_VERSION = ("follow", "leave")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
-def _setting(default: Any, description: str, *, aliases: tuple[str, ...] = (), secret: bool = False) -> Any:
-    """A field of `Settings`: its default, one sentence for the table, other names in the environment."""
-    metadata = {"description": description, "aliases": aliases, "secret": secret}
+def _setting(
+    default: Any, description: str, *, aliases: tuple[str, ...] = (), secret: bool = False, per_project: bool = False
+) -> Any:
+    """A field of `Settings`: its default, one sentence for the table, other names in the environment.
+
+    A project's extra params may set those that are `per_project`.
+    """
+    metadata = {"description": description, "aliases": aliases, "secret": secret, "per_project": per_project}
     return dataclasses.field(default=default, metadata=metadata, repr=not secret)
 
 
@@ -67,12 +74,38 @@ class Settings:
         120.0, "Seconds that Label Studio has to store what /predict answered before it is pushed instead."
     )
     reconcile_interval: float = _setting(60.0, "Seconds between two looks at a project for what events missed.")
+    reference_policy: str = _setting(
+        "first",
+        "What is learned from: `first`, `pinned`, `latest-k` or `nearest-k`; see docs/active-learning.md.",
+        per_project=True,
+    )
+    reference_shots: int = _setting(3, "The K of `latest-k` and `nearest-k`; `pinned` takes no more.", per_project=True)
+    reference_candidates: int = _setting(
+        8,
+        "Annotated tasks, the latest, that `nearest-k` picks from; each costs as much as a reference.",
+        per_project=True,
+    )
+    reference_task: int = _setting(
+        0, "Number of the task that `pinned` learns from; `0` for annotations marked as ground truth.", per_project=True
+    )
     quiet_period: float = _setting(
-        5.0, "Seconds without further edits before a *changed* reference is learned anew; the first is at once."
+        5.0,
+        "Seconds without further edits before a *changed* reference is learned anew; the first is at once.",
+        per_project=True,
     )
     old_predictions: str = _setting(
         "keep",
         "What becomes of the predictions of earlier versions once all tasks have new ones: `keep` or `remove`.",
+        per_project=True,
+    )
+    project_version: str = _setting(
+        "follow",
+        "`follow`: once all tasks are predicted, the project's model version in Label Studio becomes ours, so that it "
+        "sorts and samples by our scores; `leave` it alone.",
+        per_project=True,
+    )
+    review_below: float = _setting(
+        0.5, "Score below which a prediction is pushed but flagged for review; `0` flags none.", per_project=True
     )
     push_batch: int = _setting(50, "Predictions pushed in one call.")
     push_interval: float = _setting(1.0, "Seconds between two pushes, so that finished tasks gather.")
@@ -120,6 +153,41 @@ class Settings:
             raise SettingsError("\n".join(problems))
         return cls(**values)
 
+    def for_project(self, extra_params: Any) -> tuple[Settings, list[str]]:
+        """These settings with what a project's extra params set, and what is wrong with them in plain sentences.
+
+        The names are those of the settings in lower case, such as `{"reference_policy": "latest-k"}`. What cannot be
+        used is left as it was.
+        """
+        if isinstance(extra_params, str) and extra_params.strip():
+            try:
+                extra_params = json.loads(extra_params)
+            except ValueError:
+                extra_params = [extra_params]
+        if not extra_params:
+            return self, []
+        example = '{"reference_policy": "latest-k"}'
+        if not isinstance(extra_params, Mapping):
+            return self, [f"The project's extra params must be a JSON object such as {example}; they are ignored."]
+        found, problems = self, []
+        types = get_type_hints(Settings)
+        allowed = [field.name for field in dataclasses.fields(self) if field.metadata["per_project"]]
+        for name, value in extra_params.items():
+            if name not in allowed:
+                problems.append(f"The extra param {str(name)[:60]!r} is not known; there are {', '.join(allowed)}.")
+                continue
+            accepted = (int, float) if types[name] is float else types[name]
+            if isinstance(value, bool) or not isinstance(value, accepted):
+                kind = {int: "a whole number", float: "a number", str: "a text"}[types[name]]
+                problems.append(f"The extra param {name} must be {kind}, not {str(value)[:60]!r}.")
+                continue
+            changed: dict[str, Any] = {name: value}
+            try:
+                found = dataclasses.replace(found, **changed)
+            except SettingsError as error:
+                problems.append(f"The extra param {str(error).replace(variable_of(name), name)}")
+        return found, problems
+
     def sources(self) -> ModelSources:
         """Where the weights come from."""
         return ModelSources.named(self.model).replace(
@@ -152,6 +220,12 @@ class Settings:
             problems.append(f"CAVSAM_DEVICE must be auto, cpu, cuda, cuda:1 or mps, not {self.device!r}.")
         problems += _not_one_of("log_level", self.log_level, LOG_LEVELS)
         problems += _not_one_of("old_predictions", self.old_predictions, OLD_PREDICTIONS)
+        problems += _not_one_of("reference_policy", self.reference_policy, REFERENCE_POLICIES)
+        problems += _not_one_of("project_version", self.project_version, PROJECT_VERSION)
+        problems += _not_between("reference_shots", self.reference_shots, 1, 64)
+        problems += _not_between("reference_candidates", self.reference_candidates, 1, 64)
+        problems += _not_between("reference_task", self.reference_task, 0, 2**63 - 1)
+        problems += _not_between("review_below", self.review_below, 0.0, 1.0)
         problems += _not_between("port", self.port, 0, 65535)
         problems += _not_between("threads", self.threads, 2, 256)
         problems += _not_between("push_batch", self.push_batch, 1, 500)

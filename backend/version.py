@@ -6,12 +6,14 @@ import cavsam
 from backend.settings import Settings
 from cavsam.sources import fingerprint
 
+VERSION_PREFIX = "cavsam-"
+
 
 def base_version(settings: Settings) -> str:
     """Code, models, mode and a hash of models and recipe: `cavsam-0.1.0-nano-full-3f2a9c1b`."""
     sources, recipe = settings.sources(), settings.method()
     name = "nano" if sources.is_nano else sources.name
-    return f"cavsam-{cavsam.__version__}-{name}-{recipe.mode}-{fingerprint(sources, recipe)}"
+    return f"{VERSION_PREFIX}{cavsam.__version__}-{name}-{recipe.mode}-{fingerprint(sources, recipe)}"
 
 
 def model_version(base: str, reference_key: str | None) -> str:

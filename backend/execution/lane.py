@@ -20,7 +20,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from backend.regions import Slot, mask_names, prediction_regions, reference_masks
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.regions import BoolMask, Slot, mask_names, prediction_regions, reference_masks
 from cavsam.errors import CavSamError, ImageError, InvalidReference, ModelError
 from cavsam.images import read_image
 from cavsam.recipe import Recipe
@@ -34,12 +37,17 @@ PROGRESS_PAUSE = 0.5
 
 
 class Segmenter(Protocol):
-    """What the lane asks of a model; `cavsam.CavSam` is one."""
+    """What the lane asks of a model; `cavsam.CavSam` is one. Its `device`, where it has one, is shown to people."""
 
     def adapt(
-        self, references: Sequence[Reference], *, class_name: str | None = None, progress: Progress | None = None
+        self,
+        references: Sequence[Reference],
+        *,
+        class_name: str | None = None,
+        shots: int = 0,
+        progress: Progress | None = None,
     ) -> Any:
-        """Do once what depends on the references only."""
+        """Do once what depends on the references only; `shots` of them, those most like it, serve each target."""
 
     def segment(
         self, adapted: Any, targets: Iterable[str], *, progress: Progress | None = None
@@ -64,24 +72,28 @@ class Lane:
         self._adapted: OrderedDict[tuple[str, str], tuple[Any, dict[str, Slot]]] = OrderedDict()
 
     def run(self, job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        """Do one job: `{"reference": {"key", "regions", "images"}, "images"}`, images by the name of their tag.
+        """Do one job: `{"reference": {"key", "shots", "examples"}, "images"}`, images by the name of their tag.
+
+        An example is `{"annotation", "regions", "images"}`; `shots` of them serve the target, all where it is 0.
 
         Returns `{"event": "result", "regions", "score", "seconds", "notes"}`; `{"event": "failed", "message"}` where
-        this target gave no result; `{"event": "bad_reference", "message"}` where no target can give one.
+        this target gave no result; `{"event": "bad_reference", "annotation", "message"}` where an example can teach
+        nothing to any target.
         """
         reference = job["reference"]
         regions: list[dict[str, Any]] = []
         notes: list[str] = []
         scores: list[float] = []
         seconds = 0.0
-        for to_name in sorted({region["to_name"] for region in reference["regions"]}):
+        drawn_on = {region["to_name"] for example in reference["examples"] for region in example["regions"]}
+        for to_name in sorted(drawn_on):
             path = job["images"].get(to_name)
             if path is None:
                 continue  # a task need not have every image that the reference has
             try:
                 adapted, slots = self._adapt(reference, to_name, progress)
-            except (InvalidReference, ImageError) as error:
-                return {"event": "bad_reference", "message": str(error)}
+            except _BadExample as error:
+                return {"event": "bad_reference", "annotation": error.annotation, "message": str(error)}
             except CavSamError as error:  # the computation failed, which is no fault of the annotation
                 return {"event": "failed", "message": str(error)}
             started = time.monotonic()
@@ -103,19 +115,40 @@ class Lane:
     def _adapt(self, reference: Mapping[str, Any], to_name: str, progress: Progress) -> tuple[Any, dict[str, Slot]]:
         key = (reference["key"], to_name)
         if key not in self._adapted:
-            path = reference["images"].get(to_name)
-            if path is None:
-                raise InvalidReference(f"The reference's task has no image for the tag {to_name!r}.")
-            image = read_image(path)
-            masks = reference_masks(reference["regions"], to_name, (image.shape[0], image.shape[1]))
-            names = mask_names(masks)
-            example = Reference(image, {names[slot]: mask for slot, mask in masks.items()})
-            adapted = self._segmenter.adapt([example], progress=progress)
+            read = [
+                _read_example(example, to_name)
+                for example in reference["examples"]
+                if any(region["to_name"] == to_name for region in example["regions"])
+            ]
+            names = mask_names({slot: None for _, masks in read for slot in masks})
+            examples = [Reference(image, {names[slot]: mask for slot, mask in masks.items()}) for image, masks in read]
+            adapted = self._segmenter.adapt(examples, shots=reference["shots"], progress=progress)
             self._adapted[key] = adapted, {name: slot for slot, name in names.items()}
             while len(self._adapted) > ADAPTED_KEPT:
                 self._adapted.popitem(last=False)
         self._adapted.move_to_end(key)
         return self._adapted[key]
+
+
+class _BadExample(Exception):
+    """An annotation that teaches nothing, and why."""
+
+    def __init__(self, annotation: int, message: str):
+        super().__init__(message)
+        self.annotation = annotation
+
+
+def _read_example(example: Mapping[str, Any], to_name: str) -> tuple[NDArray[np.uint8], dict[Slot, BoolMask]]:
+    """The image, uint8 (H, W, 3), and the masks, bool (H, W), of one example; raises `_BadExample`."""
+    try:
+        path = example["images"].get(to_name)
+        if path is None:
+            raise InvalidReference(f"The reference's task has no image for the tag {to_name!r}.")
+        image = read_image(path)
+        masks = reference_masks(example["regions"], to_name, (image.shape[0], image.shape[1]))
+    except (InvalidReference, ImageError) as error:
+        raise _BadExample(example["annotation"], str(error)) from error
+    return image, masks
 
 
 def _score(value: float) -> float:

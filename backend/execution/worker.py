@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +26,7 @@ from backend.execution.process import LaneProcess
 from backend.images import ImageFolder
 from backend.label_config import LabelConfig
 from backend.label_studio import LabelStudio
-from backend.ledger import Job, Ledger, ReferenceAnnotation
+from backend.ledger import Job, Ledger, ReferenceAnnotation, References
 from backend.reconcile import known_config
 
 log = logging.getLogger(__name__)
@@ -175,18 +175,22 @@ class Worker:
 
     def _do(self, job: Job) -> None:
         self.activity = Activity("fetching", job.project, job.task, since=time.monotonic())
-        reference = self._ledger.reference(job.project)
+        references = self._ledger.references(job.project)
         config = known_config(self._ledger, job.project)
-        if reference is None or config is None or not job.version.endswith(f"-r{reference.key}"):
+        if references is None or config is None or not job.version.endswith(f"-r{references.key}"):
             self._ledger.put_back(job, counts=False, delay=1.0)  # the reference changed under us
             return
-        paths = self._fetch(job, reference, config)
+        paths = self._fetch(job, references, config)
         if paths is None:
             return
         reference_images, images = paths
         self._fetch_ahead()
+        examples = [
+            {"annotation": one.annotation, "regions": one.regions, "images": shown}
+            for one, shown in zip(references.annotations, reference_images, strict=True)
+        ]
         request = {
-            "reference": {"key": reference.key, "regions": reference.regions, "images": reference_images},
+            "reference": {"key": references.key, "shots": references.shots, "examples": examples},
             "images": images,
         }
         self.activity = replace(self.activity, state="working")
@@ -206,21 +210,16 @@ class Worker:
             self._after_crash(job, str(error))
             return
         self._model_failures = 0
-        if self._settle(job, reference, answer):
+        if self._settle(job, references, answer):
             self._images.discard(images.values())
 
-    def _settle(self, job: Job, reference: ReferenceAnnotation, answer: dict[str, Any]) -> bool:
+    def _settle(self, job: Job, references: References, answer: dict[str, Any]) -> bool:
         """Store the lane's answer; returns whether the job is over."""
         if answer["event"] == "bad_reference":
-            log.warning(
-                "Project %d: annotation %d cannot be the reference: %s",
-                job.project,
-                reference.annotation,
-                answer["message"],
-            )
             self._ledger.put_back(job, counts=False)
-            self._ledger.refuse_reference(job.project, reference.annotation, reference.key, answer["message"])
-            self._hooks.refused(job.project)
+            for one in references.annotations:
+                if one.annotation == answer["annotation"]:
+                    self._refuse(one, answer["message"])
             return False
         if answer["event"] == "failed":
             log.error("Project %d, task %d: %s", job.project, job.task, answer["message"])
@@ -242,42 +241,61 @@ class Worker:
         )
         return True
 
+    def _refuse(self, reference: ReferenceAnnotation, message: str) -> None:
+        log.warning(
+            "Project %d: annotation %d cannot be the reference: %s", reference.project, reference.annotation, message
+        )
+        self._ledger.refuse_reference(reference.project, reference.annotation, reference.key, message)
+        self._hooks.refused(reference.project)
+
     def _fetch(
-        self, job: Job, reference: ReferenceAnnotation, config: LabelConfig
-    ) -> tuple[dict[str, str], dict[str, str]] | None:
-        """Paths of the reference's and the task's images; `None` where the job was put back or failed."""
+        self, job: Job, references: References, config: LabelConfig
+    ) -> tuple[list[dict[str, str]], dict[str, str]] | None:
+        """Paths of each reference's and of the task's images; `None` where the job was put back or failed."""
         if self._ahead is not None:
             wait([self._ahead])
             self._ahead = None
-        to_names = {region["to_name"] for region in reference.regions}
         try:
             client = self._hooks.client(job.project)
         except LabelStudioError as error:
             self._without_fault(job, error)
             return None
         task = self._ledger.task(job.project, job.task)
-        reference_task = self._ledger.task(job.project, reference.task)
-        if task is None or reference_task is None:
+        if task is None:
             self._ledger.put_back(job, counts=False, delay=5.0)  # deleted, or not listed yet
             return None
         try:
-            images = self._images.fetch(client, config, task, to_names)
+            images = self._images.fetch(client, config, task, _to_names(references.annotations))
         except ImageUnavailable as error:
             self._without_image(job, error)
             return None
         except LabelStudioError as error:
             self._without_fault(job, error)
             return None
+        reference_images = []
+        for reference in references.annotations:
+            found = self._fetch_reference(job, reference, client, config)
+            if found is None:
+                return None
+            reference_images.append(found)
+        return reference_images, images
+
+    def _fetch_reference(
+        self, job: Job, reference: ReferenceAnnotation, client: LabelStudio, config: LabelConfig
+    ) -> dict[str, str] | None:
+        """Paths of one reference's images; `None` where the job was put back."""
+        task = self._ledger.task(job.project, reference.task)
+        if task is None:
+            self._ledger.put_back(job, counts=False, delay=5.0)  # deleted, or not listed yet
+            return None
         try:
-            return self._images.fetch(client, config, reference_task, to_names), images
+            return self._images.fetch(client, config, task, _to_names([reference]))
         except ImageUnavailable as error:
             self._ledger.put_back(job, counts=False, delay=0.0 if error.permanent else FETCH_DELAYS[1])
-            if not error.permanent:
+            if error.permanent:
+                self._refuse(reference, f"Its image cannot be used. {error}")
+            else:
                 log.warning("Project %d: %s Trying again in %.0f s.", job.project, error, FETCH_DELAYS[1])
-                return None
-            self._ledger.refuse_reference(job.project, reference.annotation, reference.key, str(error))
-            log.error("Project %d: the reference's image cannot be used. %s", job.project, error)
-            self._hooks.refused(job.project)
         except LabelStudioError as error:
             self._without_fault(job, error)
         return None
@@ -308,13 +326,12 @@ class Worker:
 
     def _fetch_quietly(self, job: Job) -> None:
         task = self._ledger.task(job.project, job.task)
-        reference = self._ledger.reference(job.project)
+        references = self._ledger.references(job.project)
         config = known_config(self._ledger, job.project)
-        if task is None or reference is None or config is None:
+        if task is None or references is None or config is None:
             return
-        to_names = {region["to_name"] for region in reference.regions}
         try:
-            self._images.fetch(self._hooks.client(job.project), config, task, to_names)
+            self._images.fetch(self._hooks.client(job.project), config, task, _to_names(references.annotations))
         except (ImageUnavailable, LabelStudioError) as error:
             log.debug("Project %d, task %d: %s", job.project, job.task, error)  # met again when its turn comes
 
@@ -343,6 +360,11 @@ class Worker:
 
     def _progress(self, step: str, done: int, total: int) -> None:
         self.activity = replace(self.activity, step=step, done=done, total=total)
+
+
+def _to_names(references: Iterable[ReferenceAnnotation]) -> set[str]:
+    """The image tags that some references draw on."""
+    return {region["to_name"] for reference in references for region in reference.regions}
 
 
 def _key(job: Job) -> tuple[int, int, str]:

@@ -12,7 +12,7 @@ import pytest
 from werkzeug.serving import make_server
 
 from backend.app import create_app
-from backend.ledger import Ledger
+from backend.ledger import Ledger, ReferenceAnnotation, References
 from backend.service import Service
 from backend.settings import Settings
 from tests.unit.backend.fake_label_studio import LEGACY_KEY, FakeLabelStudio
@@ -26,6 +26,11 @@ def wait_for(condition: Callable[[], Any], what: str, patience: float = 60.0) ->
     while not condition():
         assert time.monotonic() < end, f"in vain waited for: {what}"
         time.sleep(0.02)
+
+
+def learned_from(*annotations: ReferenceAnnotation) -> References:
+    """References under the first one's key."""
+    return References(annotations[0].key, annotations)
 
 
 @dataclass

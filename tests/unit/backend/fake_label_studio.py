@@ -24,6 +24,7 @@ from label_studio_sdk.converter.brush import mask2rle
 from PIL import Image
 from werkzeug.serving import make_server
 
+BACKEND_TITLE = "CavSam"
 LEGACY_KEY = "0123456789abcdef0123456789abcdef01234567"
 START = datetime(2026, 1, 1, tzinfo=UTC)
 CONFIG = (
@@ -100,6 +101,7 @@ class FakeLabelStudio:
         self.predictions: dict[int, dict[str, Any]] = {}
         self.files: dict[str, bytes] = {}
         self.connected: dict[int, str] = {}
+        self.extra_params: dict[int, Any] = {}
         self.backend_state = "CO"
         self.missing_paths: set[str] = set()
         self.webhooks: list[dict[str, Any]] = []
@@ -128,6 +130,7 @@ class FakeLabelStudio:
             "label_config": config,
             "created_at": self._moment(),
             "evaluate_predictions_automatically": False,
+            "model_version": None,
         }
         return number
 
@@ -177,6 +180,7 @@ class FakeLabelStudio:
     def connect(self, project: int, url: str) -> dict[str, Any]:
         answer = self.setup(project, url)
         self.connected[project] = url
+        self.projects[project]["model_version"] = self.projects[project]["model_version"] or BACKEND_TITLE
         return answer
 
     def setup(self, project: int, url: str | None = None) -> dict[str, Any]:
@@ -186,7 +190,7 @@ class FakeLabelStudio:
             "schema": self.projects[project]["label_config"],
             "hostname": self.url,
             "access_token": LEGACY_KEY,
-            "extra_params": None,
+            "extra_params": self.extra_params.get(project),
         }
         answer = requests.post(f"{url or self.connected[project]}/setup", json=body, timeout=5)
         answer.raise_for_status()
@@ -307,13 +311,18 @@ class FakeLabelStudio:
                 return jsonify({"detail": "No Project matches the given query."}), 404
             return jsonify(self.projects[project])
 
+        @app.patch("/api/projects/<int:project>/")
+        def patch_project(project: int) -> Any:
+            self.projects[project] |= request.get_json()
+            return jsonify(self.projects[project])
+
         @app.get("/api/ml")
         def backends() -> Any:
             project = int(request.args["project"])
             if project not in self.connected:
                 return jsonify([])
             backend = {"id": 1, "project": project, "url": self.connected[project], "state": self.backend_state}
-            return jsonify([backend | {"model_version": "cavsam-0"}])
+            return jsonify([backend | {"model_version": "cavsam-0", "title": BACKEND_TITLE}])
 
         @app.get("/api/webhooks/")
         def webhooks() -> Any:
@@ -351,6 +360,11 @@ class FakeLabelStudio:
         @app.post("/api/projects/<int:project>/import/predictions")
         def import_predictions(project: int) -> Any:
             return self._import(project, request.get_json())
+
+        @app.get("/api/predictions/<int:prediction>/")
+        def one_prediction(prediction: int) -> Any:
+            found = self.predictions.get(prediction)
+            return jsonify(found) if found else (jsonify({"detail": "Not found."}), 404)
 
         @app.get("/api/predictions/")
         def predictions() -> Any:

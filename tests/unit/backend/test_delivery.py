@@ -10,6 +10,7 @@ from backend.delivery import confirm_answers, prediction_text, push_finished, re
 from backend.errors import LabelStudioDenied, LabelStudioUnreachable
 from backend.label_studio import LabelStudio
 from backend.ledger import Ledger, ReferenceAnnotation, Task
+from tests.unit.backend.conftest import learned_from
 from tests.unit.backend.fake_label_studio import LEGACY_KEY, FakeLabelStudio, brush
 
 VERSION = "cavsam-r1"
@@ -26,7 +27,8 @@ class Scene:
         reference, *self.tasks = (label_studio.add_task(self.project, image="x") for _ in range(6))
         ledger.note_project(self.project, "uid")
         ledger.replace_tasks(self.project, [Task(self.project, n, {}, False, "") for n in (reference, *self.tasks)])
-        ledger.set_reference(self.project, VERSION, ReferenceAnnotation(self.project, "r1", 1, reference, []))
+        references = learned_from(ReferenceAnnotation(self.project, "r1", 1, reference, []))
+        ledger.set_references(self.project, VERSION, references)
         ledger.queue(self.project, VERSION, self.tasks)
         for task in self.tasks:
             job = ledger.take_next()

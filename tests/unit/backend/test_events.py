@@ -35,7 +35,7 @@ PROJECT = {"id": 3, "created_at": "2026-01-01T00:00:00Z", "label_config": "<View
         ({"action": "TASKS_CREATED", "project": PROJECT, "tasks": [{"id": 4}]}, [Note(3, "changed")]),
         ({"action": "TASKS_DELETED", "project": PROJECT, "tasks": [{"id": 4}]}, [Note(3, "changed")]),
         ({"action": "PROJECT_UPDATED", "project": PROJECT}, [Note(3, "changed")]),
-        ({"action": "START_TRAINING", "project": PROJECT}, [Note(3, "changed")]),
+        ({"action": "START_TRAINING", "project": PROJECT}, [Note(3, "train")]),
         ({"action": "ANNOTATION_CREATED", "project": PROJECT, "annotation": None}, [Note(3, "changed")]),
         ({"action": "ANNOTATION_CREATED"}, []),  # sent without payload
         ({"action": "LABEL_LINK_CREATED", "project": None}, []),

@@ -39,8 +39,14 @@ def a_job(folder: Path, target: bytes, regions: list[dict] | None = None, config
     return {
         "reference": {
             "key": candidate.key,
-            "regions": candidate.regions,
-            "images": {"image": str(folder / "reference.png")},
+            "shots": 0,
+            "examples": [
+                {
+                    "annotation": 1,
+                    "regions": candidate.regions,
+                    "images": {"image": str(folder / "reference.png")},
+                }
+            ],
         },
         "images": {"image": str(folder / "target.png")},
     }
@@ -113,7 +119,7 @@ class TestLane:
         job = a_job(tmp_path, picture((2, 9, 3, 40)), regions, config)
         (tmp_path / "second-reference.png").write_bytes(picture((1, 20, 1, 20)))
         (tmp_path / "second-target.png").write_bytes(picture((30, 40, 30, 40)))
-        job["reference"]["images"]["second"] = str(tmp_path / "second-reference.png")
+        job["reference"]["examples"][0]["images"]["second"] = str(tmp_path / "second-reference.png")
         job["images"]["second"] = str(tmp_path / "second-target.png")
         answer = Lane(ThresholdSegmenter()).run(job, silent)
         areas = {region["to_name"]: int(mask_of(region).sum()) for region in answer["regions"]}

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from backend.errors import BackendError
-from backend.ledger import ALL_PROJECTS, MAX_BEGUN, Job, Ledger, ReferenceAnnotation, Task
+from backend.ledger import ALL_PROJECTS, MAX_BEGUN, Job, Ledger, ReferenceAnnotation, References, Task
 from backend.references import Candidate
-from tests.unit.backend.conftest import wait_for
+from tests.unit.backend.conftest import learned_from, wait_for
 
 VERSION = "cavsam-r1"
 REGIONS = [{"from_name": "tag", "labels": ["cat"], "rle": [1, 2, 3]}]
@@ -21,7 +21,7 @@ def fill(ledger: Ledger, tasks: int = 4) -> None:
     """Project 1 with tasks 1..n; the annotation 9 of task 1 is its reference; the others are queued."""
     ledger.note_project(1, "made on Monday")
     ledger.replace_tasks(1, [Task(1, n, {"image": f"/{n}.png"}, n == 1, "") for n in range(1, tasks + 1)])
-    ledger.set_reference(1, VERSION, ReferenceAnnotation(1, "r1", 9, 1, REGIONS))
+    ledger.set_references(1, VERSION, learned_from(ReferenceAnnotation(1, "r1", 9, 1, REGIONS)))
     ledger.queue(1, VERSION, range(2, tasks + 1))
 
 
@@ -101,10 +101,10 @@ def test_urgent_tasks_come_first_and_annotated_last(ledger: Ledger):
 def test_a_changed_reference_drops_what_is_not_done_and_keeps_what_is(ledger: Ledger):
     fill(ledger)
     finish_next(ledger)
-    ledger.set_reference(1, "cavsam-r2", ReferenceAnnotation(1, "r2", 10, 2, REGIONS))
+    ledger.set_references(1, "cavsam-r2", learned_from(ReferenceAnnotation(1, "r2", 10, 2, REGIONS)))
     assert ledger.take_next() is None
     assert ledger.versions() == [VERSION, "cavsam-r2"]
-    ledger.set_reference(1, VERSION, ReferenceAnnotation(1, "r1", 9, 1, REGIONS))
+    ledger.set_references(1, VERSION, learned_from(ReferenceAnnotation(1, "r1", 9, 1, REGIONS)))
     ledger.queue(1, VERSION, [2, 3, 4])
     assert [finish_next(ledger).task for _ in range(2)] == [3, 4]
 
@@ -239,7 +239,7 @@ def test_versions_are_superseded_when_the_present_one_is_complete(ledger: Ledger
     fill(ledger)
     ledger.mark_delivered(1, VERSION, [2, 3, 4])
     assert ledger.superseded(1) == []
-    ledger.set_reference(1, "cavsam-r2", ReferenceAnnotation(1, "r2", 10, 1, REGIONS))
+    ledger.set_references(1, "cavsam-r2", learned_from(ReferenceAnnotation(1, "r2", 10, 1, REGIONS)))
     assert ledger.superseded(1) == []  # nothing is queued yet
     ledger.queue(1, "cavsam-r2", [2, 3, 4])
     ledger.mark_delivered(1, "cavsam-r2", [2, 3])
@@ -301,12 +301,29 @@ def test_a_ledger_of_the_first_schema_is_taken_over(tmp_path: Path):
     first.close()
     with closing(sqlite3.connect(path)) as db:
         db.executescript(
-            "ALTER TABLE projects DROP COLUMN paused; DROP TABLE notices; DROP INDEX jobs_overview; "
-            "UPDATE meta SET value = '1' WHERE name = 'schema'"
+            """
+            CREATE TABLE reference_annotations (project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+                key TEXT NOT NULL, annotation INTEGER NOT NULL, task INTEGER NOT NULL, regions BLOB NOT NULL,
+                PRIMARY KEY (project, key));
+            INSERT INTO reference_annotations SELECT project, key, annotation, task, regions FROM learned_from;
+            INSERT INTO reference_annotations SELECT project, 'former', 8, 2, regions FROM learned_from;
+            DROP TABLE learned_from;
+            ALTER TABLE annotations DROP COLUMN labels;
+            ALTER TABLE annotations DROP COLUMN ground_truth;
+            ALTER TABLE projects DROP COLUMN reference_shots;
+            ALTER TABLE projects DROP COLUMN extra_params;
+            ALTER TABLE projects DROP COLUMN shown_version;
+            ALTER TABLE projects DROP COLUMN paused;
+            DROP TABLE notices;
+            DROP INDEX jobs_overview;
+            UPDATE meta SET value = '1' WHERE name = 'schema';
+            """
         )
     for _ in range(2):  # the second time there is nothing to upgrade
         ledger = Ledger(path)
         assert len(ledger.jobs(1, VERSION)) == 3
+        assert ledger.references(1) == learned_from(ReferenceAnnotation(1, "r1", 9, 1, REGIONS))
+        assert [task.annotations_read for task in ledger.tasks(1)] == [""] * 4  # they are judged for more than before
         ledger.set_paused(1, True)
         ledger.set_notices(1, "tags", ["one"])
         assert ledger.is_paused(1)
@@ -318,7 +335,7 @@ def test_a_pause_keeps_jobs_in_the_queue_and_survives_a_restart(tmp_path: Path):
     ledger = Ledger(path)
     fill(ledger)
     ledger.note_project(2, "made on Tuesday")
-    ledger.set_reference(2, VERSION, None)
+    ledger.set_references(2, VERSION, None)
     ledger.queue(2, VERSION, [11])
     running = ledger.take_next()
     assert running is not None
@@ -441,3 +458,31 @@ class TestTaskStates:
         assert [task.task for page, _ in pages for task in page] == self.shown(filled)
         assert {total for _, total in pages} == {9}
         assert pages[-1][0] == []
+
+
+def test_the_whole_reference_is_kept_and_only_the_present_one(ledger: Ledger):
+    fill(ledger)
+    both = tuple(ReferenceAnnotation(1, f"r{n}", n, n - 7, [{"labels": [f"label {n}"]}]) for n in (9, 10))
+    ledger.set_references(1, "cavsam-r3", References("r3", both, 1))
+    assert ledger.references(1) == References("r3", both, 1)
+    assert References("r3", both).tasks == {2, 3}
+    assert ledger.reference(1) == both[0]
+    ledger.set_references(1, "cavsam", None)
+    assert ledger.references(1) is None
+
+
+def test_a_version_is_complete_when_all_but_the_references_are_there_or_failed(ledger: Ledger):
+    fill(ledger)
+    both = tuple(ReferenceAnnotation(1, f"r{n}", n, n, REGIONS) for n in (1, 2))
+    ledger.set_references(1, "cavsam-r3", References("r3", both))
+    assert not ledger.is_complete(1)
+    ledger.queue(1, "cavsam-r3", [3, 4])
+    finish_next(ledger)
+    failed = ledger.take_next()
+    assert failed is not None
+    ledger.fail(failed, "no picture")
+    assert not ledger.is_complete(1)  # one is done and not there yet
+    ledger.mark_delivered(1, "cavsam-r3", [3])
+    assert ledger.is_complete(1)
+    ledger.replace_tasks(1, [*ledger.tasks(1), Task(1, 5, {}, False, "")])
+    assert not ledger.is_complete(1)

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from flask import request
 
 from backend.label_config import parse_label_config
 from backend.label_studio import LabelStudio
-from backend.ledger import Ledger, ReferenceAnnotation
-from backend.reconcile import queue_tasks, read_tasks, resolve_reference, store_project, why_no_reference
+from backend.ledger import Ledger, References
+from backend.policy import why_no_reference
+from backend.reconcile import queue_tasks, read_tasks, resolve_references, store_project
+from backend.settings import Settings
 from tests.unit.backend.fake_label_studio import CONFIG, LEGACY_KEY, FakeLabelStudio, brush, picture
 
 BOX = (8, 30, 20, 50)
@@ -29,11 +32,9 @@ def project(label_studio: FakeLabelStudio, ledger: Ledger) -> int:
     return number
 
 
-def look(ledger: Ledger, client: LabelStudio, project: int) -> ReferenceAnnotation | None:
+def look(ledger: Ledger, client: LabelStudio, project: int, **settings: Any) -> References | None:
     read_tasks(ledger, client, project, LABELS)
-    known = ledger.project(project)
-    assert known is not None
-    return resolve_reference(ledger, client, known, LABELS)
+    return resolve_references(ledger, client, project, LABELS, Settings(**settings))
 
 
 def test_only_new_and_changed_annotations_are_read(
@@ -91,15 +92,15 @@ def test_the_reference_is_fetched_once_and_followed_when_it_changes(
     annotation = label_studio.annotate(first, [brush(BOX, "cat")])
     chosen = look(ledger, client, project)
     assert chosen is not None
-    assert (chosen.annotation, chosen.task) == (annotation, first)
-    ledger.set_reference(project, "v1", chosen)
+    assert [(one.annotation, one.task) for one in chosen.annotations] == [(annotation, first)]
+    ledger.set_references(project, "v1", chosen)
     assert look(ledger, client, project) == chosen
     assert len(label_studio.authorizations(f"/api/annotations/{annotation}/")) == 1
     label_studio.update_annotation(annotation, [brush(BOX, "dog")])
     changed = look(ledger, client, project)
     assert changed is not None
     assert changed.key != chosen.key
-    assert changed.regions[0]["labels"] == ["dog"]
+    assert changed.annotations[0].regions[0]["labels"] == ["dog"]
 
 
 def test_an_annotation_edited_between_two_calls_is_judged_again(
@@ -110,11 +111,9 @@ def test_an_annotation_edited_between_two_calls_is_judged_again(
     two = label_studio.annotate(second, [brush(BOX, "cat")])
     read_tasks(ledger, client, project, LABELS)
     label_studio.annotations[one]["result"] = []  # after it was judged, before it is fetched
-    known = ledger.project(project)
-    assert known is not None
-    chosen = resolve_reference(ledger, client, known, LABELS)
+    chosen = resolve_references(ledger, client, project, LABELS, Settings())
     assert chosen is not None
-    assert chosen.annotation == two
+    assert [one.annotation for one in chosen.annotations] == [two]
 
 
 def test_a_changed_configuration_has_annotations_judged_again(
@@ -123,7 +122,7 @@ def test_a_changed_configuration_has_annotations_judged_again(
     first, *_ = label_studio.tasks_of(project)
     label_studio.annotate(first, [brush(BOX, "horse")])
     assert look(ledger, client, project) is None
-    assert "horse is not in the configuration" in why_no_reference(ledger.candidates(project))
+    assert "horse is not in the configuration" in why_no_reference(ledger.candidates(project), Settings())
     xml = CONFIG.replace("dog", "horse")
     label_studio.projects[project]["label_config"] = xml
     store_project(ledger, project, label_studio.projects[project], "base")
@@ -139,7 +138,7 @@ def test_people_come_first_and_the_reference_never(
     label_studio.annotate(second, [brush(BOX, "cat")])
     chosen = look(ledger, client, project)
     assert chosen is not None
-    ledger.set_reference(project, "v1", chosen)
+    ledger.set_references(project, "v1", chosen)
     assert queue_tasks(ledger, project, "v1", chosen) == 3
     order = []
     while job := ledger.take_next():

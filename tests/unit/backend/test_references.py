@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from backend.label_config import parse_label_config
-from backend.references import choose_first, examine
+from backend.references import examine, needs_prediction
 from tests.unit.backend.fake_label_studio import CONFIG, brush
 
 BOX = (1, 5, 1, 5)
@@ -35,7 +35,7 @@ def test_a_drawn_mask_is_usable():
     ("changes", "words"),
     [
         ({"was_cancelled": True}, "skipped"),
-        ({"parent_prediction": 7}, "made from a prediction"),
+        ({"parent_prediction": 7}, "a prediction that is not there any more"),
         ({"result": [brush(BOX, "cat", origin="prediction")]}, "a prediction's"),
         ({"result": []}, "no region that gives a mask"),
         ({"result": None}, "no region that gives a mask"),
@@ -57,28 +57,6 @@ def test_a_good_region_beside_bad_ones_suffices():
     result = [brush(BOX, "horse"), brush(BOX, "cat"), {"type": "textarea"}, brush(BOX, "dog", origin="prediction")]
     candidate = examine(annotation(result=result), LABELS)
     assert [region["labels"] for region in candidate.regions] == [["cat"], ["dog"]]
-
-
-def test_first_is_by_time_then_number_and_skips_the_unusable():
-    annotations = [
-        annotation(5, created_at="2026-01-01T00:00:00.500000Z"),
-        annotation(4, created_at="2026-01-01T00:00:00Z"),  # earlier than the fraction, though "Z" sorts after "."
-        annotation(3, created_at="2026-01-01T00:00:00Z", was_cancelled=True),
-        annotation(2, created_at="2026-01-01T01:00:00+02:00", parent_prediction=1),
-        annotation(6, created_at="2026-01-01T00:00:00Z"),
-    ]
-    chosen = choose_first(examine(a, LABELS) for a in annotations)
-    assert chosen is not None
-    assert chosen.annotation == 4
-    assert choose_first([examine(annotations[2], LABELS)]) is None
-
-
-def test_offsets_of_time_zones_are_respected():
-    early = annotation(9, created_at="2026-01-01T01:30:00+02:00")
-    late = annotation(8, created_at="2026-01-01T00:00:00Z")
-    chosen = choose_first(examine(a, LABELS) for a in (late, early))
-    assert chosen is not None
-    assert chosen.annotation == 9
 
 
 def test_key_follows_the_masks_and_nothing_else():
@@ -142,3 +120,53 @@ def test_every_shape_is_reduced_to_what_its_mask_depends_on(result: dict[str, An
 )
 def test_incomplete_shapes_are_no_reference(result: dict[str, Any]):
     assert examine(annotation(result=[result]), MIXED).reason
+
+
+OTHER_BOX = (20, 30, 20, 30)
+
+
+def predicted(*regions: dict[str, Any]) -> list[dict[str, Any]]:
+    return [region | {"origin": "prediction", "score": 0.5} for region in regions]
+
+
+FORESEEN = predicted(brush(BOX, "cat"), brush(OTHER_BOX, "dog"))
+ENCODED_ANEW = brush((1, 6, 1, 5), "cat", origin="prediction")  # the editor writes what it drew, not what it was given
+
+
+@pytest.mark.parametrize(
+    ("result", "changed"),
+    [
+        (FORESEEN, False),
+        (FORESEEN[::-1], False),
+        ([ENCODED_ANEW, FORESEEN[1]], False),
+        ([brush(BOX, "cat", origin=None), brush(OTHER_BOX, "dog", origin=None)], False),  # copied by a script
+        ([*FORESEEN, {"type": "choices", "value": {"choices": ["a"]}}], False),
+        (FORESEEN[:1], True),  # one was wrong and was removed
+        ([FORESEEN[0], brush((1, 6, 1, 5), "dog", origin="prediction-changed")], True),
+        ([*FORESEEN, brush((40, 50, 1, 9), "cat")], True),  # one was missed and was added
+        ([FORESEEN[0], brush(OTHER_BOX, "cat", origin="prediction")], True),  # one was given another label
+        ([brush((2, 9, 2, 9), "cat"), brush(OTHER_BOX, "dog")], True),  # drawn anew by hand
+    ],
+)
+def test_what_a_person_corrected_may_teach_and_what_was_accepted_may_not(result: list[dict], changed: bool):
+    made = annotation(result=result, parent_prediction=7)
+    candidate = examine(made, LABELS, FORESEEN)
+    assert candidate.usable == changed, candidate.reason
+    assert changed or "accepted unchanged" in candidate.reason
+
+
+def test_the_prediction_is_asked_for_only_where_it_decides():
+    assert needs_prediction(annotation(result=FORESEEN, parent_prediction=7))
+    edited = brush(BOX, "cat", origin="prediction-changed")
+    assert not needs_prediction(annotation(result=[edited], parent_prediction=7))
+    assert not needs_prediction(annotation(result=FORESEEN, parent_prediction=7, was_cancelled=True))
+    assert not needs_prediction(annotation())
+    # Label Studio forgets the parent when the prediction is deleted
+    assert examine(annotation(result=[edited, FORESEEN[1]]), LABELS).usable
+    assert not examine(annotation(result=FORESEEN), LABELS).usable
+
+
+def test_labels_and_the_star_are_noted():
+    candidate = examine(annotation(result=[brush(BOX, "cat"), brush(BOX, "horse")], ground_truth=True), LABELS)
+    assert candidate.labels == {("tag", "image", "cat")}
+    assert candidate.ground_truth

@@ -182,7 +182,7 @@ def test_an_edited_reference_makes_a_new_version_and_a_deleted_one_falls_back(
     others = label_studio.tasks_of(project)[1:]
     assert all(sorted(label_studio.versions_of(t)) == sorted([old, new]) for t in others)
 
-    second = label_studio.annotate(others[0], [brush(target_box(1), "cat")])
+    second = label_studio.annotate(others[0], [brush(target_box(1), "dog")])
     label_studio.delete_annotation(annotation)
     wait_for(lambda: label_studio.setup(project)["model_version"] not in (old, new), "the next reference")
     reference = backend.service.ledger.reference(project)

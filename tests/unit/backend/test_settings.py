@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,48 @@ def test_table_has_a_row_and_a_sentence_for_every_setting():
 
 def test_finds_misspelt_variables():
     assert unknown_variables({"CAVSAM_MODLE": "nano", "CAVSAM_MODEL": "nano", "PATH": ""}) == ["CAVSAM_MODLE"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "changed"),
+    [
+        (None, {}),
+        ("", {}),
+        ({}, {}),
+        (
+            {"reference_policy": "latest-k", "reference_shots": 5},
+            {"reference_policy": "latest-k", "reference_shots": 5},
+        ),
+        ('{"review_below": 1}', {"review_below": 1}),
+        ({"quiet_period": 0.5, "old_predictions": "remove"}, {"quiet_period": 0.5, "old_predictions": "remove"}),
+    ],
+)
+def test_a_project_may_have_settings_of_its_own(extra: object, changed: dict):
+    found, problems = Settings(review_below=0.3).for_project(extra)
+    assert problems == []
+    assert found == dataclasses.replace(Settings(review_below=0.3), **changed)
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ("latest-k", "must be a JSON object"),
+        ([1], "must be a JSON object"),
+        ({"reference_policy": "best"}, "reference_policy must be one of first, pinned"),
+        ({"reference_policy": 3}, "reference_policy must be a text"),
+        ({"reference_shots": 0}, "reference_shots must be between 1 and 64"),
+        ({"reference_shots": 2.5}, "reference_shots must be a whole number"),
+        ({"reference_shots": True}, "reference_shots must be a whole number"),
+        ({"review_below": "low"}, "review_below must be a number"),
+        ({"review_below": float("nan")}, "review_below must be between 0 and 1"),
+        ({"label_studio_api_key": "x"}, "'label_studio_api_key' is not known; there are reference_policy"),
+    ],
+)
+def test_what_a_project_sets_wrongly_is_said_and_the_rest_counts(extra: object, words: str):
+    settings = Settings()
+    good = {"quiet_period": 1.0}
+    found, problems = settings.for_project(extra | good if isinstance(extra, dict) else extra)
+    (problem,) = problems
+    assert words in problem
+    assert "CAVSAM" not in problem
+    assert found == (dataclasses.replace(settings, **good) if isinstance(extra, dict) else settings)

@@ -1,7 +1,7 @@
 """A segmenter with an answer anyone can compute: a pixel belongs to the label whose reference colour is nearest.
 
-Adapting takes the mean colour under each mask and of the rest; segmenting labels each pixel of the target by the
-nearest of these. On flat-coloured pictures the result is exact, so tests know what has to come out.
+Adapting takes the mean colour under each label's masks and of the rest; segmenting labels each pixel of the target by
+the nearest of these. On flat-coloured pictures the result is exact, so tests know what has to come out.
 """
 
 from __future__ import annotations
@@ -31,19 +31,24 @@ class ThresholdSegmenter:
         self.adapted_log = adapted_log
 
     def adapt(
-        self, references: Sequence[Reference], *, class_name: str | None = None, progress: Progress | None = None
+        self,
+        references: Sequence[Reference],
+        *,
+        class_name: str | None = None,
+        shots: int = 0,
+        progress: Progress | None = None,
     ) -> dict[str, np.ndarray]:
-        (reference,) = references
-        inside = np.zeros(reference.image.shape[:2], bool)
-        colours = {}
-        for label, mask in reference.masks.items():
-            colours[label] = reference.image[mask].mean(0)
-            inside |= mask
-        colours[""] = reference.image[~inside].mean(0)
+        seen: dict[str, list[np.ndarray]] = {}
+        for reference in references:
+            inside = np.zeros(reference.image.shape[:2], bool)
+            for label, mask in reference.masks.items():
+                seen.setdefault(label, []).append(reference.image[mask])
+                inside |= mask
+            seen.setdefault("", []).append(reference.image[~inside])
         if self.adapted_log is not None:
             with self.adapted_log.open("a") as file:
-                file.write(f"{os.getpid()}\n")
-        return colours
+                file.write(f"{len(references)} references, {shots} shots\n")
+        return {label: np.concatenate(pixels).mean(0) for label, pixels in seen.items()}
 
     def segment(
         self, adapted: Any, targets: Iterable[str], *, progress: Progress | None = None
