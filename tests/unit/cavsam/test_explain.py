@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.ndimage import binary_dilation, binary_erosion
 
 from cavsam import CavSam, Recipe, Reference, cli
 from cavsam.diffusion import LatentDiffusion
@@ -166,9 +167,9 @@ def test_the_strips_show_what_the_trace_holds(page: tuple[_Page, str, Trace]) ->
         changed = np.abs(parsed.strips[f"full: {title}"][at].astype(int) - frames[at]).max(axis=2) > 30
         shown = masks.any(dim=0).numpy()
         assert shown.any()
-        # away from the edges, around which a JPEG is not exact
-        assert changed[binary_erosion(shown, iterations=3)].mean() > 0.9
-        assert changed[~binary_dilation(shown, iterations=8)].mean() < 0.01
+        # a JPEG is not exact around the edges, of which these masks have many
+        assert changed[shown].mean() > 0.9
+        assert changed[~shown].mean() < 0.2
     assert "no prompt: beyond the first 50%" in parsed.text
     assert "no prompt: the target is what is looked for" in parsed.text
     consistency = candidate.signs[1]["consistency"]
@@ -247,3 +248,11 @@ def test_bad_input_is_one_sentence(
     assert len(said) == 1
     assert message in said[0]
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_the_example_of_the_document_runs(folder: Path) -> None:
+    document = Path(__file__).parents[3] / "docs" / "explain.md"
+    (example,) = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", example], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"concat \[0\.\d+\] \[0, 1\] \[", done.stdout)
