@@ -61,7 +61,7 @@ class Service:
         self.coordinator = Coordinator(
             settings, self.ledger, self.clients, self.base_version, demand=demand, wake=self._wake_worker
         )
-        hooks = Hooks(self.clients.of, self.coordinator.finished, self.coordinator.refused)
+        hooks = Hooks(self.clients.of, self.coordinator.finished, self.coordinator.refused, self._review_below)
         self.worker = Worker(self.ledger, self.lane, images, hooks)
         self._started = self._stopped = False
         # however many tasks are opened at once, some threads stay free to answer /health and /setup in time
@@ -99,6 +99,9 @@ class Service:
         if self.coordinator.stop() and not self.worker.is_alive:
             self.ledger.close()  # else a call to Label Studio is still waited for, and ends with the process
         self._folder_lock.close()
+
+    def _review_below(self, project: int) -> float:
+        return known_settings(self.ledger, self.settings, project).review_below
 
     def _wake_worker(self) -> None:
         self.worker.wake()

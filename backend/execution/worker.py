@@ -59,12 +59,14 @@ class Activity:
 class Hooks:
     """What the worker needs of the service: a client for a project, and someone to tell.
 
-    `finished(project, task)` after each job, whatever came of it; `refused(project)` when the reference taught nothing.
+    `finished(project, task)` after each job, whatever came of it; `refused(project)` when the reference taught nothing;
+    `review_below(project)` is the score below which a region is flagged.
     """
 
     client: Callable[[int], LabelStudio]
     finished: Callable[[int, int], None]
     refused: Callable[[int], None]
+    review_below: Callable[[int], float]
 
 
 class Worker:
@@ -225,6 +227,7 @@ class Worker:
             log.error("Project %d, task %d: %s", job.project, job.task, answer["message"])
             self._fail(job, answer["message"])
             return True
+        flag_low_scores(answer["regions"], self._hooks.review_below(job.project))
         text = json.dumps(answer["regions"], separators=(",", ":"))
         self._ledger.finish(job, text, answer["score"], answer["seconds"])
         self._fetch_failures.pop(_key(job), None)
@@ -360,6 +363,13 @@ class Worker:
 
     def _progress(self, step: str, done: int, total: int) -> None:
         self.activity = replace(self.activity, step=step, done=done, total=total)
+
+
+def flag_low_scores(regions: Iterable[dict[str, Any]], below: float) -> None:
+    """Add a note to the regions whose score is below `below`; the editor shows it beside a region that is selected."""
+    for region in regions:
+        if region["score"] < below:
+            region["meta"] = {"text": [f"Low score {region['score']:.2f}: check this mask."]}
 
 
 def _to_names(references: Iterable[ReferenceAnnotation]) -> set[str]:

@@ -113,7 +113,8 @@ def test_setup_takes_any_extra_params(backend: RunningBackend, label_studio: Fak
         "extra_params": extra,
     }
     answer = post(backend, "/setup", body)
-    assert answer.json() == {"model_version": backend.service.base_version}
+    assert answer.json()["model_version"] == backend.service.base_version
+    assert ("notice" in answer.json()) == bool(extra)
 
 
 @pytest.mark.parametrize(
