@@ -239,7 +239,7 @@ def _model(settings: Settings, segmenter: str) -> Iterator[Finding]:
             device = lane.device or settings.device
             yield Finding("ok", "model", f"loads in {time.monotonic() - started:.0f} s on device {device}")
             if device == "cpu" and not settings.sources().is_nano:
-                yield Finding("note", "model", "On a CPU a task takes many minutes, on a small one hours; see docs/hardware.md.")
+                yield Finding("note", "model", "On a CPU a task takes minutes to hours; see docs/hardware.md.")
             started = time.monotonic()
             answer = lane.run(_trial_job(Path(folder)), _silent)
         except BackendError as error:
