@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench lock readme clean
+.PHONY: help setup demo screenshots test lint format bench lock readme clean
 
 PYTHON_BIN := .venv/bin/python
 
@@ -12,7 +12,7 @@ PYTHON_BIN := .venv/bin/python
 export OMP_WAIT_POLICY ?= PASSIVE
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## .venv and .venv-label-studio from the lock files (TORCH_INDEX_URL=... for another build of torch)
 	@tools/setup.sh main label-studio
@@ -20,6 +20,10 @@ setup:  ## .venv and .venv-label-studio from the lock files (TORCH_INDEX_URL=...
 demo:  ## annotate one task, watch the rest being pre-annotated; results in demo-out/ (KEEP=1 leaves the servers running)
 	@tools/setup.sh main label-studio browser
 	@KEEP="$(KEEP)" $(PYTHON_BIN) -u -m tools.demo
+
+screenshots:  ## the documents' pictures of the demo, into docs/images (ARGS="--tasks 4" for a quicker run)
+	@tools/setup.sh main label-studio browser
+	@$(PYTHON_BIN) -u -m tools.screenshots $(ARGS)
 
 test:  ## the whole test suite (ARGS="..." goes to pytest)
 	@tools/setup.sh main label-studio browser

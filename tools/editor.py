@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,30 +87,45 @@ def open_task(
     Returns:
         What was shown, once masks of all `colours` are there or after 30 s.
     """
+    with signed_in(server) as page:
+        view = show_task(page, server, project, task, picture=picture, colours=colours)
+    Image.fromarray(view.window).save(screenshot)
+    return view
+
+
+@contextmanager
+def signed_in(server: LabelStudio, *, width: int = 1400, height: int = 900) -> Iterator[Page]:
+    """A page of a browser in which the server's user is logged in."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path(), args=list(FLAGS))
         try:
-            page = browser.new_page(viewport={"width": 1400, "height": 900})
+            page = browser.new_page(viewport={"width": width, "height": height})
             page.goto(f"{server.url}/user/login/")
             page.fill("input[name=email]", server.email)
             page.fill("input[name=password]", server.password)
             page.click("button[type=submit]")
             page.wait_for_url(lambda url: "/login" not in url, timeout=60_000)
-            page.goto(f"{server.url}/projects/{project}/data?task={task}")
-            page.wait_for_selector(".konvajs-content canvas", timeout=60_000)
-            page.wait_for_load_state("networkidle", timeout=60_000)
-            deadline = time.monotonic() + 30
-            view, before = _view(page, picture), None
-            while time.monotonic() < deadline and not (
-                before is not None
-                and np.array_equal(view.window, before.window)
-                and all(view.tinted(picture, colour).sum() > 30 for colour in colours)
-            ):
-                time.sleep(0.5)
-                view, before = _view(page, picture), view
+            yield page
         finally:
             browser.close()
-    Image.fromarray(view.window).save(screenshot)
+
+
+def show_task(
+    page: Page, server: LabelStudio, project: int, task: int, *, picture: NDArray[np.uint8], colours: Sequence[str]
+) -> EditorView:
+    """Open a task in the editor of a page; arguments and result as in `open_task`."""
+    page.goto(f"{server.url}/projects/{project}/data?task={task}")
+    page.wait_for_selector(".konvajs-content canvas", timeout=60_000)
+    page.wait_for_load_state("networkidle", timeout=60_000)
+    deadline = time.monotonic() + 30
+    view, before = _view(page, picture), None
+    while time.monotonic() < deadline and not (
+        before is not None
+        and np.array_equal(view.window, before.window)
+        and all(view.tinted(picture, colour).sum() > 30 for colour in colours)
+    ):
+        time.sleep(0.5)
+        view, before = _view(page, picture), view
     return view
 
 
