@@ -196,6 +196,24 @@ def test_fits_without_steps_have_no_curve_and_modes_without_ttga_no_activation(
     assert "try-out models" not in parsed.text
 
 
+def test_every_candidate_of_auto_has_its_strips(
+    tracker: Tracker, diffusion: LatentDiffusion, rng: np.random.Generator
+) -> None:
+    reference = blob_picture(rng, 100, 100)
+    recipe = QUICK.replace(mode="auto", auto_threshold=1.0)
+    model, trace = CavSam(tracker, diffusion, recipe), Trace()
+    adapted = model.adapt([reference], trace=trace)
+    (result,) = model.segment(adapted, [reference.image], trace=trace)
+    run = Run(reference, reference.image, "a", "b", result, recipe, NAMES["nano"], "cpu", len(trace.steps))
+    parsed = _Page(render(trace, run))
+    lengths = {name: len(parsed.strips[f"{name}: tracked masks"]) for name in ("concat", "ttga", "full")}
+    assert lengths == {"concat": 2, "ttga": 2, "full": 4}
+    # what is read off the target alone has nothing to show before it
+    assert "activation: tracked masks" not in parsed.strips
+    assert "read off the target alone" in parsed.text
+    assert parsed.text.count("chosen") == len(result.scores)
+
+
 def test_a_trace_without_a_target_is_refused(rng: np.random.Generator) -> None:
     blobs = blob_picture(rng, 20, 20)
     run = Run(blobs, blobs.image, "a", "b", None, QUICK, NAMES["nano"], "cpu", 0)  # type: ignore[arg-type]
