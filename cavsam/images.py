@@ -13,7 +13,9 @@ from PIL import Image, ImageOps
 
 from cavsam.errors import ImageError
 
-ImageSource = str | Path | bytes | Image.Image | NDArray[Any]
+ImageSource = Any
+"""A path (str or Path), encoded bytes, a PIL image, an array, or a torch tensor."""
+
 Mask = NDArray[np.bool_]
 
 MAX_PIXELS = 170_000_000
@@ -27,7 +29,7 @@ def read_image(source: ImageSource) -> NDArray[np.uint8]:
 
     Args:
         source: path, encoded bytes, PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4): uint8, uint16,
-            bool, or float in 0..1.
+            bool, or float in 0..1; or a torch tensor (H, W), (1, H, W), (3, H, W) or (4, H, W) of the same values.
 
     Returns:
         uint8 (H, W, 3).
@@ -35,6 +37,7 @@ def read_image(source: ImageSource) -> NDArray[np.uint8]:
     Raises:
         ImageError: the source cannot be read as a picture.
     """
+    source = _without_torch(source)
     if isinstance(source, np.ndarray):
         return _rgb_from_array(source)
     with _opened(source) as picture:
@@ -55,6 +58,7 @@ def read_mask(source: ImageSource) -> Mask:
     Raises:
         ImageError: the source cannot be read as a picture.
     """
+    source = _without_torch(source)
     if isinstance(source, np.ndarray) and source.dtype == np.bool_ and source.ndim == 2:
         return source.copy()
     values = source if isinstance(source, np.ndarray) else _mask_values(source)
@@ -70,6 +74,18 @@ def read_mask(source: ImageSource) -> Mask:
     if values.shape[-1] == 4:
         mask &= values[..., 3] > full / 2
     return np.ascontiguousarray(mask)
+
+
+def _without_torch(source: ImageSource) -> ImageSource:
+    """A torch tensor as an array with its channels last; anything else as it is. Loads no torch for it."""
+    if type(source).__module__.split(".")[0] != "torch":
+        return source
+    if source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[0] not in (1, 3, 4)):
+        raise ImageError(f"A picture tensor must be (H, W) or (channels, H, W), not {tuple(source.shape)}.")
+    values = source.detach().cpu()
+    if values.is_floating_point():
+        values = values.float()  # numpy knows no bfloat16
+    return np.moveaxis(values.numpy(), 0, -1) if values.ndim == 3 else values.numpy()
 
 
 def _mask_values(source: str | Path | bytes | Image.Image) -> NDArray[Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cavsam.errors import InvalidReference
-from cavsam.images import Mask
+from cavsam.images import ImageSource, Mask, read_image, read_mask
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a step, how much of it is done, and how much there is."""
@@ -29,6 +29,21 @@ class Reference:
 
     image: NDArray[np.uint8]
     masks: dict[str, Mask]
+
+    @classmethod
+    def of(cls, image: ImageSource, masks: ImageSource | Mapping[str, ImageSource], label: str = "object") -> Reference:
+        """From whatever holds a picture: paths, encoded bytes, PIL images, arrays, tensors.
+
+        Args:
+            image: see `read_image`.
+            masks: label -> mask, see `read_mask`; or one mask, which is then called `label`.
+
+        Raises:
+            ImageError: a picture cannot be read.
+            InvalidReference: they make no reference.
+        """
+        named = masks if isinstance(masks, Mapping) else {label: masks}
+        return cls(read_image(image), {name: read_mask(mask) for name, mask in named.items()})
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:

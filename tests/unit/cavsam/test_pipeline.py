@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from skimage.filters import threshold_otsu
 from cavsam import AdaptedReference, CavSam, Recipe, Reference, TargetResult, alignment
 from cavsam.calibration import Calibration, Logistic
 from cavsam.diffusion import LatentDiffusion
-from cavsam.errors import InvalidReference, ModelError
+from cavsam.errors import ImageError, InvalidReference, ModelError
 from cavsam.recipe import Mode
 from cavsam.tracking import Prompt, Tracker
 
@@ -278,6 +280,178 @@ def test_not_a_number_is_an_error_for_that_target_alone(
     first, second = model.segment(adapted, targets[:2])
     assert "not finite" in str(first.error)
     assert same(second, expected)
+
+
+@pytest.mark.parametrize(
+    ("mode", "step", "message"),
+    [("dbst", "denoise", "generated frames"), ("dbst", "invert", "inversion"), ("auto", "features", "not finite")],
+)
+def test_not_a_number_anywhere_is_an_error_for_that_target_alone(
+    build: Build,
+    reference: Reference,
+    targets: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    mode: Mode,
+    step: str,
+    message: str,
+) -> None:
+    model = build(mode=mode, auto_threshold=0.0)
+    adapted = model.adapt([reference])
+    expected = next(model.segment(adapted, targets[1:2]))
+    owner = Tracker if step == "features" else LatentDiffusion
+    real, calls = getattr(owner, step), itertools.count()
+    monkeypatch.setattr(owner, step, lambda *given: real(*given) * (torch.nan if next(calls) == 0 else 1.0))
+    first, second = model.segment(adapted, targets[:2])
+    assert message in str(first.error)
+    assert not first.masks
+    assert same(second, expected)
+
+
+@pytest.mark.parametrize("step", ["denoise", "fit_loras", "trunk"])
+def test_running_out_of_memory_halves_the_batch_and_changes_nothing(
+    build: Build, reference: Reference, targets: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A device that holds one sample at a time."""
+    model = build(mode="dbst")
+    adapted = model.adapt([reference, reference])
+    expected = next(model.segment(adapted, targets[:1]))
+    owner = Tracker if step == "trunk" else LatentDiffusion
+    real, sizes = getattr(owner, step), []
+
+    def small(self: object, samples: torch.Tensor, *rest: object) -> object:
+        sizes.append(len(samples))
+        if len(samples) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, samples, *rest)
+
+    monkeypatch.setattr(owner, step, small)
+    again = model.adapt([reference, reference])
+    result = next(model.segment(again, targets[:1]))
+    assert max(sizes) > 1
+    assert result.error is None
+    assert result.scores == pytest.approx(expected.scores, abs=0.02)
+    for label, mask in expected.masks.items():
+        assert (result.masks[label] == mask).mean() > 0.99
+    monkeypatch.setattr(owner, step, lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    assert "out of memory" in str(next(model.segment(adapted, targets[:1])).error)
+
+
+def test_many_targets_do_not_gather_memory(build: Build, reference: Reference, targets: list[np.ndarray]) -> None:
+    """Tensors alive after few targets and after many; the results are let go."""
+    model = build(mode="ttga", region_fallback=True, target_prompt="box")
+    adapted = model.adapt([reference])
+
+    def alive() -> tuple[int, int]:
+        gc.collect()
+        sizes = [one.numel() for one in gc.get_objects() if isinstance(one, torch.Tensor)]
+        return len(sizes), sum(sizes)
+
+    held = []
+    for count in (2, 8):
+        for _ in model.segment(adapted, [targets[2]] * count):
+            pass
+        held.append(alive())
+    assert held[0] == held[1]
+
+
+def test_instances_are_tracked_apart_and_part_the_mask_of_their_label(build: Build, tracker: Tracker) -> None:
+    """Two components of one label are what two labels are; another label stays one object."""
+    rng = np.random.default_rng(4)
+    blobs = blob_picture(rng, 120, 150)
+    left, right = blobs.masks["bright"].copy(), blobs.masks["dark"].copy()
+    far = np.zeros_like(left)
+    far[5:20, 110:140] = True
+    target = blob_picture(rng, 100, 130).image
+    split = build(mode="concat", instances="split")
+    together = Reference(blobs.image, {"thing": left | right, "other": far})
+    apart = Reference(blobs.image, {"left": left, "right": right, "other": far})
+    result = next(split.segment(split.adapt([together]), [target]))
+    model = build(mode="concat")
+    expected = next(model.segment(model.adapt([apart]), [target]))
+    assert not expected.instances
+    empty = np.zeros((100, 130), dtype=bool)
+    masks = {name: expected.masks.get(name, empty) for name in ("left", "right", "other")}
+    # but for a pixel where the larger logit changes between two cells: the label's own mask has no seam there
+    assert (result.masks.get("thing", empty) == masks["left"] | masks["right"]).mean() > 0.999
+    wanted = [masks[name] for name in ("left", "right") if masks[name].any()]
+    parts = result.instances.get("thing", ())
+    assert len(parts) == len(wanted) > 0
+    for part in parts:
+        assert any((part.mask == mask).mean() > 0.999 for mask in wanted)
+        assert 0 <= part.score <= 1
+    for name, instances in result.instances.items():
+        np.testing.assert_array_equal(np.any([part.mask for part in instances], axis=0), result.masks[name])
+        assert sum(part.mask.astype(int) for part in instances).max() == 1
+    if "other" in result.instances:
+        assert result.instances["other"][0].score == result.scores["other"]
+
+
+def test_contested_pixels_are_told(build: Build, reference: Reference, targets: list[np.ndarray]) -> None:
+    twice = Reference(reference.image, {"one": reference.masks["bright"], "two": reference.masks["bright"]})
+    model = build(mode="concat")
+    result = next(model.segment(model.adapt([twice]), targets[:1]))
+    # the same prompt gives the same logits: all that is claimed is claimed by both
+    assert result.contested == {("one", "two"): 1.0}
+    alone = Reference(reference.image, {"one": reference.masks["bright"]})
+    assert next(model.segment(model.adapt([alone]), targets[:1])).contested == {}
+
+
+def test_a_transition_from_each_reference_is_the_mean_of_their_videos(
+    build: Build, reference: Reference, targets: list[np.ndarray], rng: np.random.Generator
+) -> None:
+    """Logits of the videos that end in each reference, averaged; frames are given so that none are generated."""
+    references = [reference, blob_picture(rng, 90, 100)]
+    size = 64
+    frames = [torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    model = build(mode="dbst", transition_from="all", prompted_fraction=0.0)
+    adapted = model.adapt(references, generate=False)
+    asked: list[int] = []
+
+    def between(index: int) -> torch.Tensor:
+        asked.append(index)
+        return frames[index]
+
+    result = next(model.segment(adapted, targets[:1], between=between))
+    tracker, square = model.tracker, model.tracker.image_size
+    target_trunk = tracker.trunk(model._canvas(targets[0], square)[None])
+    logits = []
+    for last in asked:
+        order = [1 - last, last]
+        middle = tracker.trunk(
+            F.interpolate(frames[last], (square, square), mode="bicubic", antialias=True).clamp(0, 1)
+        )
+        parts = zip(adapted.trunk, middle, target_trunk, strict=True)
+        video = [torch.cat([level[order], between_, target]) for level, between_, target in parts]
+        prompts = [Prompt(f, label, mask=adapted.masks[i, label]) for f, i in enumerate(order) for label in range(2)]
+        logits.append(tracker.track(video, prompts, 2, read=5).logits.clamp(-10, 10))
+    assert sorted(asked) == [0, 1]
+    mean = torch.stack(logits).mean(dim=0).numpy()
+    for label, name in enumerate(adapted.labels):
+        expected = (mean[label] > 0) & (mean[label] >= mean.max(axis=0))
+        assert (result.candidates[name][0].mask == expected).mean() > 0.999
+
+
+def test_whatever_holds_a_picture_makes_a_reference(reference: Reference, tmp_path: Path) -> None:
+    from PIL import Image
+
+    mask = reference.masks["bright"]
+    Image.fromarray(reference.image).save(tmp_path / "image.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    tensor = torch.from_numpy(reference.image).permute(2, 0, 1)
+    for image, given in (
+        (tmp_path / "image.png", str(tmp_path / "mask.png")),
+        ((tmp_path / "image.png").read_bytes(), Image.fromarray(mask)),
+        (reference.image, mask),
+        (tensor, torch.from_numpy(mask)),
+        (tensor.float() / 255, torch.from_numpy(mask)[None].float()),
+    ):
+        made = Reference.of(image, given, "bright")
+        np.testing.assert_array_equal(made.image, reference.image)
+        np.testing.assert_array_equal(made.masks["bright"], mask)
+    both = Reference.of(reference.image, reference.masks)
+    assert set(both.masks) == {"bright", "dark"}
+    with pytest.raises(ImageError, match="channels, H, W"):
+        Reference.of(tensor.permute(1, 2, 0), mask)
 
 
 def test_odd_sizes(build: Build) -> None:
