@@ -110,6 +110,25 @@ class TestLane:
         assert answer["event"] == "bad_reference"
         assert words in answer["message"]
 
+    def test_examples_teach_together_what_each_shows(self, tmp_path: Path):
+        """The cat is marked on one image, the dog on another."""
+        job = a_job(tmp_path, picture((2, 9, 3, 40), (50, 60, 1, 9)), [brush(CAT_BOX, "cat")])
+        (tmp_path / "dog.png").write_bytes(picture(None, DOG_BOX))
+        other = a_job(tmp_path, b"", [brush(DOG_BOX, "dog")])["reference"]["examples"][0]
+        (tmp_path / "reference.png").write_bytes(picture(CAT_BOX))
+        (tmp_path / "target.png").write_bytes(picture((2, 9, 3, 40), (50, 60, 1, 9)))
+        job["reference"]["examples"].append(other | {"annotation": 2, "images": {"image": str(tmp_path / "dog.png")}})
+        answer = Lane(ThresholdSegmenter()).run(job, silent)
+        areas = {region["value"]["brushlabels"][0]: int(mask_of(region).sum()) for region in answer["regions"]}
+        assert areas == {"cat": 7 * 37, "dog": 10 * 8}
+
+    def test_of_several_examples_the_bad_one_is_named(self, tmp_path: Path):
+        job = a_job(tmp_path, picture(CAT_BOX))
+        empty = a_job(tmp_path, picture(CAT_BOX), [brush((0, 0, 0, 0), "cat")])["reference"]["examples"][0]
+        job["reference"]["examples"].append(empty | {"annotation": 7})
+        answer = Lane(ThresholdSegmenter()).run(job, silent)
+        assert (answer["event"], answer["annotation"]) == ("bad_reference", 7)
+
     def test_several_images_of_a_task(self, tmp_path: Path):
         config = (
             '<View><Image name="image" value="$a"/><Image name="second" value="$b"/>'

@@ -10,7 +10,7 @@ from backend.label_config import parse_label_config
 from backend.label_studio import LabelStudio
 from backend.ledger import Ledger, References
 from backend.policy import why_no_reference
-from backend.reconcile import queue_tasks, read_tasks, resolve_references, store_project
+from backend.reconcile import queue_tasks, read_tasks, reopen_missing, resolve_references, store_project
 from backend.settings import Settings
 from tests.unit.backend.fake_label_studio import CONFIG, LEGACY_KEY, FakeLabelStudio, brush, picture
 
@@ -144,3 +144,61 @@ def test_people_come_first_and_the_reference_never(
     while job := ledger.take_next():
         order.append(job.task)
     assert order == [third, fourth, second]  # the annotated one last
+
+
+def test_several_references_are_fetched_once_each(
+    label_studio: FakeLabelStudio, ledger: Ledger, client: LabelStudio, project: int
+):
+    policy = {"reference_policy": "latest-k", "reference_shots": 2}
+    first, second, third, fourth = label_studio.tasks_of(project)
+    made = [label_studio.annotate(task, [brush(BOX, "cat")]) for task in (first, second, third)]
+    chosen = look(ledger, client, project, **policy)
+    assert chosen is not None
+    assert [one.annotation for one in chosen.annotations] == made[1:]
+    assert chosen.tasks == {second, third}
+    ledger.set_references(project, "v1", chosen)
+    assert queue_tasks(ledger, project, "v1", chosen) == 2
+    assert set(ledger.jobs(project, "v1")) == {first, fourth}
+    label_studio.annotate(fourth, [brush(BOX, "cat")])
+    changed = look(ledger, client, project, **policy)
+    assert changed is not None
+    assert changed.key != chosen.key
+    assert changed.tasks == {third, fourth}
+    assert len(label_studio.authorizations(f"/api/annotations/{made[2]}/")) == 1  # the ledger had its regions
+
+
+def test_predictions_that_are_gone_are_found_without_listing_them_each_time(
+    label_studio: FakeLabelStudio, ledger: Ledger, client: LabelStudio, project: int
+):
+    first, second, third, _ = label_studio.tasks_of(project)
+    label_studio.annotate(first, [brush(BOX, "cat")])
+    chosen = look(ledger, client, project)
+    assert chosen is not None
+    ledger.set_references(project, "v1", chosen)
+    queue_tasks(ledger, project, "v1", chosen)
+    while job := ledger.take_next():
+        ledger.finish(job, "[]", 0.5, 1.0)
+        label_studio.store(job.task, [], 0.5, "v0")
+        label_studio.store(job.task, [], 0.5, "v1")
+    ledger.mark_delivered(project, "v1", ledger.jobs(project, "v1"))
+
+    def missing() -> list[int]:
+        counts = read_tasks(ledger, client, project, LABELS)
+        found = reopen_missing(ledger, client, project, "v1", counts)
+        for task, count in counts.items():
+            ledger.set_predictions_read(project, task, count)
+        return found
+
+    assert missing() == []
+    before = len(label_studio.authorizations("/api/tasks"))
+    assert missing() == []
+    assert len(label_studio.authorizations("/api/tasks")) == before + 1  # the tasks, and nothing else
+    of_third = [n for n, p in label_studio.predictions.items() if p["task"] == third]
+    for number in of_third[1:]:  # an earlier version is still there
+        del label_studio.predictions[number]
+    assert missing() == [third]
+    assert {t: j.delivery for t, j in ledger.jobs(project, "v1").items()}[third] == "open"
+    gone = [n for n, p in label_studio.predictions.items() if p["task"] == second]
+    for number in gone:
+        del label_studio.predictions[number]
+    assert missing() == [second]
