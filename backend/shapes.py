@@ -128,15 +128,19 @@ def mask_to_boxes(mask: BoolMask) -> Iterator[dict[str, Any]]:
 
 def box_to_mask(box: Box, height: int, width: int) -> BoolMask:
     """The mask of shape (H, W) inside a box."""
+    return _filled(box_corners(box, height, width), height, width)
+
+
+def box_corners(box: Box, height: int, width: int) -> list[tuple[float, float]]:
+    """The corners (x, y) of a box, in pixels of an image of that size."""
     left, top = box.x * width / 100, box.y * height / 100
     across, down = box.width * width / 100, box.height * height / 100
     turn = math.radians(box.rotation)
     cos, sin = math.cos(turn), math.sin(turn)
-    corners = [
+    return [
         (left + dx * cos - dy * sin, top + dx * sin + dy * cos)
         for dx, dy in ((0, 0), (across, 0), (across, down), (0, down))
     ]
-    return _filled(corners, height, width)
 
 
 def ellipse_to_mask(ellipse: Ellipse, height: int, width: int) -> BoolMask:

@@ -156,12 +156,21 @@ def _score(value: float) -> float:
     return min(1.0, max(0.0, float(value))) if math.isfinite(value) else 0.0
 
 
-def serve(jobs: Connection, open_segmenter: Callable[[], Segmenter]) -> int:
+class Runner(Protocol):
+    """Whoever does the jobs of a process; `Lane` is one."""
+
+    def run(self, job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        """Do one job; both it and the answer are JSON-ready."""
+
+
+def serve(
+    jobs: Connection, open_segmenter: Callable[[], Segmenter], runner: Callable[[Segmenter], Runner] = Lane
+) -> int:
     """Load the model, then do jobs until the connection ends; returns the exit status."""
     started = time.monotonic()
     try:
         segmenter = open_segmenter()
-        lane = Lane(segmenter)
+        lane = runner(segmenter)
     except ModelError as error:
         _send(jobs, {"event": "model_error", "message": str(error)})
         return 3
@@ -224,9 +233,14 @@ def main(arguments: Sequence[str]) -> int:
     jobs = Connection(int(connection))
     spec = json.loads(jobs.recv_bytes())
     logging.basicConfig(level=spec["log_level"], format="%(asctime)s %(levelname)s lane: %(message)s")
-    module, _, name = spec["segmenter"].partition(":")
-    factory = getattr(importlib.import_module(module), name)
-    return serve(jobs, lambda: factory(spec["options"]))
+    factory, runner = (_imported(spec[name]) for name in ("segmenter", "runner"))
+    return serve(jobs, lambda: factory(spec["options"]), runner)
+
+
+def _imported(path: str) -> Any:
+    """What an import path such as `package.module:name` names."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 if __name__ == "__main__":

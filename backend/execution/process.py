@@ -21,16 +21,22 @@ from backend.errors import LaneDied, LaneStopped, ModelUnavailable
 log = logging.getLogger(__name__)
 
 CAVSAM = "backend.execution.lane:open_cavsam"
+LANE = "backend.execution.lane:Lane"
+SAM2, CLICKS = "backend.execution.clicks:open_sam2", "backend.execution.clicks:Clicks"
 STOP_PATIENCE = 2.0
 
 
 @dataclass(frozen=True)
 class LaneSpec:
-    """Which model the lane opens: the import path of a factory, and the JSON-ready options it is called with."""
+    """Which model the lane opens: the import path of a factory, and the JSON-ready options it is called with.
+
+    `runner` is the import path of the class that does jobs with it.
+    """
 
     segmenter: str
     options: Mapping[str, Any]
     log_level: str = "INFO"
+    runner: str = LANE
 
 
 @dataclass
