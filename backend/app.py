@@ -90,6 +90,7 @@ def create_app(settings: Settings, service: Service) -> Flask:
         extra_params = body.get("extra_params")
         version = service.setup(project, _text(body, "hostname"), _text(body, "access_token"), extra_params)
         _, problems = settings.for_project(extra_params)
+        service.interactive.prepare(_text(body, "schema"))
         return jsonify({"model_version": version} | ({"notice": " ".join(problems)} if problems else {}))
 
     @app.post("/predict")
@@ -97,10 +98,12 @@ def create_app(settings: Settings, service: Service) -> Flask:
         body = _body()
         tasks = _task_numbers(body.get("tasks"))
         project = _project_number(body.get("project"))
-        if _is_interactive(body):
-            # the editor takes the first entry as its answer and stores nothing; smart tools are not served yet
-            empty = json.dumps({"result": [], "score": 0.0, "model_version": service.version_of(project)})
-            results = [empty] * len(tasks)
+        if _is_interactive(body) and tasks:
+            regions, score = service.interactive.answer(
+                project, body["tasks"][0], _text(body, "label_config"), body["params"]["context"]
+            )
+            answer = {"result": regions, "score": score, "model_version": service.version_of(project)}
+            results = [json.dumps(answer), *["[]"] * (len(tasks) - 1)]  # the editor asks for one
         else:
             results = service.predict(project, tasks)
         return Response('{"results": [' + ", ".join(results) + "]}", mimetype="application/json")

@@ -24,9 +24,10 @@ from backend.errors import (
     LedgerError,
 )
 from backend.events import Note
-from backend.execution.process import CAVSAM, LaneProcess, LaneSpec
+from backend.execution.process import CAVSAM, CLICKS, SAM2, LaneProcess, LaneSpec
 from backend.execution.worker import Hooks, Worker
 from backend.images import ImageFolder
+from backend.interactive import Interactive
 from backend.ledger import Ledger, Project
 from backend.policy import why_no_reference
 from backend.reconcile import REQUESTED, known_config, known_settings
@@ -58,6 +59,12 @@ class Service:
         self.lane = LaneProcess(LaneSpec(segmenter, options, settings.log_level))
         images = ImageFolder(settings.data_dir / "images", int(settings.max_image_mb * 1e6))
         self.clients = Clients(settings, self.ledger)
+        self.interactive = Interactive(
+            self.ledger,
+            self.clients,
+            ImageFolder(settings.data_dir / "clicked", int(settings.max_image_mb * 1e6)),
+            LaneProcess(LaneSpec(SAM2, options, settings.log_level, CLICKS)),
+        )
         self.coordinator = Coordinator(
             settings, self.ledger, self.clients, self.base_version, demand=demand, wake=self._wake_worker
         )
@@ -95,6 +102,7 @@ class Service:
             return
         self._stopped = True
         self.coordinator.notify()
+        self.interactive.stop()
         self.worker.stop()
         if self.coordinator.stop() and not self.worker.is_alive:
             self.ledger.close()  # else a call to Label Studio is still waited for, and ends with the process
