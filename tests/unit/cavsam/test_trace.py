@@ -124,6 +124,19 @@ def test_more_references_come_first_in_their_order(look: Look, rng: np.random.Ge
     assert min(candidate.backward) == 1  # the reference beside the transition
 
 
+def test_instances_are_kept_as_their_label(tracker: Tracker, reference: Reference, target: np.ndarray) -> None:
+    both = Reference(reference.image, {"block": reference.masks["bright"] | reference.masks["dark"]})
+    model, trace = CavSam(tracker, None, QUICK.replace(mode="concat", instances="split")), Trace()
+    (result,) = model.segment(model.adapt([both], trace=trace), [target], trace=trace)
+    (candidate,) = trace.candidates
+    assert len(result.instances["block"]) == 2
+    assert candidate.tracked[0].shape[0] == candidate.masks.shape[0] == 1
+    assert {prompt.label for prompt in candidate.prompts} == {0}
+    # the reference's frame shows the whole of the annotated mask
+    shown = candidate.tracked[0][0].numpy() > 0
+    assert (shown == both.masks["block"]).mean() > 0.99
+
+
 def test_auto_keeps_every_candidate(look: Look) -> None:
     trace, result = look(mode="auto", auto_threshold=1.0)
     assert [candidate.name for candidate in trace.candidates] == ["concat", "ttga", "activation", "full"]
