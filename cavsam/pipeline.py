@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,9 +15,10 @@ from torch import Tensor
 
 from cavsam import alignment, candidates, scoring, transition
 from cavsam.adapted import AdaptedReference
-from cavsam.alignment import Alignment, PseudoLabel
+from cavsam.alignment import Alignment
 from cavsam.calibration import Calibration
 from cavsam.candidates import ACTIVATION, Candidate, Instance
+from cavsam.clock import Clock
 from cavsam.diffusion import LatentDiffusion
 from cavsam.errors import CavSamError, InvalidReference, ModelError
 from cavsam.images import ImageSource, Mask, read_image, resize_mask
@@ -29,7 +27,7 @@ from cavsam.models import load_calibration, load_diffusion, load_tracker, select
 from cavsam.objects import Objects
 from cavsam.recipe import Recipe
 from cavsam.sources import ModelSources, fingerprint
-from cavsam.trace import CandidateTrace, Trace
+from cavsam.trace import ObjectsTrace, Trace
 from cavsam.tracking import Prompt, Track, Tracker, mean_track
 from cavsam.transition import Endpoint
 from cavsam.types import InstanceMask, Progress, Reference, TargetResult
@@ -111,7 +109,7 @@ class CavSam:
         """
         if not references:
             raise InvalidReference("There is no reference; annotate at least one image.")
-        clock = _Clock(progress, trace)
+        clock = Clock(progress, trace)
         labels = tuple(dict.fromkeys(label for reference in references for label in reference.masks))
         prompt = class_name if class_name is not None else ", ".join(labels)
         images = torch.stack([self._canvas(reference.image, self.tracker.image_size) for reference in references])
@@ -174,7 +172,7 @@ class CavSam:
             if cancelled and cancelled():
                 return
             seen = trace if index == 0 else None
-            clock = _Clock(progress, seen)
+            clock = Clock(progress, seen)
             try:
                 result = self._segment_one(adapted, read_image(target), clock, seen, between)
             except CavSamError as error:
@@ -192,7 +190,7 @@ class CavSam:
         """
         if self.diffusion is None:
             raise ModelError(f"The mode {self.recipe.mode} generates no frames; choose dbst or full.")
-        clock = _Clock(None)
+        clock = Clock(None)
         # one after the other, as adapt and segment do: a fit's random draws depend on its batch
         ends = [self._endpoints([image], prompt, clock)[0] for image in (reference, target)]
         return transition.frames_between(self.diffusion, ends[0], ends[1], self.recipe)
@@ -201,7 +199,7 @@ class CavSam:
         self,
         adapted: AdaptedReference,
         image: NDArray[np.uint8],
-        clock: _Clock,
+        clock: Clock,
         trace: Trace | None,
         given: Callable[[int], Tensor] | None,
     ) -> TargetResult:
@@ -216,13 +214,13 @@ class CavSam:
         if trace:
             for index, (seen, one) in enumerate(zip(trace.candidates, found, strict=True)):
                 seen.judged(one.signs, one.scores, [index == believed for believed in chosen])
-            video = self._video(scene, trace.generated, _Clock(None))  # a look costs the run itself no time
+            video = self._video(scene, trace.generated, Clock(None))  # a look costs the run itself no time
             aligned = adapted.alignment
             maps = alignment.activations(self.tracker, video, aligned, self.recipe) if aligned else None
             trace.close(adapted, scene.order, canvas, maps)
         return self._result(adapted.labels, found, chosen, (image.shape[0], image.shape[1]))
 
-    def _candidates(self, scene: _Scene, clock: _Clock, trace: Trace | None) -> list[Candidate]:
+    def _candidates(self, scene: _Scene, clock: Clock, trace: Trace | None) -> list[Candidate]:
         """The ways to a mask that the mode asks for, with their scores; in `auto` the costly one only at need."""
         found: list[Candidate] = []
         for kind in candidates.kinds(self.recipe):
@@ -239,7 +237,7 @@ class CavSam:
         return candidate.scored(self.calibration, self.recipe.mode)
 
     def _candidate(
-        self, kind: str, scene: _Scene, before: Sequence[Candidate], clock: _Clock, trace: Trace | None
+        self, kind: str, scene: _Scene, before: Sequence[Candidate], clock: Clock, trace: Trace | None
     ) -> Candidate:
         """Fill the video, prompt it, track, read the last frame, and check it by playing the video backwards.
 
@@ -252,7 +250,7 @@ class CavSam:
         objects = Objects.of(scene.adapted.masks, nearest, "union" if kind == ACTIVATION else self.recipe.instances)
         if kind == ACTIVATION:
             video = scene.trunk
-            seen = _Watch.of(trace, kind, video, objects)
+            seen = ObjectsTrace.of(trace, kind, video, objects)
             with clock("prompt"):
                 logits, prompts = self._activated(scene, video, neck)
             # whether the object is there is what SAM2 said when it tracked it
@@ -294,9 +292,9 @@ class CavSam:
         objects: Objects,
         tuned: Alignment | None,
         neck: Mapping[str, Tensor] | None,
-        clock: _Clock,
+        clock: Clock,
         trace: Trace | None,
-    ) -> tuple[list[Tensor], Track, list[Prompt], _Watch | None]:
+    ) -> tuple[list[Tensor], Track, list[Prompt], ObjectsTrace | None]:
         """Track the objects to the target through one pseudo video, or through one from each reference.
 
         Returns:
@@ -313,7 +311,7 @@ class CavSam:
             looked = trace if first == firsts[-1] else None
             between = self._transition(turned, end, clock, looked) if generates else None
             video = self._video(turned, between, clock)
-            seen = _Watch.of(looked, kind, video, objects)
+            seen = ObjectsTrace.of(looked, kind, video, objects)
             with clock("prompt"):
                 prompts, corrections = self._prompts(turned, objects, video, tuned, seen)
             with clock("track"):
@@ -348,7 +346,7 @@ class CavSam:
         prompts = [replace(box, frame=len(video[0]) - 1, label=label) for box, label in zip(boxes, found, strict=True)]
         return logits, prompts
 
-    def _transition(self, scene: _Scene, target: Endpoint | None, clock: _Clock, trace: Trace | None) -> Tensor:
+    def _transition(self, scene: _Scene, target: Endpoint | None, clock: Clock, trace: Trace | None) -> Tensor:
         """Frames from the scene's last reference to the target at SAM2's size; given ones, where `target` is None."""
         if target is None:
             assert scene.given is not None
@@ -364,7 +362,7 @@ class CavSam:
             trace.generated, trace.target_losses = video.cpu(), losses
         return video
 
-    def _video(self, scene: _Scene, between: Tensor | None, clock: _Clock) -> list[Tensor]:
+    def _video(self, scene: _Scene, between: Tensor | None, clock: Clock) -> list[Tensor]:
         """Backbone features of the pseudo video: references, the nearest last, generated frames, target."""
         if between is None:
             return scene.trunk
@@ -378,7 +376,12 @@ class CavSam:
         return [torch.cat(levels) for levels in zip(*batches, strict=True)]
 
     def _prompts(
-        self, scene: _Scene, objects: Objects, video: Sequence[Tensor], tuned: Alignment | None, seen: _Watch | None
+        self,
+        scene: _Scene,
+        objects: Objects,
+        video: Sequence[Tensor],
+        tuned: Alignment | None,
+        seen: ObjectsTrace | None,
     ) -> tuple[list[Prompt], list[Prompt]]:
         """The references' masks with pseudo-labels on the first generated frames, and corrections on the target."""
         references = len(scene.order)
@@ -438,7 +441,7 @@ class CavSam:
             },
         )
 
-    def _endpoints(self, images: Sequence[NDArray[np.uint8]], prompt: str, clock: _Clock) -> list[Endpoint]:
+    def _endpoints(self, images: Sequence[NDArray[np.uint8]], prompt: str, clock: Clock) -> list[Endpoint]:
         """Adapters, fitted in one batch, and inverted latents of some images."""
         assert self.diffusion is not None  # checked when the object was made
         size = self.recipe.diffusion_size or self.diffusion.native_size
@@ -492,30 +495,6 @@ class _Scene:
         return [torch.cat([level[self.order], target]) for level, target in pairs]
 
 
-@dataclass(frozen=True)
-class _Watch:
-    """Tells a candidate's trace, which knows labels, about objects."""
-
-    seen: CandidateTrace
-    objects: Objects
-
-    @classmethod
-    def of(cls, trace: Trace | None, kind: str, video: Sequence[Tensor], objects: Objects) -> _Watch | None:
-        return cls(trace.candidate(kind, len(video[0])), objects) if trace else None
-
-    def decision(self, label: PseudoLabel) -> None:
-        self.seen.decision(label)
-
-    def forward(self, frame: int, logits: Tensor) -> None:
-        self.seen.forward(frame, self.objects.per_label(logits))
-
-    def back(self, frame: int, masks: Tensor) -> None:
-        self.seen.back(frame, self.objects.per_label(masks))
-
-    def close(self, prompts: Sequence[Prompt], masks: Tensor) -> None:
-        self.seen.close(self.objects.to_labels(prompts), masks)
-
-
 def _instances(candidate: Candidate, label: int, mask: Mask, score: float) -> tuple[InstanceMask, ...]:
     """The objects of a label that have a pixel; their masks part its mask (H, W) by the highest logit."""
     own = candidate.instances[label] if candidate.instances else []
@@ -538,41 +517,3 @@ def _squash_mask(mask: Mask, size: int) -> Mask:
 
 def _descriptors(features: Tensor) -> Tensor:
     return F.normalize(features.mean(dim=(2, 3)), dim=1)
-
-
-class _Clock:
-    """Seconds per step, and the caller's progress callback."""
-
-    def __init__(self, progress: Progress | None, trace: Trace | None = None) -> None:
-        self.progress = progress
-        self.trace = trace
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.started = time.perf_counter()
-
-    @contextmanager
-    def __call__(self, step: str) -> Iterator[None]:
-        if self.trace:
-            self.trace.step_begins()
-        start = time.perf_counter()
-        if self.progress:
-            self.progress(step, 0, 1)
-        try:
-            yield
-        finally:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - start
-            self.seconds[step] += seconds
-            if self.trace:
-                self.trace.step_ends(step, seconds)
-            if self.progress:
-                self.progress(step, 1, 1)
-
-    def steps(self, step: str) -> Callable[[int, int], None] | None:
-        """A callback for the inner loop of `step`, or None when nobody listens."""
-        progress = self.progress
-        return (lambda done, total: progress(step, done, total)) if progress else None
-
-    def total(self) -> float:
-        """Seconds since the clock was made."""
-        return time.perf_counter() - self.started

@@ -235,8 +235,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "min_presence": 0.0,
     },
 }
-"""Recipes by name: ours; with few steps, for the bundled models on a CPU; and the published reading throughout, whatever
-measures better here."""
+"""Recipes by name: ours; with few steps, for the bundled models on a CPU; and the published reading throughout,
+whatever measures better here."""
 
 _HINTS = get_type_hints(Recipe)
 

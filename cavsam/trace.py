@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cavsam.adapted import AdaptedReference
 from cavsam.alignment import PseudoLabel
+from cavsam.objects import Objects
 from cavsam.tracking import Prompt
 
 
@@ -141,6 +142,35 @@ class Trace:
         """Note a step that `step_begins` began."""
         cuda = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
         self.steps.append(Step(name, seconds, peak_rss(), cuda))
+
+
+@dataclass(frozen=True)
+class ObjectsTrace:
+    """Tells a candidate's trace, which knows labels, about objects."""
+
+    seen: CandidateTrace
+    objects: Objects
+
+    @classmethod
+    def of(cls, trace: Trace | None, kind: str, video: Sequence[Tensor], objects: Objects) -> ObjectsTrace | None:
+        """A new candidate of `trace`; None when there is none."""
+        return cls(trace.candidate(kind, len(video[0])), objects) if trace else None
+
+    def decision(self, label: PseudoLabel) -> None:
+        """See `CandidateTrace`."""
+        self.seen.decision(label)
+
+    def forward(self, frame: int, logits: Tensor) -> None:
+        """See `CandidateTrace`; logits of objects."""
+        self.seen.forward(frame, self.objects.per_label(logits))
+
+    def back(self, frame: int, masks: Tensor) -> None:
+        """See `CandidateTrace`; masks of objects."""
+        self.seen.back(frame, self.objects.per_label(masks))
+
+    def close(self, prompts: Sequence[Prompt], masks: Tensor) -> None:
+        """See `CandidateTrace`; prompts of objects, masks of labels."""
+        self.seen.close(self.objects.to_labels(prompts), masks)
 
 
 def peak_rss() -> int:

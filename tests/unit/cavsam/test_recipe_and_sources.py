@@ -59,6 +59,7 @@ def test_fingerprint_changes_with_each_option_of_the_recipe() -> None:
         "activation_threshold": "zero",
         "target_prompt": "box",
     }
+    changed |= {"transition_from": "all", "instances": "split"}
     changed |= {"refine_activation": "box", "region_fallback": True, "auto_floor": 0.1, "min_presence": 0.5}
     seen = {fingerprint(sources, Recipe())}
     for field in dataclasses.fields(Recipe):
@@ -126,5 +127,5 @@ def test_the_preset_paper_fixes_every_open_choice() -> None:
     left = {field.name for field in dataclasses.fields(Recipe)} - set(PRESETS["paper"])
     ours = {"seed", "precision", "frame_batch", "diffusion_size", "background_prototypes", "refine_activation"}
     assert left == ours | {"fallback_iou", "auto_threshold", "auto_floor"}
-    with pytest.raises(RecipeError, match="default, paper"):
+    with pytest.raises(RecipeError, match="default, quick, paper"):
         Recipe.preset("best")
