@@ -41,6 +41,23 @@ def boxed(box: tuple[int, int, int, int]) -> np.ndarray:
     return mask
 
 
+def ellipse_in(box: tuple[int, int, int, int], label: str) -> dict:
+    """The ellipse that fits into a box, as the editor stores it."""
+    top, bottom, left, right = box
+    value = {"x": 100 * (left + right) / 2 / 96, "y": 100 * (top + bottom) / 2 / 64, "rotation": 0}
+    value |= {"radiusX": 100 * (right - left) / 2 / 96, "radiusY": 100 * (bottom - top) / 2 / 64}
+    return {
+        "id": "ellipse1",
+        "from_name": "ellipse",
+        "to_name": "image",
+        "type": "ellipselabels",
+        "original_width": 96,
+        "original_height": 64,
+        "image_rotation": 0,
+        "value": value | {"ellipselabels": [label]},
+    }
+
+
 @pytest.fixture
 def real(server: LabelStudio) -> LabelStudio:
     return server
@@ -223,11 +240,14 @@ def test_a_target_without_the_object_is_predicted_empty(real: LabelStudio, serve
     assert len(scene.predictions()) == 2
 
 
-@pytest.mark.parametrize("name", ["brush", "bitmask", "polygon", "rectangle", "brush_and_labels"])
+@pytest.mark.parametrize("name", ["brush", "bitmask", "polygon", "rectangle", "brush_and_labels", "ellipse"])
 def test_every_mask_tag_is_learned_from_and_predicted(
     real: LabelStudio, serve: Callable[..., BackendProcess], name: str, tmp_path: Path
 ):
-    """The reference is drawn with the tag; what comes back is accepted, says the same mask in it, and is seen."""
+    """The reference is drawn with the tag; what comes back is accepted, says the same mask in it, and is seen.
+
+    An ellipse is a reference only; what comes back is the brush's.
+    """
     xml = (ROOT / "label_config" / f"{name}.xml").read_text()
     (control,) = parse_label_config(xml).controls
     project = real.create_project(name, xml)
@@ -236,6 +256,8 @@ def test_every_mask_tag_is_learned_from_and_predicted(
     real.connect_backend(project, serve().url)
     slot = Slot(control.name, control.to_name, "Object", control.kind, control.labels_name)
     drawn, _ = prediction_regions(slot, boxed(CAT_BOX), 1.0)
+    if name == "ellipse":
+        drawn = [ellipse_in(CAT_BOX, "Object")]
     real.annotate(reference, [{k: v for k, v in r.items() if k != "score"} | {"origin": "manual"} for r in drawn])
     wait_for(lambda: real.predictions(project), "a prediction", 60)
     (prediction,) = real.predictions(project)

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from backend.label_config import parse_label_config
 from backend.references import examine, needs_prediction
+from backend.regions import reference_masks
 from tests.unit.backend.fake_label_studio import CONFIG, brush
 
 BOX = (1, 5, 1, 5)
@@ -170,3 +172,36 @@ def test_labels_and_the_star_are_noted():
     candidate = examine(annotation(result=[brush(BOX, "cat"), brush(BOX, "horse")], ground_truth=True), LABELS)
     assert candidate.labels == {("tag", "image", "cat")}
     assert candidate.ground_truth
+
+
+HINTS = parse_label_config(
+    """<View><Image name="image" value="$image"/>
+    <BrushLabels name="tag" toName="image"><Label value="cat"/></BrushLabels>
+    <EllipseLabels name="ellipse" toName="image"><Label value="cat"/><Label value="fox"/></EllipseLabels>
+    <RectangleLabels name="box" toName="image" smart="true"><Label value="cat"/></RectangleLabels></View>"""
+)
+
+
+def drawn_with(kind: str, name: str, label: str, **value: Any) -> dict[str, Any]:
+    size = {"original_width": 96, "original_height": 64, "image_rotation": 0}
+    named = {"id": name, "from_name": name, "to_name": "image", "type": kind}
+    return named | size | {"value": value | {kind: [label]}}
+
+
+def test_an_ellipse_teaches_what_a_mask_tag_will_say():
+    drawn = drawn_with("ellipselabels", "ellipse", "cat", x=50, y=50, radiusX=20, radiusY=10, rotation=0)
+    (region,) = examine(annotation(result=[drawn]), HINTS).regions
+    assert (region["from_name"], region["kind"], region["labels"]) == ("tag", "brushlabels", ["cat"])
+    (mask,) = reference_masks([region], "image", (64, 96)).values()
+    assert abs(mask.sum() - np.pi * 0.2 * 96 * 0.1 * 64) < 12
+
+
+def test_an_ellipse_whose_label_no_mask_tag_has_is_no_reference():
+    drawn = drawn_with("ellipselabels", "ellipse", "fox", x=50, y=50, radiusX=20, radiusY=10)
+    assert "no mask tag on 'image' has the label" in examine(annotation(result=[drawn]), HINTS).reason
+
+
+def test_clicks_that_were_left_behind_are_no_masks():
+    left = drawn_with("rectanglelabels", "box", "cat", x=10, y=10, width=20, height=20)
+    assert "no region that gives a mask" in examine(annotation(result=[left]), HINTS).reason
+    assert len(examine(annotation(result=[left, brush(BOX, "cat")]), HINTS).regions) == 1
