@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -28,8 +27,7 @@ def backfill(
         DataFolderBusy: a server runs with the same data folder; it predicts everything by itself.
         BackendError: there is no reference, no model, or no way to Label Studio.
     """
-    at_once = dataclasses.replace(settings, quiet_period=0.0)
-    service = Service(at_once, segmenter=segmenter, demand=Demand(project, limit))
+    service = Service(settings, segmenter=segmenter, demand=Demand(project, limit))
     try:
         for paused in (ALL_PROJECTS, project):
             service.ledger.set_paused(paused, False)  # whoever asks for it now does not want it to wait

@@ -14,9 +14,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from backend.agenda import Agenda, is_due, sooner
 from backend.clients import Clients
 from backend.delivery import confirm_answers, push_finished, remove_duplicates, remove_superseded, show_version
 from backend.errors import (
@@ -70,24 +71,6 @@ class Demand:
     limit: int | None = None
 
 
-@dataclass
-class _Agenda:
-    """What the coordinator has in mind for one project; times are of the monotonic clock."""
-
-    look_at: float | None = None
-    looked_at: float | None = None
-    look_took: float = 0.0
-    touched: dict[int, tuple[frozenset[int], int, float]] = field(default_factory=dict)
-    settle_at: float | None = None
-    pending_version: str | None = None
-    push_at: float | None = None
-    confirm_at: float | None = None
-    failures: int = 0
-    unconnected: int = 0
-    webhook_seen_to: bool = False
-    learn_now: bool = False
-
-
 class Coordinator:
     """The thread, its notes, and what it has in mind for each project. `wake` has the worker look for jobs."""
 
@@ -106,7 +89,7 @@ class Coordinator:
         self._demand = demand
         self._wake = wake
         self._notes: queue.SimpleQueue[Note | bytes | None] = queue.SimpleQueue()
-        self._agendas: dict[int, _Agenda] = {}
+        self._agendas: dict[int, Agenda] = {}
         self._looked: Counter[int] = Counter()
         self._changed = threading.Condition()
         self._unread = 0
@@ -264,7 +247,7 @@ class Coordinator:
             self._attend(project)
 
     def _pause(self) -> float:
-        times = [t for agenda in self._agendas.values() for t in _due_times(agenda)]
+        times = [t for agenda in self._agendas.values() for t in agenda.due_times()]
         return max(0.0, min([*times, time.monotonic() + 30.0]) - time.monotonic())
 
     def _read(self, raw: bytes) -> None:
@@ -276,42 +259,42 @@ class Coordinator:
             log.warning("A webhook of %d bytes cannot be read. %s", len(raw), error)
 
     def _take(self, note: Note) -> None:
-        agenda = self._agendas.setdefault(note.project, _Agenda())
+        agenda = self._agendas.setdefault(note.project, Agenda())
         now = time.monotonic()
         if note.kind == "finished":
-            agenda.push_at = _sooner(agenda.push_at, now + self._settings.push_interval)
+            agenda.push_at = sooner(agenda.push_at, now + self._settings.push_interval)
         elif note.kind == "touched":
             for task in note.tasks:
                 expected = note.annotations | agenda.touched.get(task, (frozenset(), 0, 0.0))[0]
                 agenda.touched[task] = (expected, 0, now)
         elif note.kind == "changed":
             first = agenda.looked_at is None
-            agenda.look_at = _sooner(agenda.look_at, now if first else now + SETTLE_PAUSE)
+            agenda.look_at = sooner(agenda.look_at, now if first else now + SETTLE_PAUSE)
         elif note.kind == "again":
             agenda.look_at = now  # `_look` begins with it
         elif note.kind == "train":
             agenda.look_at = now
             agenda.learn_now = True
         else:
-            agenda.confirm_at = _sooner(agenda.confirm_at, now + CONFIRM_PAUSE)
+            agenda.confirm_at = sooner(agenda.confirm_at, now + CONFIRM_PAUSE)
             if agenda.looked_at is None or now >= agenda.looked_at + max(LOOK_PAUSE, LOOK_SHARE * agenda.look_took):
-                agenda.look_at = _sooner(agenda.look_at, now)
+                agenda.look_at = sooner(agenda.look_at, now)
 
     def _attend(self, project: int) -> None:
         """Do what is due for one project; trouble with Label Studio puts it off."""
         agenda = self._agendas[project]
         try:
-            if _due(agenda.look_at):
+            if is_due(agenda.look_at):
                 self._look(project, agenda)
             for task, (expected, tries, when) in list(agenda.touched.items()):
-                if _due(when):
+                if is_due(when):
                     self._look_at_task(project, agenda, task, expected, tries)
-            if _due(agenda.settle_at):
+            if is_due(agenda.settle_at):
                 agenda.settle_at = None
                 self._settle(project, agenda)
-            if _due(agenda.confirm_at):
+            if is_due(agenda.confirm_at):
                 self._confirm(project, agenda)
-            if _due(agenda.push_at):
+            if is_due(agenda.push_at):
                 self._push(project, agenda)
         except LabelStudioNotFound as error:
             if self._is_gone(project):
@@ -329,7 +312,7 @@ class Coordinator:
         else:
             agenda.failures = 0
 
-    def _look(self, project: int, agenda: _Agenda) -> None:
+    def _look(self, project: int, agenda: Agenda) -> None:
         """Compare the whole project with the ledger."""
         started = time.monotonic()
         agenda.look_at = None
@@ -347,14 +330,14 @@ class Coordinator:
         self._settle(project, agenda)
         self._see_to_predictions(project, client, counts)
         self._ledger.mark_reconciled(project)
-        agenda.push_at = _sooner(agenda.push_at, time.monotonic())
+        agenda.push_at = sooner(agenda.push_at, time.monotonic())
         if self._ledger.has_deliveries(project):
-            agenda.confirm_at = _sooner(agenda.confirm_at, time.monotonic())
+            agenda.confirm_at = sooner(agenda.confirm_at, time.monotonic())
         agenda.looked_at = time.monotonic()
         agenda.look_took = agenda.looked_at - started
         self._looked[project] += 1
         pause = max(self._settings.reconcile_interval, agenda.look_took * LOOK_SHARE / 4)
-        agenda.look_at = _sooner(agenda.look_at, agenda.looked_at + pause)
+        agenda.look_at = sooner(agenda.look_at, agenda.looked_at + pause)
         if known.error:
             log.info("Project %d: Label Studio answers again.", project)
         self.notify()
@@ -386,7 +369,7 @@ class Coordinator:
         self._ledger.begin_again(project.id, project.version)
         log.info("Project %d: removed %d predictions of %s to predict again.", project.id, removed, project.version)
 
-    def _look_at_task(self, project: int, agenda: _Agenda, task: int, expected: frozenset[int], tries: int) -> None:
+    def _look_at_task(self, project: int, agenda: Agenda, task: int, expected: frozenset[int], tries: int) -> None:
         """Judge one task's annotations again; one that an event named may not be committed yet."""
         config = known_config(self._ledger, project)
         if agenda.looked_at is None or config is None or self._ledger.task(project, task) is None:
@@ -401,7 +384,7 @@ class Coordinator:
             agenda.touched.pop(task, None)
         self._settle(project, agenda)
 
-    def _settle(self, project: int, agenda: _Agenda) -> None:
+    def _settle(self, project: int, agenda: Agenda) -> None:
         """Choose the reference, and queue what it is missing; a *changed* reference waits for the quiet period."""
         known = self._ledger.project(project)
         config = known_config(self._ledger, project)
@@ -412,8 +395,8 @@ class Coordinator:
         chosen = resolve_references(self._ledger, client, project, config, settings)
         version = model_version(self._base_version, chosen.key if chosen else None)
         if version != known.version or (chosen is None) != (known.reference_key is None):
-            quiet = 0.0 if known.reference_key is None or agenda.learn_now else settings.quiet_period
-            if not self._is_quiet(agenda, version, quiet):
+            at_once = known.reference_key is None or agenda.learn_now or self._demand is not None
+            if not agenda.is_quiet(version, 0.0 if at_once else settings.quiet_period):
                 return
             self._ledger.set_references(project, version, chosen)
             if chosen is not None:
@@ -428,17 +411,7 @@ class Coordinator:
         if chosen is not None and unqueued_tasks(self._ledger, project, version, chosen):
             self._queue(project, agenda, client, version)
 
-    def _is_quiet(self, agenda: _Agenda, version: str, seconds: float) -> bool:
-        """Whether the reference of a version to come has not changed for so long; else it is settled later."""
-        if seconds <= 0:
-            return True
-        if agenda.pending_version != version:
-            agenda.pending_version = version
-            agenda.settle_at = time.monotonic() + seconds
-            return False
-        return agenda.settle_at is None or _due(agenda.settle_at)
-
-    def _queue(self, project: int, agenda: _Agenda, client: LabelStudio, version: str) -> None:
+    def _queue(self, project: int, agenda: Agenda, client: LabelStudio, version: str) -> None:
         """Queue the tasks that are missing under the present version, unless Label Studio has them or left us."""
         references = self._ledger.references(project)
         if references is None:
@@ -446,7 +419,7 @@ class Coordinator:
         if self._demand is None and not self._is_connected(project, agenda, client):
             if agenda.unconnected < len(CONNECT_PAUSES):
                 pause = CONNECT_PAUSES[agenda.unconnected]
-                agenda.look_at = _sooner(agenda.look_at, time.monotonic() + pause)
+                agenda.look_at = sooner(agenda.look_at, time.monotonic() + pause)
             if agenda.unconnected == 0:
                 log.info("Project %d has no machine learning backend connected (yet); nothing is queued.", project)
             agenda.unconnected += 1
@@ -459,7 +432,7 @@ class Coordinator:
             self._wake()
         self.notify()
 
-    def _is_connected(self, project: int, agenda: _Agenda, client: LabelStudio) -> bool:
+    def _is_connected(self, project: int, agenda: Agenda, client: LabelStudio) -> bool:
         """Whether Label Studio still has a backend for the project; its webhook is seen to once."""
         try:
             backends = client.backends(project)
@@ -470,7 +443,7 @@ class Coordinator:
             ensure_webhook(client, project, backends)
         return bool(backends)
 
-    def _confirm(self, project: int, agenda: _Agenda) -> None:
+    def _confirm(self, project: int, agenda: Agenda) -> None:
         agenda.confirm_at = None
         known = self._ledger.project(project)
         if known is None or not known.version:
@@ -478,9 +451,9 @@ class Coordinator:
         confirm_answers(self._ledger, self._clients.of(project), project, known.version)
         if self._ledger.answered(project, known.version):
             agenda.confirm_at = time.monotonic() + CONFIRM_PAUSE
-        agenda.push_at = _sooner(agenda.push_at, time.monotonic())
+        agenda.push_at = sooner(agenda.push_at, time.monotonic())
 
-    def _push(self, project: int, agenda: _Agenda) -> None:
+    def _push(self, project: int, agenda: Agenda) -> None:
         agenda.push_at = None
         if self._demand is not None and self._demand.limit is not None:
             return
@@ -520,7 +493,7 @@ class Coordinator:
         self._looked[project] += 1
         self.notify()
 
-    def _put_off(self, project: int, agenda: _Agenda, error: str) -> None:
+    def _put_off(self, project: int, agenda: Agenda, error: str) -> None:
         pause = AWAY_PAUSES[min(agenda.failures, len(AWAY_PAUSES) - 1)]
         first = agenda.failures == 0
         agenda.failures += 1
@@ -559,17 +532,3 @@ def _told(references: References) -> str:
         return f"{told[0]} is the reference"
     among = f"the {references.shots} most similar to a task" if references.shots else "all"
     return f"{len(told)} annotations are the reference, {among} at a time: {', '.join(told)}"
-
-
-def _due(moment: float | None) -> bool:
-    return moment is not None and time.monotonic() >= moment
-
-
-def _sooner(moment: float | None, other: float) -> float:
-    return other if moment is None else min(moment, other)
-
-
-def _due_times(agenda: _Agenda) -> list[float]:
-    moments = [agenda.look_at, agenda.settle_at, agenda.push_at, agenda.confirm_at]
-    moments += [when for _, _, when in agenda.touched.values()]
-    return [moment for moment in moments if moment is not None]
