@@ -8,11 +8,22 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from flask import Flask, Response, jsonify, render_template, request
+from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from backend.errors import BackendError, InvalidRequest, LabelStudioDenied, LabelStudioError
+from backend.errors import (
+    BackendError,
+    CrossSiteRequest,
+    ImageUnavailable,
+    InvalidRequest,
+    LabelStudioDenied,
+    LabelStudioError,
+    NotKnown,
+    NotPossibleNow,
+    TooBusy,
+)
 from backend.events import read_event
+from backend.page import create_page, refuse_other_sites
 from backend.service import Service
 from backend.settings import Settings
 
@@ -23,12 +34,16 @@ TRIAL_NOTICE = "try-out models (nano): for trying the backend out, not for real 
 DEAD_NOTICE = "The backend's {} has ended unexpectedly; the log says why. Start the backend again."
 EVENT_READ_NOW = 100_000
 """Bytes up to which an event is read before it is answered; Label Studio gives up on an answer after a second."""
-TASKS_SHOWN = 500
 OPEN_PATHS = frozenset({"/health", "/webhook"})
 """Called without basic auth: by health checks, and by Label Studio's webhooks, which only bring about a look."""
 
 STATUS_OF: tuple[tuple[type[BackendError], int], ...] = (
     (InvalidRequest, 400),
+    (CrossSiteRequest, 403),
+    (NotKnown, 404),
+    (ImageUnavailable, 404),
+    (NotPossibleNow, 409),
+    (TooBusy, 503),
     (LabelStudioDenied, 502),
     (LabelStudioError, 502),
     (BackendError, 500),
@@ -40,6 +55,7 @@ def create_app(settings: Settings, service: Service) -> Flask:
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = int(settings.max_request_mb * 1e6)
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the provider Flask installs has it
+    app.before_request(refuse_other_sites)
     _guard(app, settings)
     _handle_errors(app)
 
@@ -63,25 +79,6 @@ def create_app(settings: Settings, service: Service) -> Flask:
     def health() -> tuple[Response, int]:
         answer = overview()
         return jsonify(answer), 200 if answer["status"] == "UP" else 503
-
-    @app.get("/api/status")
-    def status() -> Response:
-        return jsonify({**overview(), **service.status()})
-
-    @app.get("/api/projects/<int:project>/tasks")
-    def tasks(project: int) -> Response:
-        return jsonify({"tasks": service.task_states(project)})
-
-    @app.get("/")
-    def index() -> Response | str:
-        """The status page for a browser, the same as JSON for anything else."""
-        if request.accept_mimetypes.best_match(["application/json", "text/html"]) != "text/html":
-            return status()
-        page = {**overview(), **service.status()}
-        for project in page["projects"]:
-            project["tasks"] = service.task_states(project["id"])[:TASKS_SHOWN]
-            project["time_left"] = duration(project["seconds_left"] or 0.0)
-        return render_template("status.html", status=page)
 
     @app.post("/setup")
     def setup() -> Response:
@@ -121,15 +118,8 @@ def create_app(settings: Settings, service: Service) -> Flask:
     def versions() -> Response:
         return jsonify({"versions": service.versions()})
 
+    app.register_blueprint(create_page(service, overview))
     return app
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words that a person would use: `40 s`, `5 min`, `2 h 10 min`."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{round(seconds)} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _guard(app: Flask, settings: Settings) -> None:

@@ -28,9 +28,9 @@ from backend.execution.process import CAVSAM, CLICKS, SAM2, LaneProcess, LaneSpe
 from backend.execution.worker import Hooks, Worker
 from backend.images import ImageFolder
 from backend.interactive import Interactive
-from backend.ledger import Ledger, Project
+from backend.ledger import Ledger
 from backend.policy import why_no_reference
-from backend.reconcile import REQUESTED, known_config, known_settings
+from backend.reconcile import REQUESTED, known_settings
 from backend.settings import Settings
 from backend.version import base_version, model_version
 
@@ -179,12 +179,6 @@ class Service:
         if released:
             self.coordinator.finished(project)
 
-    def status(self) -> dict[str, Any]:
-        """What the backend is doing, JSON-ready and without secrets."""
-        work = asdict(self.worker.activity)
-        del work["since"]
-        return {"work": work, "projects": [self._project_status(project) for project in self.ledger.projects()]}
-
     def task_states(self, project: int) -> list[dict[str, Any]]:
         """What became of each task under the present version, those that failed first."""
         jobs = self.ledger.jobs(project, self.version_of(project)).values()
@@ -199,26 +193,6 @@ class Service:
             }
             for job in ordered
         ]
-
-    def _project_status(self, project: Project) -> dict[str, Any]:
-        reference = self.ledger.reference(project.id)
-        jobs = self.ledger.counts(project.id, project.version)
-        config = known_config(self.ledger, project.id)
-        waiting = jobs["queued"] + jobs["running"]
-        mean = self.ledger.mean_seconds(project.id, project.version)
-        return {
-            "id": project.id,
-            "title": project.title,
-            "version": project.version,
-            "reference": {"annotation": reference.annotation, "task": reference.task} if reference else None,
-            "why_no_reference": None if reference else self.why_no_reference(project.id),
-            "error": project.error,
-            "notices": list(config.notices) if config else [],
-            "jobs": jobs,
-            "total": waiting + jobs["done"] + jobs["failed"],
-            "over": jobs["done"] + jobs["failed"],
-            "seconds_left": None if mean is None or not waiting else round(mean * waiting, 1),
-        }
 
     def why_no_reference(self, project: int) -> str:
         """Why nothing can be predicted yet, for people."""
@@ -291,6 +265,9 @@ class Service:
             if not any(job.state in ("queued", "running") for job in jobs.values()):
                 return
             if self.version_of(project) != version or time.monotonic() >= deadline:
+                return
+            if self.ledger.is_paused(project):
+                log.info("Project %d is paused: /predict does not wait.", project)
                 return
             if self.worker.activity.state == "no model":
                 log.info("Project %d: /predict cannot wait. %s", project, self.worker.activity.error)

@@ -142,8 +142,8 @@ class Thumbnails:
 
 def references(ledger: Ledger, project: int) -> list[ReferenceAnnotation]:
     """The annotations that the project's predictions are learned from now."""
-    reference = ledger.reference(project)
-    return [] if reference is None else [reference]
+    found = ledger.references(project)
+    return [] if found is None else list(found.annotations)
 
 
 def masks_of(regions: Sequence[Mapping[str, Any]], to_name: str) -> dict[str, NDArray[np.bool_]]:

@@ -15,14 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
-from playwright.sync_api import sync_playwright
 
 from backend.ledger import Ledger
 from tests.integration.backend_process import ENDLESS, ROOT, SLOW, BackendProcess, backends, family, running
 from tests.unit.backend.conftest import wait_for
 from tests.unit.backend.fake_label_studio import LEGACY_KEY, FakeLabelStudio, brush, picture, png
 from tests.unit.backend.threshold import DEADLY_ONCE
-from tools.editor import FLAGS, browser_path
 
 pytestmark = pytest.mark.integration
 
@@ -167,31 +165,6 @@ def test_a_killed_server_goes_on_where_it_was(
     attempts = [job.attempts for job in ledger.jobs(project, version).values()]
     ledger.close()
     assert sum(attempts) <= 5 + 1  # only the task in work when the server was killed was begun twice
-
-
-def test_the_status_page_in_a_browser(
-    serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int
-):
-    backend = serve()
-    label_studio.connect(project, backend.url)
-    annotate(label_studio, project)
-    wait_for(lambda: predicted(label_studio, project) == 5, "all predictions")
-    asked: list[str] = []
-    troubles: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path(), args=list(FLAGS))
-        page = browser.new_page()
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
-        page.goto(backend.url)
-        page.get_by_text("5 of 5 tasks predicted, 5 of them in Label Studio").wait_for()
-        assert page.locator("progress").evaluate("bar => bar.value / bar.max") == 1
-        page.get_by_text("Tasks", exact=True).click()
-        assert page.locator("tr:visible").count() == 6
-        browser.close()
-    assert all(url.startswith(backend.url) for url in asked)
-    assert [trouble for trouble in troubles if "favicon" not in trouble and "404" not in trouble] == []
 
 
 def test_wrong_settings_end_with_a_sentence(tmp_path: Path):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import requests
 
-from backend.app import EVENT_READ_NOW, duration
+from backend.app import EVENT_READ_NOW
 from backend.brush import encode_mask
 from tests.unit.backend.conftest import RunningBackend, wait_for
 from tests.unit.backend.fake_label_studio import LEGACY_KEY, FakeLabelStudio, brush, picture
@@ -64,42 +64,6 @@ def test_health_names_a_thread_that_has_ended(backend: RunningBackend, monkeypat
     assert answer["dead"] == [thread]
     assert thread in answer["error"]
     assert "log" in answer["error"]
-
-
-def test_a_browser_gets_a_page_and_others_the_same_as_json(label_studio: FakeLabelStudio, start_backend: StartBackend):
-    backend = start_backend()
-    project = label_studio.add_project()
-    label_studio.projects[project]["title"] = "<script>cells</script>"
-    browser = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
-    assert "No project yet" in requests.get(backend.url, headers=browser, timeout=5).text
-    first, broken, good = (label_studio.add_task(project, picture((1, 9, 1, 9))) for _ in range(3))
-    label_studio.files[f"/data/upload/{broken}.png"] = b"no picture"
-    label_studio.connect(project, backend.url)
-    wait_for(lambda: "No task is annotated yet" in requests.get(backend.url, headers=browser, timeout=5).text, "it")
-    label_studio.annotate(first, [brush((1, 9, 1, 9), "cat")])
-
-    def states() -> dict[int, str]:
-        answer = requests.get(f"{backend.url}/api/projects/{project}/tasks", timeout=5).json()
-        return {task["task"]: task["state"] for task in answer["tasks"]}
-
-    wait_for(lambda: states() == {broken: "failed", good: "delivered"}, "both tasks to be over")
-    page = requests.get(backend.url, headers=browser, timeout=5)
-    assert page.headers["Content-Type"].startswith("text/html")
-    assert "<script>" not in page.text
-    assert "&lt;script&gt;cells" in page.text
-    for words in ("try-out models", "1 of 2 tasks predicted, 1 of them in Label Studio", "1 failed", "0.75"):
-        assert words in page.text
-    for path in ("/", "/api/status"):
-        (described,) = requests.get(backend.url + path, timeout=5).json()["projects"]
-        assert described["reference"]["task"] == first
-        assert (described["total"], described["over"], described["jobs"]["failed"]) == (2, 2, 1)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0, "0 s"), (89, "89 s"), (200, "3 min"), (5400, "1 h 30 min"), (7800.4, "2 h 10 min")]
-)
-def test_durations_in_words(seconds: float, words: str):
-    assert duration(seconds) == words
 
 
 @pytest.mark.parametrize("extra", [None, {}, {"policy": "first", "nested": {"a": [1]}}, "text"])
