@@ -63,7 +63,9 @@ class Settings:
     diffusion: str = _setting("", "Diffusion weights instead of the pair's: hub id, folder or checkpoint file.")
     diffusion_revision: str = _setting("", "Revision of `CAVSAM_DIFFUSION` on the hub.")
     device: str = _setting("auto", "Where the model runs: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
-    mode: str = _setting("full", "How much of the method runs: `concat`, `ttga`, `dbst` or `full`.")
+    mode: str = _setting(
+        "full", "How much of the method runs: `concat`, `ttga`, `dbst`, `full`, or `auto`: `full` where it is needed."
+    )
     recipe: str = _setting("", 'Other hyperparameters as a JSON object, such as `{"lora_steps": 100}`.')
     data_dir: Path = _setting(DATA_DIR, "Folder of the ledger and of images in work.")  # noqa: RUF009 - a field
     host: str = _setting("127.0.0.1", "Address to listen on; `0.0.0.0` for all of the machine's.")
