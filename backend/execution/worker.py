@@ -212,6 +212,9 @@ class Worker:
             self._after_crash(job, str(error))
             return
         self._model_failures = 0
+        if answer["event"] == "failed":
+            for path in images.values():  # people know the task; our copy of its image tells them nothing
+                answer["message"] = answer["message"].replace(path, "The image")
         if self._settle(job, references, answer):
             self._images.discard(images.values())
 

@@ -136,6 +136,8 @@ def test_every_kind_of_picture(label_studio: FakeLabelStudio, start_backend: Sta
     assert set(failed) == set(BROKEN)
     for name, job in failed.items():
         assert BROKEN[name][1] in (job.error or ""), name
+        assert (job.error or "").startswith("The image "), name
+        assert "/" not in (job.error or ""), name  # the path of our copy
     for name, (_, shown) in KINDS.items():
         (region,) = predicted[name]
         height, width = shown.shape[:2]
