@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
 
 from backend.backfill import backfill
+from backend.cli import main
 from backend.errors import BackendError, DataFolderBusy
 from backend.settings import Settings
 from tests.unit.backend.conftest import THRESHOLD
-from tests.unit.backend.fake_label_studio import FakeLabelStudio, brush, picture
+from tests.unit.backend.fake_label_studio import LEGACY_KEY, FakeLabelStudio, brush, picture
 
 MakeSettings = Callable[..., Settings]
 BOX = (8, 30, 20, 50)
@@ -66,3 +68,37 @@ def test_what_keeps_it_from_beginning_is_said(make_settings: MakeSettings, label
     with pytest.raises(DataFolderBusy):
         list(backfill(make_settings(), project, segmenter=THRESHOLD))
     running.close()
+
+
+def test_the_command_shows_a_bar_and_a_line_per_task(
+    make_settings: MakeSettings,
+    label_studio: FakeLabelStudio,
+    project: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """With the bundled SAM2, as the command has no other model."""
+    environment = {
+        "LABEL_STUDIO_URL": label_studio.url,
+        "LABEL_STUDIO_API_KEY": LEGACY_KEY,
+        "CAVSAM_MODEL": "nano",
+        "CAVSAM_MODE": "concat",
+        "CAVSAM_DATA_DIR": str(make_settings().data_dir),
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    _, second, third, *_ = label_studio.tasks_of(project)
+    assert main(["backfill", str(project), "--dry-run", "2"]) == 0
+    said = capsys.readouterr()
+    assert re.findall(r"^task (\d+): done score [01]\.\d\d$", said.out, flags=re.MULTILINE) == [str(second), str(third)]
+    assert "Nothing was pushed" in said.out
+    assert "2/2" in said.err
+    assert predicted(label_studio, project) == [0, 0, 0, 0, 0]
+    assert main(["backfill", str(project)]) == 0
+    said = capsys.readouterr()
+    assert said.out.count(": delivered score") == 4
+    assert "4/4" in said.err
+    assert predicted(label_studio, project) == [0, 1, 1, 1, 1]
+    label_studio.add_task(project, b"no picture")
+    assert main(["backfill", str(project)]) == 1
+    assert ": failed The image is not a picture" in capsys.readouterr().out
