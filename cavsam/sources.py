@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from cavsam.calibration import FILE as CALIBRATION_FILE
 from cavsam.errors import ModelError
 from cavsam.recipe import FRAME_OPTIONS, Recipe
 
@@ -92,7 +93,7 @@ def _identity(source: str, revision: str | None) -> list[str]:
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
     else:
-        files = [p for p in (path, path.with_suffix(".yaml")) if p.exists()]
+        files = [p for p in (path, path.with_suffix(".yaml"), path.parent / CALIBRATION_FILE) if p.exists()]
     return [f"{file.name} {file.stat().st_size} {_ends_digest(file)}" for file in files]
 
 

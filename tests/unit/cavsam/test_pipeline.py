@@ -517,11 +517,14 @@ def test_progress_and_cancel(build: Build, reference: Reference, targets: list[n
     assert sum(done[0].timings.values()) <= done[0].seconds
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "changes",
+    [{"mode": "concat"}, {"mode": "ttga", "activation": "contrast", "background_prototypes": 2}, {"mode": "full"}],
+)
 def test_an_adapted_reference_survives_the_disk(
-    build: Build, reference: Reference, targets: list[np.ndarray], tmp_path: Path, mode: Mode
+    build: Build, reference: Reference, targets: list[np.ndarray], tmp_path: Path, changes: dict[str, object]
 ) -> None:
-    model = build(mode=mode)
+    model = build(**changes)
     adapted = model.adapt([reference, reference])
     adapted.save(tmp_path / "reference.safetensors")
     loaded = AdaptedReference.load(tmp_path / "reference.safetensors")

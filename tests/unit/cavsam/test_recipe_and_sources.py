@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cavsam.calibration import Calibration
 from cavsam.errors import ModelError, RecipeError
 from cavsam.recipe import PRESETS, Recipe
 from cavsam.sources import NANO, ModelSources, fingerprint
@@ -82,6 +83,16 @@ def test_fingerprint_follows_the_weights_and_not_their_place(tmp_path: Path) -> 
     assert fingerprint(first, Recipe()) != fingerprint(second, Recipe())
     shutil.rmtree(there)
     assert fingerprint(first, Recipe()) == fingerprint(first, Recipe())
+
+
+def test_fingerprint_follows_the_calibration_beside_a_checkpoint(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "sam2.pt"
+    checkpoint.write_bytes(b"weights")
+    for sources in (ModelSources(sam2=str(checkpoint)), ModelSources(sam2=str(tmp_path))):
+        (tmp_path / "calibration.json").unlink(missing_ok=True)
+        before = fingerprint(sources, Recipe())
+        Calibration(fitted="here").save(tmp_path / "calibration.json")
+        assert fingerprint(sources, Recipe()) != before
 
 
 def test_fingerprint_follows_hub_id_and_revision() -> None:
