@@ -78,7 +78,7 @@ def test_the_page_and_the_api_say_the_same(label_studio: FakeLabelStudio, projec
     backend = start_backend(review_below=0.8)
     assert "No project yet" in requests.get(backend.url, headers=BROWSER, timeout=5).text
     label_studio.projects[project]["title"] = EVIL
-    config = CONFIG.replace("</View>", f'<EllipseLabels name="{EVIL.replace("<", "&lt;")}" toName="image"/></View>')
+    config = CONFIG.replace("</View>", f'<VectorLabels name="{EVIL.replace("<", "&lt;")}" toName="image"/></View>')
     label_studio.projects[project]["label_config"] = config
     tasks = label_studio.tasks_of(project)
     evil_file = "/data/upload/<img src=x onerror=alert(1)>.png"
@@ -97,8 +97,11 @@ def test_the_page_and_the_api_say_the_same(label_studio: FakeLabelStudio, projec
     assert described["reference"]["task"] == first
     assert (described["total"], described["over"], described["seconds_left"]) == (5, 5, None)
     assert described["jobs"] == {"queued": 0, "running": 0, "done": 4, "failed": 1, "delivered": 4, "low": 4}
-    assert described["seconds_per_task"] > 0
-    assert any("EllipseLabels" in notice for notice in described["notices"])
+    seconds = [
+        task["seconds"] for task in get(backend, f"api/projects/{project}/tasks", show="predicted").json()["tasks"]
+    ]
+    assert described["seconds_per_task"] == pytest.approx(sum(seconds) / 4, abs=0.006)
+    assert any("VectorLabels" in notice for notice in described["notices"])
     assert described["notices"][-1] == "<b>noted</b>"
     assert get(backend, "api/projects").json()["projects"] == [described]
     whole = get(backend, "api/status").json()
