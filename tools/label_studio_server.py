@@ -141,8 +141,12 @@ def environment(server: LabelStudio, home: Path, *, with_user: bool = True) -> d
 
 
 @contextmanager
-def label_studio(scratch: Path, *, environment_folder: Path = ENVIRONMENT) -> Iterator[LabelStudio]:
+def label_studio(
+    scratch: Path, *, environment_folder: Path = ENVIRONMENT, settings: Mapping[str, str] | None = None
+) -> Iterator[LabelStudio]:
     """A Label Studio whose data, home and log lie in `scratch`, stopped when the block is left.
+
+    `settings` are further variables of its environment.
 
     Raises:
         ServerError: it did not start.
@@ -152,12 +156,19 @@ def label_studio(scratch: Path, *, environment_folder: Path = ENVIRONMENT) -> It
         raise ServerError(f"{template} is missing; run `make setup` first.")
     data = scratch / "label-studio-data"
     shutil.copytree(template, data)
-    with _started(scratch, data, environment_folder, with_user=True) as server:
+    with _started(scratch, data, environment_folder, with_user=True, settings=settings) as server:
         yield server
 
 
 @contextmanager
-def _started(scratch: Path, data: Path, environment_folder: Path, *, with_user: bool) -> Iterator[LabelStudio]:
+def _started(
+    scratch: Path,
+    data: Path,
+    environment_folder: Path,
+    *,
+    with_user: bool,
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[LabelStudio]:
     log = scratch / "label-studio.log"
     port = free_port()
     server = LabelStudio(url=f"http://127.0.0.1:{port}", data=data, log=log)
@@ -173,7 +184,7 @@ def _started(scratch: Path, data: Path, environment_folder: Path, *, with_user: 
         ],
         name="Label Studio",
         health=f"{server.url}/health",
-        env=environment(server, scratch, with_user=with_user),
+        env=environment(server, scratch, with_user=with_user) | dict(settings or {}),
         log=log,
         start_seconds=600,  # half a minute for the migrations alone, several on a busy machine
         check=not_elsewhere,
