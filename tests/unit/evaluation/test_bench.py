@@ -84,6 +84,11 @@ def test_a_run_writes_records_masks_and_a_report(finished_run):
         assert (mask & task.truth).sum() == record.intersection
         assert (mask | task.truth).sum() == record.union
         assert record.error is None
+        (way,) = record.candidates
+        assert (way["kind"], way["chosen"], way["score"]) == (record.mode, True, record.score)
+        assert way["found"] == bool(mask.any())
+        if record.union:
+            assert way["iou"] == pytest.approx(record.intersection / record.union, abs=0.05)
     report = json.loads((out / "report.json").read_text())
     concat = [r for r in records if r.mode == "concat" and not r.absent]
     expected = []
