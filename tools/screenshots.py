@@ -135,15 +135,15 @@ def review(page: Page, server: LabelStudio, project: demo.Project, out: Path) ->
 
 
 def status(page: Page, cavsam: Backend, out: Path) -> None:
-    """The backend's own page."""
+    """The backend's own page, all of it."""
     page.goto(cavsam.url)
     page.wait_for_load_state("networkidle", timeout=60_000)
-    save(page, out / "status.webp")
+    save(page, out / "status.webp", whole=True)
 
 
-def save(page: Page, file: Path) -> None:
-    """Write what the page shows, in the format that the file's name tells."""
-    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+def save(page: Page, file: Path, *, whole: bool = False) -> None:
+    """Write what the window shows, or the `whole` page, in the format that the file's name tells."""
+    picture = Image.open(io.BytesIO(page.screenshot(full_page=whole))).convert("RGB")
     picture.save(file, quality=85)
     print(f"{file}: {picture.width}x{picture.height}, {file.stat().st_size / 1000:.0f} kB")
 
