@@ -117,6 +117,11 @@ def show_task(
     page.goto(f"{server.url}/projects/{project}/data?task={task}")
     page.wait_for_selector(".konvajs-content canvas", timeout=60_000)
     page.wait_for_load_state("networkidle", timeout=60_000)
+    return settled(page, picture, colours)
+
+
+def settled(page: Page, picture: NDArray[np.uint8], colours: Sequence[str] = ()) -> EditorView:
+    """What the open task looks like once nothing moves and masks of all `colours` are there, or after 30 s."""
     deadline = time.monotonic() + 30
     view, before = _view(page, picture), None
     while time.monotonic() < deadline and not (

@@ -5,6 +5,7 @@ The segmenter is the tests' own, whose masks anyone can compute, so that every p
 
 from __future__ import annotations
 
+import base64
 import io
 import threading
 from collections import Counter
@@ -283,6 +284,54 @@ def test_every_mask_tag_is_learned_from_and_predicted(
     outside = ~ndimage.binary_dilation(resized(boxed(box), height, width), iterations=20)
     assert np.median(share[inside]) > 0.1
     assert abs(np.median(share[outside])) < 0.02
+
+
+SEVERAL = """<View><Image name="left" value="$scan.left"/><Image name="right" value="$right"/>
+<BrushLabels name="a" toName="left"><Label value="Cat" alias="c"/></BrushLabels>
+<BrushLabels name="b" toName="left,right" value="$labels"/>
+<PolygonLabels name="p" toName="right"><Label value="Cat" predicted_values="feline"/></PolygonLabels></View>"""
+
+
+def test_several_images_and_tags_aliases_and_dynamic_labels(real: LabelStudio, serve: Callable[..., BackendProcess]):
+    """Each mask is predicted on its own image, with its own tag and label, and accepted under strict validation."""
+
+    def as_text(box: tuple[int, int, int, int]) -> str:
+        return "data:image/png;base64," + base64.b64encode(picture(box)).decode()
+
+    def on(name: str, to_name: str, label: str, box: tuple[int, int, int, int], kind: str = "brushlabels") -> list:
+        (drawn, *_), _ = prediction_regions(Slot(name, to_name, label, kind), boxed(box), 1.0)
+        return [{k: v for k, v in drawn.items() if k != "score"} | {"origin": "manual"}]
+
+    project = real.create_project("several", SEVERAL)
+    labels = [{"value": "Tabby"}]
+    left, right = (10, 40, 20, 60), (20, 50, 30, 80)
+    tasks = [
+        {"scan": {"left": as_text(CAT_BOX)}, "right": as_text(CAT_BOX), "labels": labels},
+        {"scan": {"left": as_text(left)}, "right": as_text(right), "labels": labels},
+    ]
+    real.call("POST", f"/api/projects/{project}/import", json=[{"data": task} for task in tasks])
+    reference, target = sorted(task["id"] for task in real.call("GET", f"/api/projects/{project}/tasks/"))
+    real.connect_backend(project, serve().url)
+    real.annotate(
+        reference,
+        on("a", "left", "c", CAT_BOX)
+        + on("b", "right", "Tabby", CAT_BOX)
+        + on("p", "right", "Cat", CAT_BOX, "polygonlabels"),
+    )
+    wait_for(lambda: real.predictions(project), "a prediction", 60)
+    (prediction,) = real.predictions(project)
+    assert prediction["task"] == target
+    found = {(r["from_name"], r["to_name"], *r["value"][r["type"]]): r for r in prediction["result"]}
+    assert set(found) <= {("a", "left", "c"), ("b", "right", "Tabby"), ("p", "right", "Cat")}
+    assert (sdk_brush.masks([found["a", "left", "c"]])["c"] == boxed(left)).all()
+    # both masks on the right have the cat's colour, and a pixel belongs to one of them
+    on_the_right = [key for key in found if key[1] == "right"]
+    assert on_the_right
+    for key in on_the_right:
+        stored = {"id": 1, "task": target, "result": [found[key] | {"origin": "manual"}]}
+        regions = examine(stored, parse_label_config(SEVERAL)).regions
+        (mask,) = reference_masks(regions, "right", (64, 96)).values()
+        assert not (mask & ~ndimage.binary_dilation(boxed(right), np.ones((3, 3)))).any()
 
 
 @pytest.mark.parametrize("automatic", [False, True])
