@@ -131,16 +131,17 @@ class Interactive:
         self._paths: OrderedDict[str, None] = OrderedDict()
         self._answered: OrderedDict[tuple[int, int, Slot], _Answered] = OrderedDict()
         self._lock = threading.Lock()  # guards all of these; one click at a time
+        self._prepared = False
 
     def prepare(self, xml: str) -> None:
         """Start the process ahead of the first click, where a labelling configuration has smart tools."""
-        if self._process.pid is not None:
-            return
+        if self._prepared:
+            return  # where it could not be started, the next click tries again, and not every /setup
         try:
-            prompts = parse_label_config(xml).prompts
+            self._prepared = bool(parse_label_config(xml).prompts)
         except LabelConfigError:
             return  # told where the project is looked at
-        if prompts:
+        if self._prepared:
             threading.Thread(target=self._load, name="clicks-start", daemon=True).start()
 
     def stop(self) -> None:

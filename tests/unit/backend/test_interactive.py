@@ -180,6 +180,7 @@ def editor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Editor]:
     first = fake.add_task(project, picture(CAT))
     backend = RunningBackend(service, f"http://127.0.0.1:{server.server_port}")
     fake.connect(project, backend.url)
+    wait_for(lambda: service.interactive._process.pid, "SAM2 to be started ahead of the first click")
     fake.annotate(first, [brush(CAT, "cat")])
     fake.add_task(project, picture(CAT))
     wait_for(lambda: service.worker.activity.state == "working", "the lane to be busy")
