@@ -521,12 +521,13 @@ class Ledger:
         with self._transaction() as db:
             db.execute("UPDATE tasks SET annotations_read = '' WHERE project = ?", (project,))
 
-    def candidates(self, project: int) -> list[Candidate]:
-        """All annotations of a project as the policies see them, without their regions."""
+    def candidates(self, project: int, task: int | None = None) -> list[Candidate]:
+        """The annotations of a project, or of one of its tasks, as the policies see them, without their regions."""
         rows = self._rows(
             "SELECT a.*, r.reason AS refused FROM annotations a "
-            "LEFT JOIN refusals r ON r.annotation = a.id AND r.key = a.key WHERE a.project = ?",
-            project,
+            "LEFT JOIN refusals r ON r.annotation = a.id AND r.key = a.key "
+            f"WHERE a.project = ?{'' if task is None else ' AND a.task = ?'}",
+            *((project,) if task is None else (project, task)),
         )
         return [
             Candidate(
@@ -887,6 +888,15 @@ class Ledger:
                 "state = iif(state = 'done' AND result IS NULL, 'queued', state) "
                 "WHERE project = ? AND version = ? AND task = ?",
                 [(time.time() + delay, project, version, task) for task in tasks],
+            )
+
+    def reopen(self, project: int, version: str, tasks: Iterable[int]) -> None:
+        """Label Studio does not have these any more, if they still count as delivered; see `mark_open`."""
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE jobs SET delivery = 'open', state = iif(result IS NULL, 'queued', state) "
+                "WHERE project = ? AND version = ? AND task = ? AND delivery = 'delivered'",
+                [(project, version, task) for task in tasks],
             )
 
     def mark_in_doubt(self, project: int, version: str, tasks: Iterable[int], lease: float) -> None:

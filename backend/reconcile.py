@@ -111,7 +111,8 @@ def read_annotations(
         annotations = client.annotations(task)
     except LabelStudioNotFound:
         annotations = []
-    candidates = [_examined(client, annotation, config) for annotation in annotations]
+    known = {c.annotation: c.key for c in ledger.candidates(project, task) if c.usable}
+    candidates = [_examined(client, one, config, known.get(int(one["id"]), "")) for one in annotations]
     ledger.replace_annotations(project, task, candidates, read_under)
     return candidates
 
@@ -147,7 +148,7 @@ def _with_regions(
     for chosen in choice.candidates:
         one = known.get(chosen.annotation)
         if one is None or one.key != chosen.key:
-            fresh = _fresh(client, chosen.annotation, config)
+            fresh = _fresh(client, chosen, config)
             if fresh is None or fresh.key != chosen.key:
                 read_annotations(ledger, client, project, chosen.task, config)
                 return None
@@ -156,20 +157,20 @@ def _with_regions(
     return tuple(found)
 
 
-def _fresh(client: LabelStudio, annotation: int, config: LabelConfig) -> Candidate | None:
+def _fresh(client: LabelStudio, chosen: Candidate, config: LabelConfig) -> Candidate | None:
     try:
-        return _examined(client, client.annotation(annotation), config)
+        return _examined(client, client.annotation(chosen.annotation), config, chosen.key)
     except LabelStudioNotFound:
         return None
 
 
-def _examined(client: LabelStudio, annotation: Mapping[str, Any], config: LabelConfig) -> Candidate:
+def _examined(client: LabelStudio, annotation: Mapping[str, Any], config: LabelConfig, known_key: str) -> Candidate:
     """Judge an annotation, against the prediction that it was made from where that matters."""
     predicted = None
     if needs_prediction(annotation):
         with suppress(LabelStudioNotFound):
             predicted = client.prediction(int(annotation["parent_prediction"])).get("result") or []
-    return examine(annotation, config, predicted)
+    return examine(annotation, config, predicted, known_key)
 
 
 def ensure_webhook(client: LabelStudio, project: int, backends: Iterable[Mapping[str, Any]]) -> None:
@@ -209,7 +210,7 @@ def reopen_missing(
         return []
     there = client.tasks_with_prediction(project, version)
     missing = [task for task in delivered if task not in there]
-    ledger.mark_open(project, version, missing)
+    ledger.reopen(project, version, missing)  # what /predict has taken up meanwhile is not given twice
     return missing
 
 

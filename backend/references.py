@@ -51,21 +51,25 @@ class Candidate:
         return not self.reason
 
 
-def examine(annotation: Mapping[str, Any], config: LabelConfig, predicted: Sequence[Any] | None = None) -> Candidate:
+def examine(
+    annotation: Mapping[str, Any], config: LabelConfig, predicted: Sequence[Any] | None = None, known_key: str = ""
+) -> Candidate:
     """Judge one annotation as Label Studio's API gives it.
 
-    `predicted` is the result of the prediction that it was made from; see `needs_prediction`.
+    `predicted` is the result of the prediction that it was made from; see `needs_prediction`. `known_key` is the key
+    under which it was found usable before: it stays so when Label Studio forgets the prediction.
     """
     number, task = int(annotation["id"]), int(annotation["task"])
     created_at = _sortable(str(annotation.get("created_at") or ""))
     results = [r for r in annotation.get("result") or [] if isinstance(r, Mapping)]
-    regions: list[dict[str, Any]] = []
-    reason = _disqualified(annotation, results, predicted, config)
-    if not reason:
-        regions, reason = usable_regions(results, config)
+    if annotation.get("was_cancelled"):
+        return Candidate(number, task, created_at, reason="it was skipped")
+    regions, reason = usable_regions(results, config)
+    key = content_key(number, task, regions)
+    if not reason and key != known_key:
+        reason = _only_predicted(annotation, results, predicted, config)
     if reason:
         return Candidate(number, task, created_at, reason=reason)
-    key = content_key(number, task, regions)
     labels = frozenset((r["from_name"], r["to_name"], label) for r in regions for label in r["labels"])
     ground_truth = bool(annotation.get("ground_truth"))
     return Candidate(number, task, created_at, key, regions=regions, labels=labels, ground_truth=ground_truth)
@@ -87,19 +91,18 @@ def content_key(annotation: int, task: int, regions: list[dict[str, Any]]) -> st
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _disqualified(
+def _only_predicted(
     annotation: Mapping[str, Any],
     results: list[Mapping[str, Any]],
     predicted: Sequence[Any] | None,
     config: LabelConfig,
 ) -> str:
-    if annotation.get("was_cancelled"):
-        return "it was skipped"
+    """Why an annotation holds nothing that a person drew or corrected; empty where it does."""
     if needs_prediction(annotation):
         if predicted is None:
             return "it was made from a prediction that is not there any more"
         return "it is a prediction that was accepted unchanged" if _is_unchanged(results, predicted, config) else ""
-    if results and all(result.get("origin") == "prediction" for result in results):
+    if all(result.get("origin") == "prediction" for result in results):
         return "its regions are a prediction's"
     return ""
 

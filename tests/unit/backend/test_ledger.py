@@ -486,3 +486,16 @@ def test_a_version_is_complete_when_all_but_the_references_are_there_or_failed(l
     assert ledger.is_complete(1)
     ledger.replace_tasks(1, [*ledger.tasks(1), Task(1, 5, {}, False, "")])
     assert not ledger.is_complete(1)
+
+
+def test_what_is_gone_is_reopened_unless_a_request_has_taken_it_up(ledger: Ledger):
+    fill(ledger)
+    for _ in range(2):
+        finish_next(ledger)
+    ledger.mark_delivered(1, VERSION, [2, 3, 4])  # 4 was computed by a ledger that is lost
+    ledger.mark_open(1, VERSION, [3])
+    ledger.reserve(1, VERSION, [3], "request")
+    assert set(ledger.answer(1, VERSION, [3], "request", 60)) == {3}
+    ledger.reopen(1, VERSION, [2, 3, 4])
+    found = {task: (job.state, job.delivery) for task, job in ledger.jobs(1, VERSION).items()}
+    assert found == {2: ("done", "open"), 3: ("done", "answered"), 4: ("queued", "open")}

@@ -166,6 +166,11 @@ def test_the_prediction_is_asked_for_only_where_it_decides():
     # Label Studio forgets the parent when the prediction is deleted
     assert examine(annotation(result=[edited, FORESEEN[1]]), LABELS).usable
     assert not examine(annotation(result=FORESEEN), LABELS).usable
+    one_removed = FORESEEN[:1]
+    judged = examine(annotation(result=one_removed, parent_prediction=7), LABELS, FORESEEN)
+    assert judged.usable
+    assert examine(annotation(result=one_removed), LABELS, None, judged.key) == judged
+    assert not examine(annotation(result=FORESEEN[1:]), LABELS, None, judged.key).usable
 
 
 def test_labels_and_the_star_are_noted():
