@@ -8,6 +8,7 @@ import pytest
 from backend.backfill import backfill
 from backend.cli import main
 from backend.errors import BackendError, DataFolderBusy
+from backend.ledger import ALL_PROJECTS, Ledger
 from backend.settings import Settings
 from tests.unit.backend.conftest import THRESHOLD
 from tests.unit.backend.fake_label_studio import LEGACY_KEY, FakeLabelStudio, brush, picture
@@ -33,6 +34,19 @@ def test_fills_the_project_and_ends(make_settings: MakeSettings, label_studio: F
     *_, last = backfill(make_settings(), project, segmenter=THRESHOLD)
     assert [task["state"] for task in last] == ["delivered"] * 4
     assert predicted(label_studio, project) == [0, 1, 1, 1, 1]
+
+
+def test_what_was_paused_is_done_when_it_is_asked_for_by_name(
+    make_settings: MakeSettings, label_studio: FakeLabelStudio, project: int
+):
+    settings = make_settings()
+    ledger = Ledger(settings.data_dir / "ledger.sqlite3")
+    ledger.note_project(project, label_studio.projects[project]["created_at"])
+    for paused in (ALL_PROJECTS, project):
+        ledger.set_paused(paused, True)
+    ledger.close()
+    *_, last = backfill(settings, project, limit=1, segmenter=THRESHOLD)
+    assert [task["state"] for task in last] == ["done"]
 
 
 def test_a_dry_run_pushes_nothing_and_its_results_are_used_later(
