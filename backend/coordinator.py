@@ -61,6 +61,7 @@ AWAY_PAUSES = (5.0, 10.0, 20.0, 60.0)
 LEDGER_PAUSE = 10.0
 UNREAD_LIMIT = 64_000_000
 """Bytes of large events that may wait to be read."""
+NOT_SAID: Any = object()
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,11 @@ class Coordinator:
         else:
             self.note_all()
 
-    def seen(self, project: int, extra_params: Any) -> None:
-        """Label Studio called for a project, with these extra params of its connection."""
+    def seen(self, project: int, extra_params: Any = NOT_SAID) -> None:
+        """Label Studio called for a project, with these extra params of its connection, if it said which."""
+        if extra_params is NOT_SAID:
+            self._notes.put(Note(project, "seen"))
+            return
         text = json.dumps(extra_params) if extra_params else ""
         known = self._ledger.project(project)
         news = known is not None and text != known.extra_params

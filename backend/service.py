@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from backend.clients import Clients
-from backend.coordinator import Coordinator, Demand
+from backend.coordinator import NOT_SAID, Coordinator, Demand
 from backend.delivery import prediction_text
 from backend.errors import (
     BackendError,
@@ -123,10 +123,11 @@ class Service:
         alive = {"coordinator": self.coordinator.is_alive, "worker": self.worker.is_alive}
         return [name for name, is_alive in alive.items() if not is_alive]
 
-    def setup(self, project: int, hostname: str, token: str, extra_params: Any = None) -> str:
+    def setup(self, project: int, hostname: str, token: str, extra_params: Any = NOT_SAID) -> str:
         """Take note of a project that Label Studio connects, and name the present version.
 
-        `extra_params` are settings of this project alone; see `Settings.for_project`.
+        `extra_params` are settings of this project alone, see `Settings.for_project`; they stay as they are where the
+        caller does not say.
         """
         if hostname and token:
             self.clients.grant(project, hostname, token)

@@ -76,6 +76,7 @@ def test_corrected_predictions_teach_and_accepted_ones_do_not(
     label_studio.extra_params[project] = {"reference_policy": "nearest-k", "reference_shots": 1}
     label_studio.setup(project)
     wait_for(lambda: backend.service.version_of(project) not in (one, two), "a version of the other policy")
+    backend.service.setup(project, label_studio.url, "")  # as label-studio-ml does with each call: no word of them
     wait_until_complete(backend, label_studio, project, {first, third})
     assert (tmp_path / "adapted").read_text().splitlines() == [
         "1 references, 0 shots",
