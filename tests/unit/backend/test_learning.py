@@ -221,3 +221,17 @@ def test_low_scores_are_flagged_where_a_person_looks(
     wait_until_complete(backend, label_studio, sure, {one})
     (region,) = label_studio.regions_of(other)
     assert "meta" not in region
+
+
+def test_a_changed_configuration_is_followed(label_studio: FakeLabelStudio, project: int, start_backend: StartBackend):
+    first, *_ = label_studio.tasks_of(project)
+    backend = start_backend()
+    label_studio.connect(project, backend.url)
+    label_studio.annotate(first, [brush(target_box(0), "horse")])
+    wait_for(lambda: backend.service.ledger.candidates(project), "the annotation to be judged")
+    assert "horse is not in the configuration" in backend.service.why_no_reference(project)
+    described = label_studio.projects[project]
+    described["label_config"] = described["label_config"].replace("dog", "horse")
+    event = {"action": "PROJECT_UPDATED", "project": described}
+    requests.post(f"{backend.url}/webhook", json=event, timeout=5)
+    wait_until_complete(backend, label_studio, project, {first})
