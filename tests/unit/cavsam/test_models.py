@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler, PNDMScheduler
 from safetensors.torch import save_file
 
+from cavsam.calibration import Calibration, Logistic
 from cavsam.diffusion import LatentDiffusion
 from cavsam.errors import ModelError
 from cavsam.models import (
@@ -18,6 +19,7 @@ from cavsam.models import (
     download,
     find_diffusion,
     find_sam2,
+    load_calibration,
     load_diffusion,
     load_tracker,
     select_device,
@@ -187,3 +189,17 @@ def test_a_device_that_is_not_there_says_so(name: str) -> None:
         select_device(name)
     assert select_device("cpu").type == "cpu"
     assert select_device("auto").type in ("cpu", "cuda", "mps")
+
+
+def test_the_calibration_lies_beside_the_checkpoint(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "sam2.1_hiera_tiny.pt"
+    checkpoint.write_bytes(b"not read")
+    for sources in (ModelSources(sam2=str(checkpoint)), ModelSources(sam2=str(tmp_path))):
+        assert load_calibration(sources) == Calibration()
+    fitted = Calibration({"concat": Logistic(0.5, {"cycle": 1.0}, {"cycle": 0.1})}, {}, "here")
+    fitted.save(tmp_path / "calibration.json")
+    for sources in (ModelSources(sam2=str(checkpoint)), ModelSources(sam2=str(tmp_path))):
+        assert load_calibration(sources) == fitted
+    (tmp_path / "calibration.json").write_text("[]")
+    with pytest.raises(ModelError, match="calibration"):
+        load_calibration(ModelSources(sam2=str(tmp_path)))
