@@ -179,6 +179,18 @@ class TestLaneProcess:
         assert lane.run(a_job(tmp_path, picture(CAT_BOX)), silent)["event"] == "result"
         assert lane.pid != first
 
+    def test_a_lane_that_was_interrupted_or_ended_while_idle_is_replaced(self, start_lane: Any, tmp_path: Path):
+        lane = start_lane()
+        job = a_job(tmp_path, picture(CAT_BOX))
+        with pytest.raises(LaneDied, match="cancelled"):
+            lane.run(job, silent, is_cancelled=lambda: True)
+        first = lane.pid
+        assert lane.resident_bytes > 1_000_000
+        lane.interrupt()
+        assert not is_running(first)
+        assert lane.run(job, silent)["event"] == "result"  # no fault of this job, so it is not the one to fail
+        assert lane.pid != first
+
     def test_stops_in_the_middle_of_a_job(self, start_lane: Any, tmp_path: Path):
         lane = start_lane("tests.unit.backend.threshold:open_endless")
         caught: list[BaseException] = []
