@@ -29,6 +29,9 @@ from cavsam.tracking import Tracker
 
 from .conftest import blob_picture
 
+PAPER = Recipe.preset("paper")
+"""What the tests start from, whatever the defaults become."""
+
 
 @pytest.fixture
 def reference(tracker: Tracker, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,18 +121,18 @@ def test_background_regions_part_what_no_label_covers() -> None:
     grid[0, 2:4, 2:4] = 0
     features = kinds[grid].permute(0, 3, 1, 2)
     masks = (grid == 0).float()[:, None].repeat_interleave(4, 2).repeat_interleave(4, 3)
-    assert background_regions(features, masks, Recipe()) is None
-    one = background_regions(features, masks, Recipe(activation="contrast"))
+    assert background_regions(features, masks, PAPER) is None
+    one = background_regions(features, masks, PAPER.replace(activation="contrast"))
     assert one is not None
     torch.testing.assert_close(one, (grid != 0).float()[:, None])
-    two = background_regions(features, masks, Recipe(activation="contrast", background_prototypes=2))
+    two = background_regions(features, masks, PAPER.replace(activation="contrast", background_prototypes=2))
     assert two is not None
     assert {tuple((two[:, part] > 0).flatten().tolist()) for part in range(2)} == {
         tuple((grid == kind).flatten().tolist()) for kind in (1, 2)
     }
     # more parts than there are cells: all of it is one
     everything = torch.ones_like(masks)
-    none = background_regions(features, everything, Recipe(activation="contrast", background_prototypes=2))
+    none = background_regions(features, everything, PAPER.replace(activation="contrast", background_prototypes=2))
     assert none is not None
     assert none.shape[1] == 1
 
@@ -139,7 +142,7 @@ def test_alignment_with_contrast_learns_and_keeps_its_background(
     tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor], changes: dict[str, Any]
 ) -> None:
     images, masks = reference
-    recipe = Recipe(mode="ttga", activation="contrast", temperature=0.1, ttga_steps=30, **changes)
+    recipe = PAPER.replace(mode="ttga", activation="contrast", temperature=0.1, ttga_steps=30, **changes)
     aligned = align(tracker, images, masks, tracker.trunk(images), recipe)
     assert aligned.background is not None
     assert aligned.background.shape == (recipe.background_prototypes, aligned.prototypes.shape[1])
@@ -152,7 +155,7 @@ def test_only_the_two_coarse_laterals_learn_and_the_model_stays(
 ) -> None:
     images, masks = reference
     before = {name: tensor.clone() for name, tensor in tracker.predictor.state_dict().items()}
-    aligned = align(tracker, images, masks, tracker.trunk(images), Recipe(mode="ttga", ttga_steps=5))
+    aligned = align(tracker, images, masks, tracker.trunk(images), PAPER.replace(mode="ttga", ttga_steps=5))
     after = tracker.predictor.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not any(parameter.requires_grad for parameter in tracker.predictor.parameters())
@@ -170,7 +173,7 @@ def test_alignment_lowers_the_loss_and_is_reproducible(
 ) -> None:
     images, masks = reference
     trunk = tracker.trunk(images)
-    recipe = Recipe(mode="ttga", ttga_steps=40)
+    recipe = PAPER.replace(mode="ttga", ttga_steps=40)
     aligned, again = (align(tracker, images, masks, trunk, recipe) for _ in range(2))
     assert aligned.losses == again.losses
     assert all(torch.equal(aligned.neck[name], again.neck[name]) for name in aligned.neck)
@@ -189,7 +192,7 @@ def test_loss_written_out(
     changed, changed_masks = augment(images[0], masks[0], generator)
     trunk, changed_trunk = tracker.trunk(images), tracker.trunk(changed[None])
     weights = tracker.neck_weights
-    recipe = Recipe(mode="ttga", temperature=0.5, activation=kind)
+    recipe = PAPER.replace(mode="ttga", temperature=0.5, activation=kind)
     regions = background_regions(tracker.neck(trunk)[0], masks, recipe)
     loss = cyclic_loss(tracker, trunk, masks, changed_trunk, changed_masks[None], weights, recipe, regions)
 
@@ -223,7 +226,7 @@ def test_true_mask_on_the_way_back_is_another_loss(
     images, masks = reference
     trunk = tracker.trunk(images)
     losses = [
-        align(tracker, images, masks, trunk, Recipe(mode="ttga", ttga_steps=3, cycle_mask=kind)).losses
+        align(tracker, images, masks, trunk, PAPER.replace(mode="ttga", ttga_steps=3, cycle_mask=kind)).losses
         for kind in ("predicted", "true")
     ]
     assert losses[0] != losses[1]
@@ -252,7 +255,7 @@ def test_an_activation_without_contrast_gives_no_prompt(
     video = [torch.cat([level, level]) for level in tracker.trunk(images)]
     channels = tracker.neck(video)[0].shape[1]
     silent = Alignment({}, torch.zeros(2, channels), [])  # nothing is like it
-    prompts, activations = pseudo_prompts(tracker, video, masks.bool(), silent, [1], Recipe(), "mask")
+    prompts, activations = pseudo_prompts(tracker, video, masks.bool(), silent, [1], PAPER, "mask")
     assert prompts == []
     assert activations.shape == (1, 2, tracker.image_size // 16, tracker.image_size // 16)
     assert float(activations.abs().max()) == 0
@@ -261,9 +264,9 @@ def test_an_activation_without_contrast_gives_no_prompt(
 def test_pseudo_prompts_follow_the_activations(tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]) -> None:
     images, masks = reference
     trunk = tracker.trunk(images)
-    aligned = align(tracker, images, masks, trunk, Recipe(mode="ttga", ttga_steps=60))
+    aligned = align(tracker, images, masks, trunk, PAPER.replace(mode="ttga", ttga_steps=60))
     video = [torch.cat([level, level]) for level in trunk]
-    recipe = Recipe(min_separation=0.0, min_cycle_iou=0.0)
+    recipe = PAPER.replace(min_separation=0.0, min_cycle_iou=0.0)
     prompts, maps = pseudo_prompts(tracker, video, masks.bool(), aligned, [1], recipe, "mask")
     assert [(prompt.frame, prompt.label) for prompt in prompts] == [(1, 0), (1, 1)]
     full = F.interpolate(maps, scale_factor=16, mode="bilinear")[0].numpy()
@@ -289,15 +292,15 @@ def test_cycle_iou_on_features_whose_answer_is_known() -> None:
     frame = torch.where(elsewhere[None], kinds[0], kinds[1])
     large = truth.repeat_interleave(16, 1).repeat_interleave(16, 2)
     right, wrong = (m.repeat_interleave(16, 0).repeat_interleave(16, 1) for m in (elsewhere, ~elsewhere))
-    assert cycle_iou(known, large, frame, right, Recipe()) == 1.0
-    assert cycle_iou(known, large, frame, wrong, Recipe()) == 0.0
+    assert cycle_iou(known, large, frame, right, PAPER) == 1.0
+    assert cycle_iou(known, large, frame, wrong, PAPER) == 0.0
     # a reference that does not show the label has no say
     two = torch.cat([known, torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))])
-    assert cycle_iou(two, torch.cat([large, torch.zeros_like(large)]), frame, right, Recipe()) == 1.0
+    assert cycle_iou(two, torch.cat([large, torch.zeros_like(large)]), frame, right, PAPER) == 1.0
 
 
 def test_a_loss_that_is_not_finite_is_an_error(tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]) -> None:
     images, masks = reference
     trunk = [level * torch.nan for level in tracker.trunk(images)]
     with pytest.raises(NumericalError, match="ttga_lr"):
-        align(tracker, images, masks, trunk, Recipe(mode="ttga", ttga_steps=1))
+        align(tracker, images, masks, trunk, PAPER.replace(mode="ttga", ttga_steps=1))

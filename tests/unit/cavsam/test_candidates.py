@@ -10,6 +10,9 @@ from cavsam.calibration import Calibration, Logistic
 from cavsam.candidates import Candidate, choose, kinds, settled, with_agreement
 from cavsam.recipe import Recipe
 
+PAPER = Recipe.preset("paper")
+"""What the tests start from, whatever the defaults become."""
+
 
 def candidate(kind: str, scores: list[float], rows: list[int]) -> Candidate:
     """Each label's mask is the first `rows` rows of its own half of a picture of 8 x 8."""
@@ -17,12 +20,12 @@ def candidate(kind: str, scores: list[float], rows: list[int]) -> Candidate:
     width = 8 // len(rows)
     for label, count in enumerate(rows):
         logits[label, :count, width * label : width * (label + 1)] = 1.0
-    return Candidate(kind, logits, [{} for _ in rows], scores, [1.0] * len(rows))
+    return Candidate(kind, logits, [{} for _ in rows], scores=scores, presence=[1.0] * len(rows))
 
 
 def test_auto_takes_the_highest_score_of_each_label() -> None:
     found = [candidate("concat", [0.3, 0.7], [4, 4]), candidate("activation", [0.5, 0.7], [4, 2])]
-    assert choose(found, Recipe(mode="auto")) == [1, 0]
+    assert choose(found, PAPER.replace(mode="auto")) == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -35,14 +38,14 @@ def test_auto_takes_the_highest_score_of_each_label() -> None:
 )
 def test_the_activation_steps_in_where_it_disagrees_and_scores_higher(score: float, rows: int, expected: int) -> None:
     found = [candidate("full", [0.4], [8]), candidate("activation", [score], [rows])]
-    recipe = Recipe(region_fallback=True, fallback_iou=0.5)
+    recipe = PAPER.replace(region_fallback=True, fallback_iou=0.5)
     assert choose(found, recipe) == [expected]
     assert choose(found[:1], recipe) == [0]
 
 
 def test_auto_is_settled_by_trust_in_every_label_or_by_no_hope_for_any() -> None:
     found = [candidate("concat", [0.9, 0.1], [4, 4]), candidate("activation", [0.2, 0.6], [4, 4])]
-    recipe = Recipe(mode="auto", auto_threshold=0.6)
+    recipe = PAPER.replace(mode="auto", auto_threshold=0.6)
     assert settled(found, recipe)
     assert not settled(found, recipe.replace(auto_threshold=0.7))
     assert not settled(found, recipe.replace(auto_threshold=0.95, auto_floor=0.9))
@@ -66,13 +69,13 @@ def test_only_what_has_a_mask_has_a_score() -> None:
 
 
 def test_which_candidates_a_recipe_makes() -> None:
-    assert kinds(Recipe(mode="concat", region_fallback=True)) == ("concat",)
-    assert kinds(Recipe(mode="full")) == ("full",)
-    assert kinds(Recipe(mode="full", region_fallback=True)) == ("full", "activation")
-    assert kinds(Recipe(mode="auto")) == ("concat", "ttga", "activation")
+    assert kinds(PAPER.replace(mode="concat", region_fallback=True)) == ("concat",)
+    assert kinds(PAPER.replace(mode="full")) == ("full",)
+    assert kinds(PAPER.replace(mode="full", region_fallback=True)) == ("full", "activation")
+    assert kinds(PAPER.replace(mode="auto")) == ("concat", "ttga", "activation")
     # one neck and nothing to correct: ttga would be concat over again
-    assert kinds(Recipe(mode="auto", propagate_with="original")) == ("concat", "activation")
-    assert kinds(Recipe(mode="auto", propagate_with="original", target_prompt="box")) == (
+    assert kinds(PAPER.replace(mode="auto", propagate_with="original")) == ("concat", "activation")
+    assert kinds(PAPER.replace(mode="auto", propagate_with="original", target_prompt="box")) == (
         "concat",
         "ttga",
         "activation",

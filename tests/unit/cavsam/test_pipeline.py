@@ -23,7 +23,9 @@ from cavsam.tracking import Prompt, Tracker
 
 from .conftest import blob_picture
 
-QUICK = Recipe(frames=3, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3, min_separation=0.0, min_cycle_iou=0.0)
+QUICK = Recipe.preset("paper").replace(
+    frames=3, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3, min_separation=0.0, min_cycle_iou=0.0
+)
 MODES: tuple[Mode, ...] = ("concat", "ttga", "dbst", "full", "auto")
 Build = Callable[..., CavSam]
 
@@ -206,7 +208,7 @@ def test_the_candidate_activation_is_what_its_map_marks(build: Build, reference:
     tracker, size = plain.tracker, plain.tracker.image_size
     result = next(plain.segment(adapted, [reference.image]))
     assert adapted.alignment is not None
-    maps = alignment.activations(tracker, adapted.trunk, adapted.alignment, Recipe())[0]
+    maps = alignment.activations(tracker, adapted.trunk, adapted.alignment, plain.recipe)[0]
     full = F.interpolate(maps[None], size=(size, size), mode="bilinear")[0].numpy()
     margin = np.stack([full[i] - threshold_otsu(maps[i].double().numpy()) for i in range(2)])
     boxes = []

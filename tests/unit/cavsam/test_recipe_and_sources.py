@@ -17,9 +17,9 @@ from cavsam.recipe import PRESETS, Recipe
 from cavsam.sources import NANO, ModelSources, fingerprint
 
 
-def test_defaults_are_the_papers() -> None:
+def test_the_numbers_are_the_papers() -> None:
     """The numbers of the method's specification."""
-    recipe = Recipe()
+    recipe = Recipe.preset("paper")
     assert (recipe.mode, recipe.frames, recipe.alpha_min, recipe.alpha_max) == ("full", 9, 0.2, 0.8)
     assert (recipe.lora_rank, recipe.lora_steps, recipe.lora_lr, recipe.lora_weight_decay) == (16, 200, 2e-4, 1e-2)
     assert (recipe.ttga_steps, recipe.ttga_lr, recipe.ttga_weight_decay, recipe.ddim_steps) == (100, 1e-3, 5e-4, 20)
