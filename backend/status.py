@@ -44,7 +44,7 @@ def lane_status(service: Service) -> dict[str, Any]:
         "gpu_memory_bytes": service.lane.gpu_bytes,
         "models": {"name": sources.name, "try_out": service.trial_models}
         | ({} if service.trial_models else {"sam2": sources.sam2, "diffusion": sources.diffusion}),
-        "mode": service.settings.mode,
+        "mode": service.settings.method().mode,
     }
 
 
