@@ -18,10 +18,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend.clients import Clients
-from backend.errors import BackendError, ImageUnavailable, InvalidRequest, LabelConfigError, LabelStudioError, TooBusy
+from backend.errors import (
+    BackendError,
+    ImageUnavailable,
+    InvalidRequest,
+    LabelConfigError,
+    LabelStudioError,
+    NotKnown,
+    TooBusy,
+)
 from backend.execution.process import LaneProcess
 from backend.images import ImageFolder
-from backend.label_config import LabelConfig, parse_label_config
+from backend.label_config import LabelConfig, image_url, parse_label_config
 from backend.ledger import Ledger, Task
 from backend.reconcile import known_config
 from backend.references import usable_regions
@@ -154,6 +162,7 @@ class Interactive:
         Raises:
             InvalidRequest: the clicks belong to no label or image of the configuration.
             ImageUnavailable: the task has no such image, or it cannot be fetched.
+            NotKnown: the task's image is elsewhere, and the backend has not seen the task in Label Studio yet.
             NotCorrected: SAM2 failed on it.
             TooBusy: too many clicks wait.
             ModelUnavailable, LaneDied, LaneStopped, LabelStudioError: as their names say.
@@ -163,8 +172,9 @@ class Interactive:
         if pointing is None:
             return [], 0.0
         slot = slot_of(pointing, config)
-        known = Task(project, int(task["id"]), _mapping(task.get("data")), annotated=False, annotations_read="")
-        image = self._fetch(known, slot.to_name, config)
+        images = known_config(self._ledger, project) or config
+        known = self._ledger.task(project, int(task["id"])) or _sent(project, task, slot.to_name, images)
+        image = self._fetch(known, slot.to_name, images)
         if not self._lock.acquire(timeout=PATIENCE):
             raise TooBusy("Too many clicks are waiting; try again in a moment.")
         try:
@@ -321,5 +331,12 @@ def _results(task: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
     ]
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {}
+def _sent(project: int, task: Mapping[str, Any], to_name: str, config: LabelConfig) -> Task:
+    """A task that only the request tells of; what is not Label Studio's own or inside is not fetched for it."""
+    data = task.get("data")
+    sent = Task(project, int(task["id"]), dict(data) if isinstance(data, Mapping) else {}, False, "")
+    address = image_url(config.images.get(to_name, ""), sent.data) or ""
+    own = address.startswith(("/", "data:")) and not address.startswith("//")
+    if address and not own:
+        raise NotKnown(f"The backend has not seen task {sent.id} in Label Studio yet; try again in a moment.")
+    return sent

@@ -171,18 +171,18 @@ def editor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Editor]:
         model="nano",
         data_dir=tmp_path_factory.mktemp("clicks") / "data",
         quiet_period=0.2,
+        reconcile_interval=3600.0,
     )
     service = Service(settings, segmenter="tests.unit.backend.threshold:open_endless")
     server = make_server("127.0.0.1", 0, create_app(settings, service), threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     service.start()
     project = fake.add_project(CONFIG)
-    first = fake.add_task(project, picture(CAT))
+    first, _ = (fake.add_task(project, picture(CAT)) for _ in range(2))
     backend = RunningBackend(service, f"http://127.0.0.1:{server.server_port}")
     fake.connect(project, backend.url)
     wait_for(lambda: service.interactive._process.pid, "SAM2 to be started ahead of the first click")
     fake.annotate(first, [brush(CAT, "cat")])
-    fake.add_task(project, picture(CAT))
     wait_for(lambda: service.worker.activity.state == "working", "the lane to be busy")
     yield Editor(fake, backend, project)
     assert service.worker.activity.state == "working"  # nobody has waited for it
@@ -252,7 +252,6 @@ def test_without_a_prediction_the_reference_gives_the_start(editor: Editor):
             400,
             "has the label 'bird'; add it to <BrushLabels>",
         ),
-        ([click(5, 5)], CONFIG.replace("$image", "$picture"), 404, "no image for the configuration's image tags"),
         ([click(5, 5, to_name="scan")], CONFIG, 400, "no <Image> tag 'scan'"),
         ([brush(CAT, "cat")], CONFIG, 400, "choose the smart point or rectangle"),
         ([click(5, 5)], "<View>", 500, "not valid XML"),
@@ -263,6 +262,35 @@ def test_what_cannot_be_answered_is_said(editor: Editor, regions: list, config: 
     answer = editor.ask(task, *regions, config=config)
     assert answer.status_code == status
     assert words in answer.json()["error"]
+
+
+def test_a_task_without_the_image_is_told(editor: Editor):
+    task = editor.label_studio.add_task(editor.project, image=None, text="no picture here")
+    answer = editor.ask(task, click(5, 5))
+    assert answer.status_code == 404
+    assert "no image for the configuration's image tags" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("address", ["http://10.0.0.1/secret.png", "//10.0.0.1/secret.png", "file:///etc/passwd"])
+def test_an_address_that_only_the_request_names_is_not_fetched(editor: Editor, address: str):
+    """Anyone who reaches the backend could otherwise make it call any address."""
+    fake = editor.label_studio
+    task = fake.add_task(editor.project, picture(CAT))
+    fake.tasks[task]["data"] = {"image": address}
+    answers = [editor.ask(task, click(40, 24))]
+    # nor where the project itself is unknown, and the request brings its own configuration
+    stranger = Editor(fake, editor.backend, fake.add_project(CONFIG))
+    answers.append(stranger.ask(fake.add_task(stranger.project), click(4, 2), config=CONFIG.replace("$image", address)))
+    for answer in answers:
+        assert answer.status_code == 404
+        assert "has not seen task" in answer.json()["error"]
+
+
+def test_a_known_task_s_own_image_is_taken_whatever_the_request_says(editor: Editor):
+    known = next(task for task in editor.label_studio.tasks_of(editor.project))
+    assert editor.backend.service.ledger.task(editor.project, known) is not None
+    answer = editor.ask(known, click(40, 24), config=CONFIG.replace("$image", "http://10.0.0.1/secret.png"))
+    assert answer.status_code == 200
 
 
 def test_a_mask_of_another_size_is_refused(editor: Editor):
