@@ -19,8 +19,8 @@ from tools.label_studio_server import ROOT, LabelStudio
 
 pytestmark = pytest.mark.integration
 
-LABELS = ("field", "water")
-TASKS, CORRECTIONS = 7, 3
+LABELS = ("bricked flower", "checked bar")
+TASKS, CORRECTIONS = 9, 3
 SETTINGS = {"CAVSAM_MODE": "concat", "CAVSAM_QUIET_PERIOD": "0.5", "CAVSAM_RECONCILE_INTERVAL": "2"}
 EXTRA_PARAMS = {"reference_policy": "latest-k", "reference_shots": 4, "review_below": 0.9}
 
@@ -87,7 +87,7 @@ class Loop:
 
 def test_the_loop(server: LabelStudio, tmp_path: Path):
     """Annotate one, review what is least sure, correct it; the rest is predicted again from all that was corrected."""
-    shown = pictures("satellite", LABELS, TASKS, first_seed=300, size=128)
+    shown = pictures("textures", LABELS, TASKS, first_seed=300, size=128)
     with backend(tmp_path, settings=SETTINGS) as cavsam:
         loop = Loop(server, cavsam, shown)
         annotated = [next(iter(loop.tasks))]
