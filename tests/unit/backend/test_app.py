@@ -138,16 +138,6 @@ def test_a_body_over_the_limit_is_refused_in_words(start_backend: StartBackend):
     assert "CAVSAM_MAX_REQUEST_MB" in answer.json()["error"]
 
 
-def test_interactive_requests_get_an_empty_region_list(backend: RunningBackend):
-    body = {
-        "project": "1.2",
-        "tasks": [{"id": 5, "data": {}}],
-        "params": {"context": {"result": [{"type": "keypointlabels"}]}},
-    }
-    (answer,) = post(backend, "/predict", body).json()["results"]
-    assert answer["result"] == []
-
-
 def test_no_tasks_no_results(backend: RunningBackend):
     assert post(backend, "/predict", {"project": "1.2", "tasks": []}).json() == {"results": []}
 
