@@ -30,7 +30,7 @@ from backend.errors import (
 from backend.execution.process import LaneProcess
 from backend.images import ImageFolder
 from backend.label_config import LabelConfig, image_url, parse_label_config
-from backend.ledger import Ledger, Task
+from backend.ledger import Ledger, ReferenceAnnotation, Task
 from backend.reconcile import known_config
 from backend.references import usable_regions
 from backend.regions import Slot, region_id
@@ -238,13 +238,10 @@ class Interactive:
 
     def _quickly_predicted(self, task: Task, slot: Slot, config: LabelConfig, image: str) -> list[dict[str, Any]]:
         """The mask that the reference leads to in the method's quickest mode; nothing where there is no reference."""
-        reference = self._ledger.reference(task.project)
+        reference, regions = self._reference_of(task, slot)
         reference_task = self._ledger.task(task.project, reference.task) if reference else None
         reference_config = known_config(self._ledger, task.project)
-        if reference is None or reference_task is None or reference_config is None or reference.task == task.id:
-            return []
-        regions = [r for r in reference.regions if r["to_name"] == slot.to_name and slot.label in r["labels"]]
-        if not regions:
+        if reference is None or reference_task is None or reference_config is None:
             return []
         try:
             drawn_on = self._fetch(reference_task, slot.to_name, reference_config)
@@ -256,6 +253,15 @@ class Interactive:
             log.warning("Project %d, task %d: no mask to start from. %s", task.project, task.id, error)
             return []  # the clicks alone do, too
         return _of_slot(answer["regions"], slot, config)
+
+    def _reference_of(self, task: Task, slot: Slot) -> tuple[ReferenceAnnotation | None, list[dict[str, Any]]]:
+        """The earliest annotation learned from that shows a slot's label on another task, and its regions of it."""
+        references = self._ledger.references(task.project)
+        for one in references.annotations if references else ():
+            regions = [r for r in one.regions if r["to_name"] == slot.to_name and slot.label in r["labels"]]
+            if regions and one.task != task.id:
+                return one, regions
+        return None, []
 
     def _run(self, job: Mapping[str, Any]) -> dict[str, Any]:
         answer = self._process.run(job, _no_progress)
