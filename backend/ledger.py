@@ -499,11 +499,6 @@ class Ledger:
         rows = self._rows("SELECT * FROM tasks WHERE project = ? AND id = ?", project, task)
         return _task(rows[0]) if rows else None
 
-    def task_of_annotation(self, project: int, annotation: int) -> int | None:
-        """The task an annotation was last seen on."""
-        rows = self._rows("SELECT task FROM annotations WHERE project = ? AND id = ?", project, annotation)
-        return int(rows[0]["task"]) if rows else None
-
     def replace_annotations(self, project: int, task: int, candidates: Sequence[Candidate], read_under: str) -> None:
         """Store what a task's annotations are; `read_under` is the task's `updated_at` they were read under."""
         with self._transaction() as db:
