@@ -15,7 +15,7 @@ PropagateWith = Literal["tuned", "original"]
 PseudoLabel = Literal["mask", "box"]
 CycleMask = Literal["predicted", "true"]
 Activation = Literal["foreground", "contrast"]
-ActivationStride = Literal[16, 8, 4]
+ActivationStride = Literal[0, 16, 8, 4]
 ActivationThreshold = Literal["otsu", "zero"]
 TargetPrompt = Literal["none", "box", "point"]
 RefineActivation = Literal["none", "box"]
@@ -43,7 +43,7 @@ FRAME_OPTIONS = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """The hyperparameters of CAV-SAM (arXiv 2508.07759); the defaults are the paper's.
+    """The hyperparameters of CAV-SAM (arXiv 2508.07759).
 
     Where the paper and its released code contradict each other the choice is an option here, and `docs/method.md`
     says what each reading measured.
@@ -89,17 +89,17 @@ class Recipe:
     """Adam learning rate of the neck."""
     ttga_weight_decay: float = 5e-4
     """Adam weight decay of the neck."""
-    activation: Activation = "foreground"
+    activation: Activation = "contrast"
     """Activation of a label: the cosine with its prototype (the paper), or that minus the highest cosine with a
     prototype of the background or of another label."""
     background_prototypes: int = 1
     """Prototypes of the background, with `activation` contrast; more than one parts it by k-means."""
-    activation_stride: ActivationStride = 16
-    """Pixels of SAM2's square per cell of the activation. 16 of 1024 pixels are 64 x 64 cells; a model with a smaller
-    square has as many with a smaller stride."""
+    activation_stride: ActivationStride = 0
+    """Pixels of SAM2's square per cell of the activation; 0 takes the stride with 64 x 64 cells: 16 (the paper's) on
+    SAM2's usual 1024 pixels, 4 on 256."""
     activation_threshold: ActivationThreshold = "otsu"
     """An activation's foreground lies above its own Otsu threshold (the paper), or above 0 (with contrast)."""
-    temperature: float = 1.0
+    temperature: float = 0.1
     """Divides the activation before the sigmoid; 1 is the released code."""
     cycle_mask: CycleMask = "predicted"
     """Mask of the way back: the predicted one (ACC) or the true augmented one (ABC)."""
@@ -111,13 +111,13 @@ class Recipe:
     """Distance of an activation's two Otsu classes, in deviations (Ashman's D), below which it is not trusted."""
     min_cycle_iou: float = 0.3
     """A pseudo-label must find the reference's mask again with this IoU on the feature grid; 0 asks for nothing."""
-    target_prompt: TargetPrompt = "none"
+    target_prompt: TargetPrompt = "box"
     """Correct what is tracked on the target by the box or the peak of its activation, where that can be trusted."""
 
     # SAM2: the tracking
     reference_prompt: ReferencePrompt = "mask"
     """Prompt frame 0 with the reference mask (text of the paper) or its bounding box (its code)."""
-    propagate_with: PropagateWith = "tuned"
+    propagate_with: PropagateWith = "original"
     """Track on the features of the tuned neck or of the original one."""
     instances: Instances = "union"
     """A label of several components is one object, or each component on the reference most like the target is one."""
@@ -125,11 +125,11 @@ class Recipe:
     # choosing between candidates
     refine_activation: RefineActivation = "none"
     """The candidate `activation` is the activation itself, scaled up, or what SAM2 sees in its bounding box."""
-    region_fallback: bool = False
+    region_fallback: bool = True
     """In `ttga` and `full`, take the activation where it disagrees with the tracked mask and scores higher."""
     fallback_iou: float = 0.5
     """IoU of activation and tracked mask below which they disagree."""
-    auto_threshold: float = 0.8
+    auto_threshold: float = 0.4
     """In `auto`, a cheap candidate with this score for every label is trusted, and no frames are generated."""
     auto_floor: float = 0.0
     """In `auto`, no frames are generated either where no cheap candidate of any label reaches this score."""

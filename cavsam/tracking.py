@@ -109,7 +109,11 @@ class Tracker:
         return levels[-1].float(), levels
 
     def features(self, trunk: Sequence[Tensor], stride: int, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The neck's features of `stride` 4, 8 or 16 pixels, float32 (N, C, S/stride, S/stride); see `neck`."""
+        """The neck's features of `stride` 4, 8 or 16 pixels, float32 (N, C, S/stride, S/stride); see `neck`.
+
+        Stride 0 is the one with 64 x 64 cells, or as near to it as there is.
+        """
+        stride = stride or (4 if self.image_size <= 256 else 8 if self.image_size <= 512 else 16)
         _, levels = self.neck(trunk, weights)
         return levels[{16: -1, 8: -2, 4: -3}[stride]].float()
 

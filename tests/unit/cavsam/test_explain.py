@@ -23,7 +23,7 @@ from cavsam.tracking import Tracker
 
 from .conftest import blob_picture
 
-QUICK = Recipe(frames=2, ddim_steps=1, lora_steps=2, lora_rank=2, ttga_steps=2, min_separation=0.0, min_cycle_iou=0.0)
+QUICK = Recipe.preset("paper").replace(frames=2, ddim_steps=1, lora_steps=2, lora_rank=2, ttga_steps=2)
 
 
 def points(line: str) -> np.ndarray:

@@ -28,5 +28,5 @@ def test_the_example_runs(rng: np.random.Generator, tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["0", "1", "2"]
     assert "missing.png" in lines[2]
-    assert all(line.endswith(("by ttga", "no cell found")) for line in lines[:2])
+    assert all(line.endswith(("by ttga", "by activation", "no cell found")) for line in lines[:2])
     assert (tmp_path / "cell.safetensors").stat().st_size > 0

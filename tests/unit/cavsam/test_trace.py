@@ -18,7 +18,7 @@ from cavsam.tracking import Tracker
 
 from .conftest import blob_picture
 
-QUICK = Recipe(frames=4, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3, min_separation=0.0, min_cycle_iou=0.0)
+QUICK = Recipe.preset("paper").replace(frames=4, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3)
 Look = Callable[..., tuple[Trace, TargetResult]]
 
 
