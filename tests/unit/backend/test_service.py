@@ -6,6 +6,7 @@ import os
 import signal
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -357,20 +358,27 @@ class TestNoTaskGetsTwo:
     """The push and Label Studio's own storing of an answer, in every order that can be brought about."""
 
     @pytest.fixture
-    def held_back(self, label_studio: FakeLabelStudio, project: int, start_backend: StartBackend) -> RunningBackend:
+    def held_back(
+        self,
+        label_studio: FakeLabelStudio,
+        project: int,
+        start_backend: StartBackend,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> RunningBackend:
         """All is computed, and nothing pushed until the test says so."""
+        monkeypatch.setattr("backend.delivery.RETRY_PUSH", 3600.0)  # what was refused once is not tried in between
         backend = start_backend()
         label_studio.failures.refuse_imports = 10**9
         label_studio.connect(project, backend.url)
         annotate_first(label_studio, project)
         service = backend.service
         wait_for(lambda: service.ledger.counts(project, service.version_of(project))["done"] == 4, "four results")
-        wait_for(lambda: self._open(service, project) == 4, "the push to be refused")
+        wait_for(lambda: self._refused(service) == 4, "the push to be refused")
         return backend
 
-    def _open(self, service: Service, project: int) -> int:
-        jobs = service.ledger.jobs(project, service.version_of(project))
-        return sum(job.delivery == "open" for job in jobs.values())
+    def _refused(self, service: Service) -> int:
+        query = "SELECT 1 FROM jobs WHERE state = 'done' AND delivery = 'open' AND not_before > ?"
+        return len(service.ledger._rows(query, time.time()))
 
     def _push_now(self, label_studio: FakeLabelStudio, service: Service, project: int) -> None:
         """Push everything that may be pushed, to the end."""
