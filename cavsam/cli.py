@@ -37,6 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CavSamError as error:
         print(f"cavsam: {error}", file=sys.stderr)
         return REFUSED
+    except OSError as error:
+        # a full disk, or a folder that is not ours
+        place = error.filename or "A file"
+        print(f"cavsam: {place}: {error.strerror or error}; make room or choose another folder.", file=sys.stderr)
+        return REFUSED
     except (RuntimeError, MemoryError) as error:
         # mostly a GPU without memory left, before any target was begun
         logging.getLogger("cavsam").debug("the computation failed", exc_info=True)

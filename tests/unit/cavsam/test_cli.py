@@ -148,6 +148,17 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(folder: Path
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("place", "reason"), [("file", "File exists"), ("file/below", "Not a directory")])
+def test_a_benchmark_that_cannot_be_written_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, reason: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert cli.main(["bench", "--model", "nano", "--mode", "concat", "--out", str(tmp_path / place)]) == cli.REFUSED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / place) in line
+    assert reason in line
+
+
 def test_a_preset_is_where_the_other_options_start() -> None:
     arguments = [
         "segment",
