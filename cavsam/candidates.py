@@ -65,8 +65,7 @@ class Candidate:
 
     def scored(self, calibration: Calibration, mode: str) -> Candidate:
         """The same with scores and presence; a label without a mask scores 0."""
-        # in `auto` a candidate also knows how far the others agree
-        kind = f"auto.{self.kind}" if mode == "auto" else self.kind
+        kind = fit_name(self.kind, mode)
         found = self.masks.flatten(1).any(dim=1).tolist()
         scores = [calibration.score(kind, s) if f else 0.0 for s, f in zip(self.signs, found, strict=True)]
         instances = [
@@ -75,6 +74,12 @@ class Candidate:
         ]
         presence = [calibration.present(kind, s) for s in self.signs]
         return replace(self, scores=scores, presence=presence, instances=instances)
+
+
+def fit_name(kind: str, mode: str) -> str:
+    """What the calibration calls the fit for a kind of candidate in a mode."""
+    # in `auto` a candidate also knows how far the others agree
+    return f"auto.{kind}" if mode == "auto" else kind
 
 
 def without_overlap(logits: Tensor) -> Tensor:

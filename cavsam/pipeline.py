@@ -434,7 +434,9 @@ class CavSam:
             scores=scores,
             instances=instances,
             contested=candidates.contested(logits, labels),
-            calibrated=bool(self.calibration.overlap),
+            calibrated=all(
+                candidates.fit_name(one.kind, self.recipe.mode) in self.calibration.overlap for one in picked
+            ),
             candidates={
                 label: tuple(one.described(i, chosen=index == chosen[i]) for index, one in enumerate(found))
                 for i, label in enumerate(labels)

@@ -173,7 +173,7 @@ class Tracker:
         object_scores = torch.cat([_object_score(state, label, read) for label in range(labels)]).float()
         predicted_ious = torch.stack(guesses).float()
         # where the object score is not a number SAM2 still writes finite logits that mean "no object"
-        if not (logits.isfinite().all() and object_scores.isfinite().all()):
+        if not all(values.isfinite().all() for values in (logits, object_scores, predicted_ious)):
             raise NumericalError("SAM2 gave values that are not finite; try precision float32.")
         return Track(logits, object_scores, predicted_ious)
 

@@ -225,6 +225,19 @@ def test_the_candidate_activation_is_what_its_map_marks(build: Build, reference:
         np.testing.assert_array_equal(again.candidates[name][1].mask, expected)
 
 
+@pytest.mark.parametrize(
+    ("mode", "fitted", "calibrated"),
+    [("concat", "concat", True), ("concat", "full", False), ("auto", "concat", False)],
+)
+def test_calibrated_says_whether_the_scores_given_were_fitted(
+    build: Build, reference: Reference, targets: list[np.ndarray], mode: Mode, fitted: str, calibrated: bool
+) -> None:
+    model = build(mode=mode, auto_threshold=0.0)
+    model.calibration = Calibration({fitted: Logistic(0.0, {}, {})})
+    (result,) = model.segment(model.adapt([reference]), targets[:1])
+    assert result.calibrated is calibrated
+
+
 def test_below_the_presence_asked_for_no_mask_is_returned(
     build: Build, reference: Reference, targets: list[np.ndarray]
 ) -> None:
@@ -307,6 +320,20 @@ def test_not_a_number_anywhere_is_an_error_for_that_target_alone(
     assert message in str(first.error)
     assert not first.masks
     assert same(second, expected)
+
+
+def test_an_iou_guess_that_is_not_a_number_is_no_high_score(
+    build: Build, reference: Reference, targets: list[np.ndarray], tracker: Tracker
+) -> None:
+    model = build(mode="concat")
+    adapted = model.adapt([reference])
+    head = tracker.predictor.sam_mask_decoder.iou_prediction_head
+    hook = head.register_forward_hook(lambda _module, _inputs, output: output * torch.nan)
+    try:
+        (result,) = model.segment(adapted, targets[:1])
+    finally:
+        hook.remove()
+    assert "not finite" in str(result.error)
 
 
 @pytest.mark.parametrize("step", ["denoise", "fit_loras", "trunk"])
