@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from backend.errors import InvalidRequest
+
+LARGEST = 2**63 - 1
+"""What the ledger can hold."""
 
 NoteKind = Literal["seen", "changed", "touched", "finished", "again", "train"]
 
@@ -34,7 +37,7 @@ def read_event(raw: bytes) -> dict[str, Any]:
     """The JSON object that a webhook's body holds; raises `InvalidRequest` where it holds something else."""
     try:
         event = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest("The event is not JSON.") from error
     if not isinstance(event, dict):
         raise InvalidRequest("The event must be a JSON object.")
@@ -46,17 +49,22 @@ def webhook_notes(body: Mapping[str, Any]) -> list[Note]:
     action = str(body.get("action"))
     described = body.get("project")
     project = described.get("id") if isinstance(described, Mapping) else None
-    if not isinstance(project, int) or isinstance(project, bool):
+    if not _is_number(project):
         return []
     if action in ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED"):
         annotations = [a for a in _as_list(body.get("annotation")) if isinstance(a, Mapping)]
-        tasks = frozenset(a["task"] for a in annotations if isinstance(a.get("task"), int))
+        tasks = frozenset(a["task"] for a in annotations if _is_number(a.get("task")))
         if tasks:
             # a skip is not listed among a task's annotations, so it must not be waited for
             expected = [a for a in annotations if not a.get("was_cancelled")]
-            numbers = frozenset(a["id"] for a in expected if isinstance(a.get("id"), int))
+            numbers = frozenset(a["id"] for a in expected if _is_number(a.get("id")))
             return [Note(project, "touched", tasks, numbers)]
     return [Note(project, "train" if action == "START_TRAINING" else "changed")]
+
+
+def _is_number(value: Any) -> TypeGuard[int]:
+    """Whether something may be the number of a project, task or annotation: anybody may send an event."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -263,3 +263,18 @@ def test_a_large_event_is_noted_as_a_small_one_is(backend: RunningBackend, label
     wait_for(lambda: backend.service.ledger.reference(project), "the reference")
     assert post(backend, "/webhook", "x" * (2 * EVENT_READ_NOW)).status_code == 201
     assert requests.get(backend.url + "/health", timeout=5).ok
+
+
+@pytest.mark.parametrize(
+    "raw", [b"[" * (2 * EVENT_READ_NOW), b'{"action": "PROJECT_UPDATED", "project": {"id": %d}}' % 10**30]
+)
+def test_no_webhook_ends_the_coordinator(backend: RunningBackend, label_studio: FakeLabelStudio, raw: bytes):
+    """Anybody may call /webhook, also without a password."""
+    requests.post(backend.url + "/webhook", data=raw, timeout=5)
+    project = label_studio.add_project()
+    label_studio.connect(project, backend.url)
+    wait_for(
+        lambda: backend.service.coordinator.looks(project) or backend.service.dead_threads(),
+        "a look, or the thread's end",
+    )
+    assert backend.service.dead_threads() == []

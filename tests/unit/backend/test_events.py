@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from backend.events import Note, webhook_notes
+from backend.errors import InvalidRequest
+from backend.events import Note, read_event, webhook_notes
 
 PROJECT = {"id": 3, "created_at": "2026-01-01T00:00:00Z", "label_config": "<View/>"}
 
@@ -40,7 +41,13 @@ PROJECT = {"id": 3, "created_at": "2026-01-01T00:00:00Z", "label_config": "<View
         ({"action": "ANNOTATION_CREATED"}, []),  # sent without payload
         ({"action": "LABEL_LINK_CREATED", "project": None}, []),
         ({"project": {"id": True}}, []),
+        ({"action": "PROJECT_UPDATED", "project": {"id": 2**63}}, []),  # no number that the ledger could hold
     ],
 )
 def test_events_say_where_to_look(body: dict, notes: list[Note]):
     assert webhook_notes(body) == notes
+
+
+def test_an_event_nested_without_end_is_refused_in_words():
+    with pytest.raises(InvalidRequest, match="not JSON"):
+        read_event(b"[" * 200_000)
