@@ -173,7 +173,9 @@ class Coordinator:
         if extra_params is NOT_SAID:
             self._notes.put(Note(project, "seen"))
             return
-        text = json.dumps(extra_params) if extra_params else ""
+        # Label Studio's form hands on what was typed as it is, its API an object
+        typed = isinstance(extra_params, str)
+        text = extra_params.strip() if typed else json.dumps(extra_params) if extra_params else ""
         known = self._ledger.project(project)
         news = known is not None and text != known.extra_params
         self._extra_params[project] = text

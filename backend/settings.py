@@ -164,7 +164,7 @@ class Settings:
         if isinstance(extra_params, str) and extra_params.strip():
             try:
                 extra_params = json.loads(extra_params)
-            except ValueError:
+            except (ValueError, RecursionError):
                 extra_params = [extra_params]
         if not extra_params:
             return self, []

@@ -106,6 +106,19 @@ def test_extra_params_that_cannot_be_used_are_told_and_the_default_serves(
     wait_for(lambda: not backend.service.ledger.notices(project), "the notices to go")
 
 
+def test_extra_params_typed_into_label_studios_form_come_as_text(
+    label_studio: FakeLabelStudio, project: int, start_backend: StartBackend
+):
+    first, second, *_ = label_studio.tasks_of(project)
+    label_studio.extra_params[project] = ' {"reference_policy": "latest-k", "reference_shots": 2}\n'
+    backend = start_backend()
+    assert "notice" not in label_studio.connect(project, backend.url)
+    for index, task in enumerate((first, second)):
+        label_studio.annotate(task, [brush(target_box(index), "cat")])
+    wait_until_complete(backend, label_studio, project, {first, second})
+    assert backend.service.ledger.notices(project) == {}
+
+
 def test_start_training_learns_what_waited_and_tries_failed_tasks_again(
     label_studio: FakeLabelStudio, project: int, start_backend: StartBackend
 ):
