@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import spearmanr
 
 from cavsam.calibration import Calibration, Logistic
 from cavsam.errors import CavSamError
+from cavsam.evaluation.metrics import auroc
 from cavsam.evaluation.runs import all_records
 
 Floats = NDArray[np.float64]
@@ -112,15 +113,6 @@ def fit(samples: Sequence[Sample], fitted: str, least: int = 30) -> Calibration:
         if 0 < sum(s.shown for s in own) < len(own)
     }
     return Calibration(overlap, presence, fitted)
-
-
-def auroc(values: Floats, positive: NDArray[np.bool_]) -> float:
-    """Probability that a positive has the higher value, ties counted half; NaN where one side is empty."""
-    count = int(positive.sum())
-    if count in (0, len(positive)):
-        return float("nan")
-    ranks = rankdata(values)[positive].sum()
-    return float((ranks - count * (count + 1) / 2) / (count * (len(positive) - count)))
 
 
 def held_out(samples: Sequence[Sample]) -> list[str]:

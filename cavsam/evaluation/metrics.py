@@ -40,6 +40,41 @@ def count(class_name: str, predicted: NDArray[np.bool_], truth: NDArray[np.bool_
     return Counts(class_name, both, either, int(truth.size) - either, int(truth.size) - both)
 
 
+def auroc(values: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
+    """Probability that a positive has the higher value (N,), ties counted half; NaN where one side is empty."""
+    from scipy.stats import rankdata
+
+    count = int(positive.sum())
+    if count in (0, len(positive)):
+        return float("nan")
+    ranks = rankdata(values)[positive].sum()
+    return float((ranks - count * (count + 1) / 2) / (count * (len(positive) - count)))
+
+
+@dataclass(frozen=True)
+class ScoreQuality:
+    """How well scores order masks; NaN where there is nothing to order.
+
+    Attributes:
+        spearman: rank correlation with the true IoU, which is 0 where the object is absent.
+        good: AUROC for an IoU above 0.5.
+        absent: AUROC of a low score for the object's absence.
+    """
+
+    spearman: float
+    good: float
+    absent: float
+
+
+def score_quality(scores: NDArray[np.float64], ious: NDArray[np.float64], absent: NDArray[np.bool_]) -> ScoreQuality:
+    """Of the scores (N,) of masks whose true IoU (N,) is known."""
+    from scipy.stats import spearmanr
+
+    constant = len(scores) < 2 or not np.ptp(scores) or not np.ptp(ious)
+    spearman = float("nan") if constant else float(spearmanr(scores, ious).statistic)
+    return ScoreQuality(spearman, auroc(scores, ious > 0.5), auroc(-scores, absent))
+
+
 def mean_iou(episodes: Sequence[Counts]) -> float:
     """Mean over the classes of summed intersection over summed union, 0..1; nan without episodes."""
     return float(_mean_iou(_Table.of(episodes), np.ones((1, len(episodes))))[0])

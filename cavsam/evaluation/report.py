@@ -21,6 +21,7 @@ from cavsam.evaluation.metrics import (
     interval,
     mean_iou,
     paired_difference,
+    score_quality,
 )
 from cavsam.evaluation.runs import Record, mask_path
 
@@ -78,6 +79,7 @@ def summarise(records: Sequence[Record], modes: Sequence[str], domains: Sequence
             "seconds_per_target": float(np.mean([record.target_seconds for record in own])),
             "seconds_per_reference_set": float(np.mean([record.adapt_seconds for record in own])),
             "errors": sum(record.error is not None for record in own),
+            "score": _score_figures(own),
         }
     return {
         "modes": figures,
@@ -88,6 +90,15 @@ def summarise(records: Sequence[Record], modes: Sequence[str], domains: Sequence
         },
         "episodes": {d: len({r.index for r in kept if r.domain == d}) for d in domains},
     }
+
+
+def _score_figures(records: Sequence[Record]) -> dict[str, float | None]:
+    quality = score_quality(
+        np.array([record.score for record in records], dtype=float),
+        np.array([0.0 if record.absent else record.counts.iou for record in records], dtype=float),
+        np.array([record.absent for record in records], dtype=bool),
+    )
+    return {name: None if np.isnan(value) else value for name, value in asdict(quality).items()}
 
 
 def _domain_figures(counts: Sequence[Counts]) -> dict[str, Any]:
@@ -162,6 +173,18 @@ def markdown(
             f"| {f['missed_though_shown']} | {f['seconds_per_target']:.2f} | {f['seconds_per_reference_set']:.2f} "
             f"| {f['errors']} |"
         )
+    lines += [
+        "",
+        "The score against the true IoU (0 where the object is absent): rank correlation, and the area under the ROC "
+        "curve for an IoU above 0.5 and for an absent object.",
+        "",
+        "| mode | Spearman | AUROC IoU > 0.5 | AUROC absent |",
+        "|---|---|---|---|",
+    ]
+    for mode in modes:
+        quality = summary["modes"][mode]["score"].values()
+        cells = ["-" if value is None else f"{value:.2f}" for value in quality]
+        lines.append(f"| {mode} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -10,6 +10,7 @@ from cavsam.evaluation.metrics import (
     interval,
     mean_iou,
     paired_difference,
+    score_quality,
 )
 
 
@@ -125,3 +126,25 @@ def test_a_paired_difference_refuses_other_episodes():
         paired_difference(first, [[Counts("b", 1, 2, 3, 4)]])
     with pytest.raises(ValueError):
         paired_difference(first, [])
+
+
+def test_score_quality_against_all_pairs():
+    rng = np.random.default_rng(8)
+    ious, absent = rng.random(60), rng.random(60) < 0.2
+    ious[absent] = 0
+    scores = np.round(ious + rng.normal(0, 0.3, 60), 1)
+    quality = score_quality(scores, ious, absent)
+
+    def chance(positive, values):
+        pairs = [(a > b) + 0.5 * (a == b) for a in values[positive] for b in values[~positive]]
+        return np.mean(pairs)
+
+    ranks = [
+        np.array([(v > values).sum() + ((v == values).sum() + 1) / 2 for v in values]) for values in (scores, ious)
+    ]
+    assert quality.spearman == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    assert quality.good == pytest.approx(chance(ious > 0.5, scores))
+    assert quality.absent == pytest.approx(chance(absent, -scores))
+    nothing = score_quality(scores, ious, np.zeros(60, dtype=bool))
+    assert np.isnan(nothing.absent)
+    assert np.isnan(score_quality(np.ones(60), ious, absent).spearman)
