@@ -124,6 +124,7 @@ def resolve_references(
     for _ in range(3):
         choice = choose(ledger.candidates(project), settings)
         if choice is None:
+            _tell_left_out(ledger, project, frozenset(), [])
             return None
         present = ledger.references(project)
         if present is not None and present.key == choice.key:
@@ -145,6 +146,7 @@ def _with_regions(
 ) -> tuple[ReferenceAnnotation, ...] | None:
     """The chosen annotations; `None` where one was edited or deleted since it was judged, which it then is again."""
     found = []
+    read = []
     for chosen in choice.candidates:
         one = known.get(chosen.annotation)
         if one is None or one.key != chosen.key:
@@ -153,8 +155,22 @@ def _with_regions(
                 read_annotations(ledger, client, project, chosen.task, config)
                 return None
             one = ReferenceAnnotation(project, fresh.key, fresh.annotation, fresh.task, fresh.regions)
+            read.append(fresh)
         found.append(one)
+    _tell_left_out(ledger, project, frozenset(one.annotation for one in found), read)
     return tuple(found)
+
+
+def _tell_left_out(ledger: Ledger, project: int, chosen: frozenset[int], read: Iterable[Candidate]) -> None:
+    """Tell once what chosen annotations hold that is not learned, of those that were `read`; forget the others'."""
+    topics = {f"annotation {number}" for number in chosen}
+    for topic in ledger.notices(project):
+        if topic.startswith("annotation ") and topic not in topics:
+            ledger.set_notices(project, topic, [])
+    for one in read:
+        texts = [f"Annotation {one.annotation} on task {one.task}: {why}; it is left out." for why in one.left_out]
+        for text in ledger.set_notices(project, f"annotation {one.annotation}", texts):
+            log.warning("Project %d: %s", project, text)
 
 
 def _fresh(client: LabelStudio, chosen: Candidate, config: LabelConfig) -> Candidate | None:

@@ -25,6 +25,7 @@ _SHAPES = {
 }
 GEOMETRY = {kind: fields for shape, fields in _SHAPES.items() for kind in (shape, f"{shape}labels")}
 """The types of result that give a mask, and the fields of their value that it depends on."""
+NO_MASK = "it has no region that gives a mask"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Candidate:
 
     `regions` are its usable regions, reduced to what the mask depends on; `key` is a hash of them (8 hex
     digits); `reason` says why the annotation cannot be the reference, and is empty where it can. `labels` are what
-    its regions show: control tag, image tag and label.
+    its regions show: control tag, image tag and label. `left_out` says which regions of a usable annotation teach
+    nothing, and why.
     """
 
     annotation: int
@@ -44,6 +46,7 @@ class Candidate:
     regions: list[dict[str, Any]] = field(default_factory=list)
     labels: frozenset[tuple[str, str, str]] = frozenset()
     ground_truth: bool = False
+    left_out: tuple[str, ...] = ()
 
     @property
     def usable(self) -> bool:
@@ -64,7 +67,8 @@ def examine(
     results = [r for r in annotation.get("result") or [] if isinstance(r, Mapping)]
     if annotation.get("was_cancelled"):
         return Candidate(number, task, created_at, reason="it was skipped")
-    regions, reason = usable_regions(results, config)
+    regions, reasons = _judged(results, config)
+    reason = "" if regions else "; ".join(reasons) or NO_MASK
     key = content_key(number, task, regions)
     if not reason and key != known_key:
         reason = _only_predicted(annotation, results, predicted, config)
@@ -72,7 +76,16 @@ def examine(
         return Candidate(number, task, created_at, reason=reason)
     labels = frozenset((r["from_name"], r["to_name"], label) for r in regions for label in r["labels"])
     ground_truth = bool(annotation.get("ground_truth"))
-    return Candidate(number, task, created_at, key, regions=regions, labels=labels, ground_truth=ground_truth)
+    return Candidate(
+        number,
+        task,
+        created_at,
+        key,
+        regions=regions,
+        labels=labels,
+        ground_truth=ground_truth,
+        left_out=tuple(reasons),
+    )
 
 
 def needs_prediction(annotation: Mapping[str, Any]) -> bool:
@@ -129,6 +142,12 @@ def _shown(region: Mapping[str, Any]) -> tuple[str, str, str, tuple[str, ...]]:
 
 def usable_regions(results: Sequence[Mapping[str, Any]], config: LabelConfig) -> tuple[list[dict[str, Any]], str]:
     """The results that give masks, reduced to what these depend on; and why there is none, where there is none."""
+    regions, reasons = _judged(results, config)
+    return regions, "" if regions else "; ".join(reasons) or NO_MASK
+
+
+def _judged(results: Sequence[Mapping[str, Any]], config: LabelConfig) -> tuple[list[dict[str, Any]], list[str]]:
+    """The usable regions, and why others, or single labels of theirs, are left out."""
     regions = []
     reasons: list[str] = []
     # what <Brush> and the like draw is labelled by a second result of the same id
@@ -137,11 +156,9 @@ def usable_regions(results: Sequence[Mapping[str, Any]], config: LabelConfig) ->
         region, reason = _usable_region(result, labelling.get(str(result.get("id"))), config)
         if region is not None:
             regions.append(region)
-        elif reason:
+        if reason:
             reasons.append(reason)
-    if regions:
-        return regions, ""
-    return [], "; ".join(dict.fromkeys(reasons)) or "it has no region that gives a mask"
+    return regions, list(dict.fromkeys(reasons))
 
 
 def _usable_region(
@@ -168,8 +185,10 @@ def _usable_region(
     listed = named.get("labels" if split else kind) if isinstance(named, Mapping) else None
     labels = [str(label) for label in listed] if isinstance(listed, list) else []
     known = [label for label in labels if control.knows(label)]
+    unknown = ", ".join(label for label in labels if label not in known)
+    missing = f"its label {unknown or '(none)'} is not in the configuration"
     if not known:
-        return None, f"its label {', '.join(labels) or '(none)'} is not in the configuration"
+        return None, missing
     if control in config.hints:  # what it teaches is predicted with a tag that takes masks
         target = next((found for label in known if (found := config.mask_control(to_name, label))), None)
         if target is None:
@@ -189,7 +208,7 @@ def _usable_region(
         "original_width": width,
         "original_height": height,
     }
-    return reduced | geometry, ""
+    return reduced | geometry, missing if unknown else ""
 
 
 def _geometry(kind: str, value: Any) -> dict[str, Any] | None:

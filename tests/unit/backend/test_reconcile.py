@@ -202,3 +202,37 @@ def test_predictions_that_are_gone_are_found_without_listing_them_each_time(
     for number in gone:
         del label_studio.predictions[number]
     assert missing() == [second]
+
+
+def test_what_a_reference_holds_beside_its_usable_masks_is_told_once(
+    label_studio: FakeLabelStudio,
+    ledger: Ledger,
+    client: LabelStudio,
+    project: int,
+    caplog: pytest.LogCaptureFixture,
+):
+    first, second, *_ = label_studio.tasks_of(project)
+    both = brush(BOX, "cat")
+    both["value"]["brushlabels"] = ["cat", "zebra"]
+    annotation = label_studio.annotate(first, [both, brush(BOX, "horse")])
+    chosen = look(ledger, client, project)
+    assert chosen is not None
+    assert [region["labels"] for region in chosen.annotations[0].regions] == [["cat"]]
+    (told,) = ledger.notices(project).values()
+    assert len(told) == 2
+    assert all(f"Annotation {annotation} on task {first}" in text for text in told)
+    assert "zebra is not in the configuration" in told[0]
+    assert "horse is not in the configuration" in told[1]
+    look(ledger, client, project)
+    assert caplog.text.count("horse is not") == 1
+
+    label_studio.update_annotation(annotation, [brush(BOX, "dog")])
+    look(ledger, client, project)
+    assert ledger.notices(project) == {}
+    label_studio.update_annotation(annotation, [brush(BOX, "cat"), brush(BOX, "horse")])
+    look(ledger, client, project)
+    assert ledger.notices(project)
+    del label_studio.annotations[annotation]
+    label_studio.annotate(second, [brush(BOX, "cat")])
+    look(ledger, client, project)
+    assert ledger.notices(project) == {}
