@@ -124,6 +124,13 @@ def _export(settings: Settings, project: int, folder: Path) -> int:
     return 1 if failed else 0
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cavsam-backend", description="CAV-SAM as a machine learning backend of Label Studio."
@@ -140,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     asking.add_argument("--port", type=int, help=OPTIONS["port"])
     filling = commands.add_parser("backfill", help="predict a whole project now, without a running backend")
     filling.add_argument("project", type=int, help="number of the project")
-    filling.add_argument("--dry-run", type=int, metavar="N", help="predict only N tasks and push nothing")
+    filling.add_argument("--dry-run", type=_count, metavar="N", help="predict only N tasks and push nothing")
     exporting = commands.add_parser("export", help="write a project's predicted masks as PNG files")
     exporting.add_argument("project", type=int, help="number of the project")
     exporting.add_argument("--out", type=Path, required=True, help="folder to write to")

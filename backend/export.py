@@ -46,7 +46,10 @@ def export_masks(settings: Settings, project: int, folder: Path) -> Iterator[Exp
         if known is None or config is None:
             numbers = ", ".join(str(other.id) for other in ledger.projects()) or "none"
             raise BackendError(f"The ledger does not know project {project}; it knows {numbers}.")
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BackendError(f"The folder {folder} cannot be made ({error.strerror}); name another.") from error
         exported = []
         for task in ledger.jobs(project, known.version):
             job = ledger.job(project, task, known.version)
@@ -71,7 +74,9 @@ def _export(job: Job, config: LabelConfig, folder: Path) -> ExportedTask:
             continue
         for slot, name in mask_names(masks).items():
             label = f"{to_name} {name}" if several else name
-            file = f"task-{job.task}-{_file_part(label)}.png"
+            stem = f"task-{job.task}-{_file_part(label)}"
+            taken = sum(other.startswith((f"{stem}.", f"{stem}~")) for other in exported.masks.values())
+            file = f"{stem}~{taken + 1}.png" if taken else f"{stem}.png"  # such as of "a/b" and "a_b"
             write_mask(masks[slot], folder / file)
             exported.masks[label] = file
     return exported

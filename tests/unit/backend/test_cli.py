@@ -52,3 +52,10 @@ def test_status_where_nothing_runs(capsys: pytest.CaptureFixture[str]):
         port = server.getsockname()[1]
     assert main(["status", "--port", str(port)]) == 2
     assert "start it with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "some"])
+def test_backfill_refuses_a_dry_run_of_no_tasks(number: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["backfill", "1", "--dry-run", number])
+    assert "--dry-run" in capsys.readouterr().err

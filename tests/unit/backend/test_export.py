@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from backend.cli import main
+from backend.errors import BackendError
 from backend.export import export_masks
 from backend.ledger import Ledger, ReferenceAnnotation, Task
 from backend.settings import Settings
@@ -59,3 +60,21 @@ def test_the_command(settings: Settings, tmp_path: Path, capsys: pytest.CaptureF
     assert "does not know project 7; it knows 1" in capsys.readouterr().err
     assert main(["export", "1", "--out", str(tmp_path / "out"), "--data-dir", str(tmp_path)]) == 2
     assert "There is no ledger" in capsys.readouterr().err
+
+
+def test_labels_whose_file_names_would_be_the_same_get_a_file_each(settings: Settings, tmp_path: Path):
+    ledger = Ledger(settings.data_dir / "ledger.sqlite3")
+    ledger.describe_project(1, "cats", CONFIG.replace("cat", "a/b").replace("dog", "a_b"))
+    ledger.finish(
+        ledger.job(1, 2, VERSION), json.dumps([brush((0, 5, 0, 7), "a/b"), brush((10, 12, 0, 96), "a_b")]), 0.5, 1.0
+    )
+    ledger.close()
+    (task, _) = export_masks(settings, 1, tmp_path)
+    areas = {label: np.asarray(Image.open(tmp_path / file)).sum() // 255 for label, file in task.masks.items()}
+    assert areas == {"a/b": 5 * 7, "a_b": 2 * 96}
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(settings: Settings, tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BackendError, match="cannot be made"):
+        list(export_masks(settings, 1, tmp_path / "file"))
