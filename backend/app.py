@@ -22,7 +22,7 @@ from backend.errors import (
     NotPossibleNow,
     TooBusy,
 )
-from backend.events import read_event
+from backend.events import is_number, read_event
 from backend.page import create_page, refuse_other_sites
 from backend.service import Service
 from backend.settings import Settings
@@ -174,8 +174,10 @@ def _body() -> dict[str, Any]:
 def _project_number(value: Any) -> int:
     """The number in Label Studio's `"number.created"`; a bare number works too."""
     number = str(value).partition(".")[0]
-    if isinstance(value, bool) or not number.isascii() or not number.isdigit():
+    if isinstance(value, bool) or not number.isascii() or not number.isdigit() or len(number) > 19:
         raise InvalidRequest("The field project must be like '12.1700000000', as Label Studio sends it.")
+    if not is_number(int(number)):
+        raise InvalidRequest(f"There is no project {number}.")
     return int(number)
 
 
@@ -183,7 +185,7 @@ def _task_numbers(tasks: Any) -> list[int]:
     if not isinstance(tasks, list) or not all(isinstance(task, Mapping) for task in tasks):
         raise InvalidRequest("The field tasks must be a list of tasks.")
     numbers = [task.get("id") for task in tasks]
-    if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+    if not all(map(is_number, numbers)):
         raise InvalidRequest("Each task must have its number in the field id.")
     return numbers
 

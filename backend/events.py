@@ -49,20 +49,20 @@ def webhook_notes(body: Mapping[str, Any]) -> list[Note]:
     action = str(body.get("action"))
     described = body.get("project")
     project = described.get("id") if isinstance(described, Mapping) else None
-    if not _is_number(project):
+    if not is_number(project):
         return []
     if action in ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED"):
         annotations = [a for a in _as_list(body.get("annotation")) if isinstance(a, Mapping)]
-        tasks = frozenset(a["task"] for a in annotations if _is_number(a.get("task")))
+        tasks = frozenset(a["task"] for a in annotations if is_number(a.get("task")))
         if tasks:
             # a skip is not listed among a task's annotations, so it must not be waited for
             expected = [a for a in annotations if not a.get("was_cancelled")]
-            numbers = frozenset(a["id"] for a in expected if _is_number(a.get("id")))
+            numbers = frozenset(a["id"] for a in expected if is_number(a.get("id")))
             return [Note(project, "touched", tasks, numbers)]
     return [Note(project, "train" if action == "START_TRAINING" else "changed")]
 
 
-def _is_number(value: Any) -> TypeGuard[int]:
+def is_number(value: Any) -> TypeGuard[int]:
     """Whether something may be the number of a project, task or annotation: anybody may send an event."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST
 

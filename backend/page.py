@@ -60,30 +60,32 @@ def create_page(service: Service, overview: Callable[[], dict[str, Any]]) -> Blu
     def projects() -> Response:
         return jsonify({"projects": project_states(service)})
 
-    @page.get("/api/projects/<int:project>")
+    @page.get("/api/projects/<int(max=9223372036854775807):project>")
     def one_project(project: int) -> Response:
         return jsonify(project_state(service, project))
 
-    @page.get("/api/projects/<int:project>/tasks")
+    @page.get("/api/projects/<int(max=9223372036854775807):project>/tasks")
     def tasks(project: int) -> Response:
         return jsonify(_asked_page(service, project))
 
-    @page.get("/api/projects/<int:project>/tasks/<int:task>/image")
+    @page.get("/api/projects/<int(max=9223372036854775807):project>/tasks/<int(max=9223372036854775807):task>/image")
     def image(project: int, task: int) -> Response:
         return _picture(thumbnails.image(project, task))
 
-    @page.get("/api/projects/<int:project>/tasks/<int:task>/masks")
+    @page.get("/api/projects/<int(max=9223372036854775807):project>/tasks/<int(max=9223372036854775807):task>/masks")
     def masks(project: int, task: int) -> Response:
         return _picture(thumbnails.masks(project, task))
 
     @page.post("/api/<action>", defaults={"project": ALL_PROJECTS})
-    @page.post("/api/projects/<int:project>/<action>")
+    @page.post("/api/projects/<int(max=9223372036854775807):project>/<action>")
     def act(project: int, action: str) -> AnyResponse:
         if action not in ACTIONS:
             raise NotKnown(f"There is no action {action!r}; there are {', '.join(ACTIONS)}.")
         return _done(ACTIONS[action](service, project))
 
-    @page.post("/api/projects/<int:project>/tasks/<int:task>/<action>")
+    @page.post(
+        "/api/projects/<int(max=9223372036854775807):project>/tasks/<int(max=9223372036854775807):task>/<action>"
+    )
     def act_on_task(project: int, task: int, action: str) -> AnyResponse:
         if action not in TASK_ACTIONS:
             raise NotKnown(f"There is no action {action!r} on a task; there are {', '.join(TASK_ACTIONS)}.")

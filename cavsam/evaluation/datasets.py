@@ -112,7 +112,7 @@ def read_chest(root: Path) -> list[Sample]:
 def read_fss1000(root: Path) -> list[Sample]:
     """`<class>/<number>.jpg` with `<class>/<number>.png`; `classes.txt`, where it is there, names the classes used."""
     listed = root / "classes.txt"
-    chosen = set(listed.read_text(encoding="utf-8").split("\n")) if listed.is_file() else None
+    chosen = set(listed.read_text(encoding="utf-8").splitlines()) if listed.is_file() else None
     return [
         Sample(_relative(image, root), _relative(image.with_suffix(".png"), root), folder.name)
         for folder in _folders(root)
@@ -187,14 +187,19 @@ def draw_episodes(samples: Sequence[Sample], shots: int, count: int | None, seed
     return episodes
 
 
-def write_list(path: Path, episodes: Sequence[ListedEpisode]) -> None:
-    """One episode per line, JSON; `read_list` gives the same back."""
+def list_text(episodes: Sequence[ListedEpisode]) -> str:
+    """One episode per line, JSON."""
     lines = [
         json.dumps({"target": vars(episode.target), "references": [vars(sample) for sample in episode.references]})
         for episode in episodes
     ]
+    return "\n".join(lines) + "\n"
+
+
+def write_list(path: Path, episodes: Sequence[ListedEpisode]) -> None:
+    """Write `list_text`; `read_list` gives the same back."""
     partial = path.with_suffix(".partial")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial.write_text(list_text(episodes), encoding="utf-8")
     os.replace(partial, path)
 
 

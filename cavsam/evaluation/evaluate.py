@@ -11,6 +11,7 @@ from cavsam.evaluation import report, runs
 from cavsam.evaluation.datasets import (
     READERS,
     draw_episodes,
+    list_text,
     load_episode,
     read_dataset,
     read_list,
@@ -56,11 +57,10 @@ def run(options: argparse.Namespace) -> int:
     if any(len(episode.references) != options.shots for episode in episodes):
         raise CavSamError(f"{options.list} does not have {options.shots} references in every episode.")
 
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_list(options.out / f"episodes-{shard}.jsonl", episodes)
-    digest = hashlib.sha256((options.out / f"episodes-{shard}.jsonl").read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256(list_text(episodes).encode()).hexdigest()[:16]
     setting = {"dataset": options.dataset, "shots": options.shots, "episodes": digest, **method.setting()}
     log, records = runs.open_shard(options.out, shard, shards, setting, options.resume)
+    write_list(options.out / f"episodes-{shard}.jsonl", episodes)
 
     def lookup(name: str, index: int) -> Episode:
         return load_episode(name, options.root, episodes[index])

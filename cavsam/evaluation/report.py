@@ -56,7 +56,8 @@ def write(
 def summarise(records: Sequence[Record], modes: Sequence[str], domains: Sequence[str]) -> dict[str, Any]:
     """All figures. IoU over the targets that show the object; the others say how often a mode abstains rightly."""
     modes = [mode for mode in modes if any(record.mode == mode for record in records)]
-    kept = sorted(records, key=lambda record: (record.domain, record.index))
+    kept = sorted((r for r in records if r.class_name), key=lambda record: (record.domain, record.index))
+    unreadable = [record for record in records if not record.class_name]
     shown = {
         mode: [[r.counts for r in kept if r.mode == mode and r.domain == d and not r.absent] for d in domains]
         for mode in modes
@@ -78,7 +79,7 @@ def summarise(records: Sequence[Record], modes: Sequence[str], domains: Sequence
             "missed_though_shown": sum(record.intersection == 0 for record in own if not record.absent),
             "seconds_per_target": float(np.mean([record.target_seconds for record in own])),
             "seconds_per_reference_set": float(np.mean([record.adapt_seconds for record in own])),
-            "errors": sum(record.error is not None for record in own),
+            "errors": sum(r.error is not None for r in own) + sum(r.mode == mode for r in unreadable),
             "score": _score_figures(own),
         }
     return {
@@ -232,7 +233,7 @@ def contact_sheet(
     """Best, median and worst episode of each domain in `mode`: reference, truth and what was found."""
     rows = []
     for domain in domains:
-        own = [r for r in records if r.domain == domain and r.mode == mode and not r.absent]
+        own = [r for r in records if r.domain == domain and r.mode == mode and r.class_name and not r.absent]
         own.sort(key=lambda record: record.counts.iou, reverse=True)
         if not own:
             continue

@@ -170,7 +170,15 @@ def run_episodes(
         for domain, index, missing in todo:
             if not missing:
                 continue
-            task = lookup(domain, index)
+            try:
+                task = lookup(domain, index)
+            except CavSamError as error:  # a picture that cannot be read costs its own episode only
+                print(f"cavsam: {domain} {index}: {error}", file=sys.stderr)
+                unreadable = [_unreadable(domain, index, mode, str(error)) for mode in missing]
+                lines.writelines(json.dumps(dataclasses.asdict(record)) + "\n" for record in unreadable)
+                records += unreadable
+                bar.update(len(missing))
+                continue
             shared: dict[bool, tuple[AdaptedReference, float]] = {}
             for mode in missing:
                 bar.set_description(f"{domain} {index} {mode}")
@@ -231,6 +239,25 @@ def measure(
     return record, mask
 
 
+def _unreadable(domain: str, index: int, mode: str, error: str) -> Record:
+    """The record of an episode that cannot be read: it counts as an error and in no figure."""
+    return Record(
+        domain=domain,
+        index=index,
+        mode=mode,
+        class_name="",
+        absent=False,
+        intersection=0,
+        union=0,
+        background_intersection=0,
+        background_union=0,
+        score=0.0,
+        adapt_seconds=0.0,
+        target_seconds=0.0,
+        error=error,
+    )
+
+
 def _candidate(candidate: CandidateMask, truth: Mask) -> dict[str, Any]:
     square = resize_mask(truth, (candidate.mask.shape[0], candidate.mask.shape[1]))
     union = int((candidate.mask | square).sum())
@@ -254,19 +281,28 @@ def open_shard(out: Path, shard: int, shards: int, setting: dict[str, Any], resu
     """The file of a shard's records in `out`, and what it holds from an earlier run; makes the folder.
 
     Raises:
-        CavSamError: the folder holds records of this shard and --resume was not given, or a run with another setting.
+        CavSamError: the folder holds records of this shard and --resume was not given, or a run with another setting or
+            another number of shards, or what it holds is damaged.
     """
     out.mkdir(parents=True, exist_ok=True)
     stored, log = out / "setting.json", out / f"records-{shard}-of-{shards}.jsonl"
     if log.exists() and not resume:
         raise CavSamError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
+    others = [file.name for file in out.glob("records-*.jsonl") if not file.stem.endswith(f"-of-{shards}")]
+    if others:
+        raise CavSamError(f"{out} holds a run in another number of shards ({others[0]}); choose another --out.")
     if not stored.exists():
         partial = out / f"setting.json.{os.getpid()}.partial"
         partial.write_text(json.dumps(setting, indent=2) + "\n")
         os.replace(partial, stored)
-    if json.loads(stored.read_text()) != setting:
+    try:
+        same = json.loads(stored.read_text()) == setting
+        records = list(read_records(log, repair=True)) if log.exists() else []
+    except (ValueError, TypeError) as error:
+        raise CavSamError(f"What {out} holds of an earlier run is damaged ({error}); choose another --out.") from error
+    if not same:
         raise CavSamError(f"{out} holds a run with other models or settings; choose another --out.")
-    return log, list(read_records(log, repair=True)) if log.exists() else []
+    return log, records
 
 
 def read_records(log: Path, *, repair: bool = False) -> Iterator[Record]:

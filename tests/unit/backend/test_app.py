@@ -278,3 +278,11 @@ def test_no_webhook_ends_the_coordinator(backend: RunningBackend, label_studio: 
         "a look, or the thread's end",
     )
     assert backend.service.dead_threads() == []
+
+
+@pytest.mark.parametrize("project", ["9" * 5000, str(10**30), "9" * 19, "0"])
+def test_a_project_number_that_no_ledger_holds_is_refused(backend: RunningBackend, project: str):
+    assert post(backend, "/setup", {"project": project, "hostname": "http://x"}).status_code == 400
+    assert post(backend, "/predict", {"project": project, "tasks": []}).status_code == 400
+    assert post(backend, "/predict", {"project": "1.1", "tasks": [{"id": int(project[:40])}]}).status_code == 400
+    assert requests.get(f"{backend.url}/api/projects/{project}", timeout=30).status_code == 404

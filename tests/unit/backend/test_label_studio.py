@@ -7,6 +7,7 @@ import resource
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -248,13 +249,18 @@ def test_a_file_that_is_too_large_is_not_kept(label_studio: FakeLabelStudio, cli
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file of this process may grow beyond 10 bytes: the system refuses to write, as on a full disk."""
+    """No file of this process may grow beyond 10 bytes: the system refuses to write, as on a full disk.
+
+    Not a fixture: pytest reports before these end, and may do so into a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("kind", ["upload", "data address", "web address"])
@@ -263,7 +269,6 @@ def test_an_image_for_which_there_is_no_room_leaves_nothing(
     label_studio: FakeLabelStudio,
     other_host: OtherHost,
     tmp_path: Path,
-    small_files: None,
     kind: str,
 ):
     task = label_studio.add_task(label_studio.add_project(), IMAGE)
@@ -272,7 +277,8 @@ def test_an_image_for_which_there_is_no_room_leaves_nothing(
         "data address": f"data:image/png;base64,{base64.b64encode(IMAGE).decode()}",
         "web address": f"{other_host.url}/a.png",
     }[kind]
-    with pytest.raises(ImageNotKept, match=r"The folder .* cannot be written \(File too large\); make room") as caught:
+    told = r"The folder .* cannot be written \(File too large\); make room"
+    with small_files(), pytest.raises(ImageNotKept, match=told) as caught:
         client.fetch_image(address, tmp_path / "a", LIMIT)
     assert not caught.value.permanent
     assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -216,3 +217,40 @@ def test_bad_options_are_refused(cells_as_fss, tmp_path):
     for shard in ("2/2", "x", "1"):
         with pytest.raises(CavSamError, match="--shard needs I/N"):
             evaluate.run(parse("fss1000", str(cells_as_fss), "--out", str(tmp_path), "--shard", shard))
+
+
+def test_a_refused_run_leaves_the_first_one_as_it_is(cells_as_fss, tmp_path):
+    out = tmp_path / "run"
+    evaluate.run(parse("fss1000", str(cells_as_fss), "--out", str(out), "--episodes", "1"))
+    before = {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
+    with pytest.raises(CavSamError, match="other models or settings"):
+        evaluate.run(parse("fss1000", str(cells_as_fss), "--out", str(out), "--list-seed", "9", "--resume"))
+    with pytest.raises(CavSamError, match="another number of shards"):
+        evaluate.run(parse("fss1000", str(cells_as_fss), "--out", str(out), "--episodes", "1", "--shard", "0/2"))
+    assert {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()} == before
+    (out / "setting.json").write_text("{")
+    with pytest.raises(CavSamError, match="is damaged"):
+        evaluate.run(parse("fss1000", str(cells_as_fss), "--out", str(out), "--episodes", "1", "--resume"))
+
+
+def test_a_picture_that_cannot_be_read_costs_its_episodes_only(cells_as_fss, tmp_path):
+    root, out = tmp_path / "fss", tmp_path / "run"
+    shutil.copytree(cells_as_fss, root)
+    broken = next(root.glob("*/2.jpg"))
+    broken.write_bytes(broken.read_bytes()[:200])
+    assert evaluate.run(parse("fss1000", str(root), "--out", str(out))) == 1
+    records = list(runs.read_records(out / "records-0-of-1.jsonl"))
+    failed = [record for record in records if record.error]
+    assert len(records) == 6
+    assert 1 <= len(failed) < 6
+    assert all(broken.name in record.error for record in failed)
+    figures = json.loads((out / "report.json").read_text())["modes"]["concat"]
+    assert figures["errors"] == len(failed)
+    assert figures["domains"]["fss1000"]["episodes"] == 6 - len(failed)
+
+
+def test_a_class_list_from_windows_is_read(tmp_path):
+    make_fss(tmp_path)
+    names = sorted({sample.class_name for sample in read_dataset("fss1000", tmp_path)})
+    (tmp_path / "classes.txt").write_bytes(f"{names[0]}\r\n".encode())
+    assert {sample.class_name for sample in read_dataset("fss1000", tmp_path)} == {names[0]}
