@@ -26,8 +26,8 @@ from tools.editor import open_task, resized
 from tools.label_studio_server import ROOT, LabelStudio, label_studio
 from tools.servers import ServerError, unwinding_on_signals
 
-DOMAIN = "textures"
-LABELS = ("bricked flower", "checked bar")
+DOMAIN = "cells"
+LABELS = ("round cell", "rod cell")
 COUNT = 12
 COLOUR_OF = dict(zip(LABELS, COLOURS, strict=True))
 FIRST_SEED = 0
