@@ -190,10 +190,8 @@ class CavSam:
         """
         if self.diffusion is None:
             raise ModelError(f"The mode {self.recipe.mode} generates no frames; choose dbst or full.")
-        clock = Clock(None)
-        # one after the other, as adapt and segment do: a fit's random draws depend on its batch
-        ends = [self._endpoints([image], prompt, clock)[0] for image in (reference, target)]
-        return transition.frames_between(self.diffusion, ends[0], ends[1], self.recipe)
+        first, second = self._endpoints([reference, target], prompt, Clock(None))
+        return transition.frames_between(self.diffusion, first, second, self.recipe)
 
     def _segment_one(
         self,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from tools.label_studio_server import LabelStudio
 
@@ -94,20 +94,27 @@ def open_task(
 
 
 @contextmanager
-def signed_in(server: LabelStudio, *, width: int = 1400, height: int = 900) -> Iterator[Page]:
-    """A page of a browser in which the server's user is logged in."""
+def chromium() -> Iterator[Browser]:
+    """A real browser, closed at the end."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path(), args=list(FLAGS))
         try:
-            page = browser.new_page(viewport={"width": width, "height": height})
-            page.goto(f"{server.url}/user/login/")
-            page.fill("input[name=email]", server.email)
-            page.fill("input[name=password]", server.password)
-            page.click("button[type=submit]")
-            page.wait_for_url(lambda url: "/login" not in url, timeout=60_000)
-            yield page
+            yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def signed_in(server: LabelStudio, *, width: int = 1400, height: int = 900) -> Iterator[Page]:
+    """A page of a browser in which the server's user is logged in."""
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.goto(f"{server.url}/user/login/")
+        page.fill("input[name=email]", server.email)
+        page.fill("input[name=password]", server.password)
+        page.click("button[type=submit]")
+        page.wait_for_url(lambda url: "/login" not in url, timeout=60_000)
+        yield page
 
 
 def show_task(

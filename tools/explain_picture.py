@@ -8,11 +8,10 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 from cavsam import cli
 from cavsam.evaluation.episodes import episode
-from tools.editor import FLAGS, browser_path
+from tools.editor import chromium
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "explain.jpg"
 DOMAIN, INDEX = "lesions", 1
@@ -46,15 +45,11 @@ def explain(folder: Path) -> Path:
 
 def photograph(page: Path) -> Image.Image:
     """The film of the last candidate, RGB."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path(), args=list(FLAGS))
-        try:
-            tab = browser.new_page(viewport={"width": 1700, "height": 900})
-            tab.goto(page.resolve().as_uri())
-            tab.add_style_tag(content="body { max-width: none; }")
-            shot = tab.locator(".film table").last.screenshot()
-        finally:
-            browser.close()
+    with chromium() as browser:
+        tab = browser.new_page(viewport={"width": 1700, "height": 900})
+        tab.goto(page.resolve().as_uri())
+        tab.add_style_tag(content="body { max-width: none; }")
+        shot = tab.locator(".film table").last.screenshot()
     return Image.open(io.BytesIO(shot)).convert("RGB")
 
 

@@ -9,16 +9,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser
 
+from tests.integration.backend_process import BackendProcess, backends
 from tests.integration.pictures import LABELS
+from tests.unit.backend import conftest as unit
+from tests.unit.backend.fake_label_studio import LEGACY_KEY, FakeLabelStudio
 from tools import brush
 from tools.demo.pictures import Picture, label_config, names_in
-from tools.label_studio_server import ROOT, LabelStudio, label_studio
+from tools.editor import chromium
+from tools.label_studio_server import ROOT, LabelStudio
+from tools.label_studio_server import label_studio as real_label_studio
+
+label_studio = unit.label_studio  # the peer, a fixture
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudio]:
-    with label_studio(tmp_path_factory.mktemp("label-studio")) as running:
+    with real_label_studio(tmp_path_factory.mktemp("label-studio")) as running:
+        yield running
+
+
+@pytest.fixture
+def serve(tmp_path: Path, label_studio: FakeLabelStudio) -> Iterator[Callable[..., BackendProcess]]:
+    """Starts backends for the peer; tests against the real Label Studio have their own."""
+    with backends(tmp_path, label_studio.url, LEGACY_KEY) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
         yield running
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,27 +17,14 @@ import pytest
 import requests
 
 from backend.ledger import Ledger
-from tests.integration.backend_process import ENDLESS, ROOT, SLOW, BackendProcess, backends, family, running
+from tests.integration.backend_process import ENDLESS, ROOT, SLOW, BackendProcess, family, running
 from tests.unit.backend.conftest import wait_for
-from tests.unit.backend.fake_label_studio import LEGACY_KEY, FakeLabelStudio, brush, picture, png
+from tests.unit.backend.fake_label_studio import FakeLabelStudio, brush, picture, png
 from tests.unit.backend.threshold import DEADLY_ONCE
 
 pytestmark = pytest.mark.integration
 
 BOX = (8, 30, 20, 50)
-
-
-@pytest.fixture
-def label_studio() -> Iterator[FakeLabelStudio]:
-    fake = FakeLabelStudio()
-    yield fake
-    fake.close()
-
-
-@pytest.fixture
-def serve(tmp_path: Path, label_studio: FakeLabelStudio) -> Iterator[Callable[..., BackendProcess]]:
-    with backends(tmp_path, label_studio.url, LEGACY_KEY) as start:
-        yield start
 
 
 @pytest.fixture

@@ -13,9 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
-
-from tools.editor import FLAGS, browser_path
+from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = pytest.mark.integration
 
@@ -59,14 +57,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     assert "try-out models" in done.stderr
     assert [path.name for path in (folder / "out").iterdir()] == ["report.html"]
     return Report(folder / "out" / "report.html", truth)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path(), args=list(FLAGS))
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

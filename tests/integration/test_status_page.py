@@ -7,20 +7,18 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import requests
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from backend.thumbnails import OPACITY
-from tests.integration.backend_process import ENDLESS, BackendProcess, backends
+from tests.integration.backend_process import ENDLESS, BackendProcess
 from tests.unit.backend.conftest import wait_for
-from tests.unit.backend.fake_label_studio import CAT, LEGACY_KEY, FakeLabelStudio, brush, picture
-from tools.editor import FLAGS, browser_path
+from tests.unit.backend.fake_label_studio import CAT, FakeLabelStudio, brush, picture
 
 pytestmark = pytest.mark.integration
 
@@ -33,27 +31,6 @@ CONFIG = (
 )
 PATIENCE = 120_000
 """Milliseconds after which a test that will never pass ends."""
-
-
-@pytest.fixture
-def label_studio() -> Iterator[FakeLabelStudio]:
-    fake = FakeLabelStudio()
-    yield fake
-    fake.close()
-
-
-@pytest.fixture
-def serve(tmp_path: Path, label_studio: FakeLabelStudio) -> Iterator[Callable[..., BackendProcess]]:
-    with backends(tmp_path, label_studio.url, LEGACY_KEY) as start:
-        yield start
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path(), args=list(FLAGS))
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
