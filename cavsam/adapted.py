@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cavsam.alignment import Alignment
-from cavsam.errors import InvalidReference
+from cavsam.errors import CavSamError, InvalidReference
 from cavsam.lora import LoraBank
 from cavsam.transition import Endpoint
 
-FORMAT = "cavsam-adapted-reference-1"
+FORMAT = "cavsam-adapted-reference-2"
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,11 @@ class AdaptedReference:
         return [index for index in sorted(chosen) if index != ranked[0]] + [ranked[0]]
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one safetensors file."""
+        """Write everything to one safetensors file, or nothing.
+
+        Raises:
+            CavSamError: the file cannot be written.
+        """
         tensors = {"masks": self.masks, "descriptors": self.descriptors}
         tensors |= {f"trunk.{level}": tensor for level, tensor in enumerate(self.trunk)}
         if self.alignment:
@@ -76,32 +84,51 @@ class AdaptedReference:
             tensors |= {f"end{index}.latent": end.latent, f"end{index}.embedding": end.embedding}
             tensors |= {f"end{index}.down.{name}": tensor for name, tensor in end.adapter.down.items()}
             tensors |= {f"end{index}.up.{name}": tensor for name, tensor in end.adapter.up.items()}
-        described = {
-            "labels": self.labels,
-            "levels": len(self.trunk),
-            "prompt": self.prompt,
-            "fingerprint": self.fingerprint,
-            "timings": self.timings,
-            "shots": self.shots,
-            "alignment_losses": self.alignment.losses if self.alignment else None,
-            "endpoint_losses": [end.losses for end in self.endpoints],
-        }
+        described = json.dumps(
+            {
+                "labels": self.labels,
+                "levels": len(self.trunk),
+                "prompt": self.prompt,
+                "fingerprint": self.fingerprint,
+                "timings": self.timings,
+                "shots": self.shots,
+                "alignment_losses": self.alignment.losses if self.alignment else None,
+                "endpoint_losses": [end.losses for end in self.endpoints],
+            }
+        )
         stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(stored, path, metadata={"format": FORMAT, "described": json.dumps(described)})
+        metadata = {"format": FORMAT, "described": described, "sha256": _digest(described, stored)}
+        partial = Path(f"{path}.{os.getpid()}.partial")
+        try:
+            save_file(stored, partial, metadata=metadata)
+            os.replace(partial, path)
+        except (OSError, SafetensorError) as error:
+            raise CavSamError(
+                f"The adapted reference cannot be written to {path} ({error}); "
+                "name a file in a folder that is there, is yours and has room."
+            ) from error
+        finally:
+            with contextlib.suppress(OSError):  # there is none, or no place where one could be
+                partial.unlink()
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> AdaptedReference:
         """Read what `save` wrote; raises `InvalidReference` when the file is not one of ours or is damaged."""
         try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
+            with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
-                    raise InvalidReference(f"{path} does not hold an adapted reference; adapt the reference again.")
+                    raise InvalidReference(
+                        f"{path} does not hold an adapted reference of this version; adapt the reference again."
+                    )
                 # copies, whose memory is aligned as that of any tensor: kernels round by alignment
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (OSError, SafetensorError) as error:
             raise InvalidReference(f"{path} cannot be read ({error}); adapt the reference again.") from error
+        if metadata.get("sha256") != _digest(metadata.get("described", ""), tensors):
+            raise InvalidReference(f"{path} is damaged; adapt the reference again.")
         described = json.loads(metadata["described"])
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         aligned = None
         if described["alignment_losses"] is not None:
             aligned = Alignment(
@@ -129,9 +156,18 @@ class AdaptedReference:
             endpoints,
             described["fingerprint"],
             described["timings"],
-            described.get("shots", 0),
+            described["shots"],
         )
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _digest(described: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all that a file holds; `tensors` are contiguous and on the CPU."""
+    digest = hashlib.sha256(described.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

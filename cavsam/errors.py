@@ -20,6 +20,10 @@ class ModelError(CavSamError):
     """Weights that are missing, do not fit their configuration, or cannot be fetched."""
 
 
+class UsageError(CavSamError):
+    """A call of the library with arguments that cannot be meant."""
+
+
 class RecipeError(CavSamError):
     """A hyperparameter that does not exist or is out of its range."""
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import itertools
-from collections.abc import Callable
+import json
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from skimage.filters import threshold_otsu
 
 from cavsam import AdaptedReference, CavSam, Recipe, Reference, TargetResult, alignment
 from cavsam.calibration import Calibration, Logistic
 from cavsam.diffusion import LatentDiffusion
-from cavsam.errors import ImageError, InvalidReference, ModelError
+from cavsam.errors import CavSamError, ImageError, InvalidReference, ModelError
 from cavsam.recipe import Mode
 from cavsam.tracking import Prompt, Tracker
 
@@ -567,8 +572,6 @@ def test_an_adapted_reference_survives_the_disk(
 
 
 def test_a_file_that_holds_no_adapted_reference_is_refused(build: Build, reference: Reference, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     path = tmp_path / "reference.safetensors"
     for prepare, message in (
         (lambda: None, "cannot be read"),
@@ -582,3 +585,68 @@ def test_a_file_that_holds_no_adapted_reference_is_refused(build: Build, referen
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InvalidReference, match="cannot be read"):
         AdaptedReference.load(path)
+
+
+@pytest.fixture
+def saved(build: Build, reference: Reference, tmp_path: Path) -> Path:
+    """An adapted reference of the mode that has most to keep."""
+    path = tmp_path / "reference.safetensors"
+    build(mode="full", activation="contrast", background_prototypes=2).adapt([reference]).save(path)
+    return path
+
+
+def test_an_adapted_reference_of_which_anything_is_missing_or_changed_is_refused(saved: Path) -> None:
+    with safe_open(saved, "pt") as file:
+        metadata, tensors = dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def refused(kept: dict[str, torch.Tensor], told: dict[str, str]) -> None:
+        save_file(kept, saved, metadata=told)
+        with pytest.raises(InvalidReference, match="adapt the reference again"):
+            AdaptedReference.load(saved)
+
+    save_file(tensors, saved, metadata=metadata)
+    AdaptedReference.load(saved)  # so written it is whole: what follows fails for the damage alone
+    for name in metadata:
+        refused(tensors, {key: value for key, value in metadata.items() if key != name})
+    described = json.loads(metadata["described"])
+    for broken in (
+        "",
+        "{",
+        "[]",
+        *(json.dumps({k: v for k, v in described.items() if k != name}) for name in described),
+    ):
+        refused(tensors, metadata | {"described": broken})
+    for name, tensor in tensors.items():
+        refused({key: value for key, value in tensors.items() if key != name}, metadata)
+        refused(tensors | {name: tensor[..., :-1].contiguous()}, metadata)
+        refused(tensors | {name: tensor.to(torch.float64)}, metadata)
+        refused(tensors | {name: tensor.logical_not() if tensor.dtype == torch.bool else tensor + 1}, metadata)
+
+
+@contextlib.contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file can grow beyond `room` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_cannot_be_saved_is_said_and_leaves_what_was_there(saved: Path, tmp_path: Path) -> None:
+    adapted = AdaptedReference.load(saved)
+    whole = saved.read_bytes()
+    (tmp_path / "folder").mkdir()
+    for path in (
+        tmp_path / "none" / "a.safetensors",
+        saved / "a.safetensors",
+        tmp_path / "folder",
+        tmp_path / ("n" * 300),
+    ):
+        with pytest.raises(CavSamError, match="name a file in a folder"):
+            adapted.save(path)
+    with full_disk(len(whole) // 2), pytest.raises(CavSamError, match="cannot be written"):
+        adapted.save(saved)
+    assert saved.read_bytes() == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", saved.name]
