@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,13 @@ def read_image(source: ImageSource) -> NDArray[np.uint8]:
         return _rgb_from_array(source)
     with _opened(source) as picture:
         return _rgb_from_pil(picture, _describe(source))
+
+
+def is_one_picture(source: object) -> bool:
+    """Whether `source` is a single picture, however held, rather than several; an array (N, H, W, 3) is several."""
+    if isinstance(source, str | bytes | bytearray | memoryview | os.PathLike | io.IOBase | Image.Image):
+        return True
+    return getattr(source, "ndim", None) in (2, 3)  # array or tensor
 
 
 def read_mask(source: ImageSource) -> Mask:

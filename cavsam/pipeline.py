@@ -20,8 +20,8 @@ from cavsam.calibration import Calibration
 from cavsam.candidates import ACTIVATION, Candidate, Instance
 from cavsam.clock import Clock
 from cavsam.diffusion import LatentDiffusion
-from cavsam.errors import CavSamError, InvalidReference, ModelError
-from cavsam.images import ImageSource, Mask, read_image, resize_mask
+from cavsam.errors import CavSamError, InvalidReference, ModelError, UsageError
+from cavsam.images import ImageSource, Mask, is_one_picture, read_image, resize_mask
 from cavsam.memory import in_batches
 from cavsam.models import load_calibration, load_diffusion, load_tracker, select_device
 from cavsam.objects import Objects
@@ -104,11 +104,15 @@ class CavSam:
             generate: False leaves out what only generated frames need; `segment` must then be given the frames.
 
         Raises:
+            UsageError: an argument is of another kind.
             InvalidReference: there is no reference.
             NumericalError: a step gave values that are not finite.
         """
-        if not references:
-            raise InvalidReference("There is no reference; annotate at least one image.")
+        references = _checked_references(references)
+        if class_name is not None and not isinstance(class_name, str):
+            raise UsageError(f"class_name must be a text or None, not {class_name!r}.")
+        if isinstance(shots, bool) or not isinstance(shots, int) or shots < 0:
+            raise UsageError(f"shots must be a whole number, 0 for all references or more, not {shots!r}.")
         clock = Clock(progress, trace)
         labels = tuple(dict.fromkeys(label for reference in references for label in reference.masks))
         prompt = class_name if class_name is not None else ", ".join(labels)
@@ -164,10 +168,27 @@ class CavSam:
                 target there is; none are generated then. For studies, in which frames are dear and often wanted again.
 
         Raises:
+            UsageError: `adapted` is not from `adapt`, or `targets` is a single picture.
             ModelError: `adapted` was made with other models or another recipe.
         """
+        if not isinstance(adapted, AdaptedReference):
+            raise UsageError(f"segment needs what adapt returned, not {type(adapted).__name__}.")
+        if is_one_picture(targets) or not isinstance(targets, Iterable):
+            raise UsageError(f"segment takes several targets, not {type(targets).__name__}; pass a list: [target].")
         if adapted.fingerprint != self.fingerprint:
             raise ModelError("The reference was adapted with other models or another recipe; adapt it again.")
+        return self._segment(adapted, targets, progress, cancelled, trace, between)
+
+    def _segment(
+        self,
+        adapted: AdaptedReference,
+        targets: Iterable[ImageSource],
+        progress: Progress | None,
+        cancelled: Callable[[], bool] | None,
+        trace: Trace | None,
+        between: Callable[[int], Tensor] | None,
+    ) -> Iterator[TargetResult]:
+        """`segment` once its arguments are known to be good."""
         for index, target in enumerate(targets):
             if cancelled and cancelled():
                 return
@@ -493,6 +514,19 @@ class _Scene:
         """Backbone features of the shortest video: references, target."""
         pairs = zip(self.adapted.trunk, self.target_trunk, strict=True)
         return [torch.cat([level[self.order], target]) for level, target in pairs]
+
+
+def _checked_references(references: Sequence[Reference]) -> list[Reference]:
+    """As a list; raises `UsageError` where it is anything but references, `InvalidReference` where it is empty."""
+    if isinstance(references, Reference) or not isinstance(references, Iterable):
+        raise UsageError(f"adapt takes several references, not {type(references).__name__}; pass a list: [reference].")
+    found = list(references)
+    for each in found:
+        if not isinstance(each, Reference):
+            raise UsageError(f"adapt takes references, not {type(each).__name__}; make one with Reference.of.")
+    if not found:
+        raise InvalidReference("There is no reference; annotate at least one image.")
+    return found
 
 
 def _instances(candidate: Candidate, label: int, mask: Mask, score: float) -> tuple[InstanceMask, ...]:

@@ -10,11 +10,13 @@ import json
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from skimage.filters import threshold_otsu
@@ -22,7 +24,7 @@ from skimage.filters import threshold_otsu
 from cavsam import AdaptedReference, CavSam, Recipe, Reference, TargetResult, alignment
 from cavsam.calibration import Calibration, Logistic
 from cavsam.diffusion import LatentDiffusion
-from cavsam.errors import CavSamError, ImageError, InvalidReference, ModelError
+from cavsam.errors import CavSamError, ImageError, InvalidReference, ModelError, UsageError
 from cavsam.recipe import Mode
 from cavsam.tracking import Prompt, Tracker
 
@@ -535,6 +537,46 @@ def test_misuse_is_refused(build: Build, tracker: Tracker, reference: Reference,
     foreign = dataclasses.replace(model.adapt([reference]), fingerprint="other")
     with pytest.raises(ModelError, match="adapt it again"):
         next(model.segment(foreign, targets))
+
+
+def test_a_single_picture_in_place_of_several_is_refused_at_the_call(
+    build: Build, reference: Reference, targets: list[np.ndarray], tmp_path: Path
+) -> None:
+    model = build(mode="concat")
+    adapted = model.adapt([reference])
+    path = tmp_path / "a.png"
+    Image.fromarray(targets[0]).save(path)
+    with Image.open(path) as picture, path.open("rb") as file:
+        for single in (str(path), path, path.read_bytes(), picture, file, targets[0], torch.from_numpy(targets[0])):
+            with pytest.raises(UsageError, match="pass a list"):
+                model.segment(adapted, single)
+    for other in (None, 3, reference):
+        with pytest.raises(UsageError, match="pass a list"):
+            model.segment(adapted, other)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="what adapt returned, not Reference"):
+        model.segment(reference, targets)  # type: ignore[arg-type]
+    for several in ([path], iter([path]), np.array([str(path)]), np.stack([targets[0]])):
+        (result,) = model.segment(adapted, several)
+        assert same(result, next(model.segment(adapted, [targets[0]])))
+
+
+@pytest.mark.parametrize("shots", [-1, 1.0, 1.5, "1", True, None])
+def test_shots_that_are_no_number_of_references_are_refused(build: Build, reference: Reference, shots: Any) -> None:
+    with pytest.raises(UsageError, match="shots must be a whole number"):
+        build(mode="concat").adapt([reference], shots=shots)
+
+
+def test_what_is_not_references_is_refused(build: Build, reference: Reference) -> None:
+    model = build(mode="concat")
+    for single in (reference, None, 3):
+        with pytest.raises(UsageError, match="pass a list"):
+            model.adapt(single)  # type: ignore[arg-type]
+    for others in (["reference.png"], "reference.png", [reference, reference.image], [None]):
+        with pytest.raises(UsageError, match=r"Reference\.of"):
+            model.adapt(others)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="class_name"):
+        model.adapt([reference], class_name=3)  # type: ignore[arg-type]
+    assert model.adapt(each for each in [reference]).labels == ("bright", "dark")  # type: ignore[arg-type]
 
 
 def test_progress_and_cancel(build: Build, reference: Reference, targets: list[np.ndarray]) -> None:
