@@ -5,10 +5,11 @@ Each takes a project's number, or `ALL_PROJECTS`, and says in a sentence what it
 
 from __future__ import annotations
 
-from backend.errors import NotKnown, NotPossibleNow
+from backend.coordinator import NOT_AGAIN
+from backend.errors import LabelStudioError, NotKnown, NotPossibleNow
 from backend.events import Note
 from backend.ledger import ALL_PROJECTS, Project
-from backend.service import Service
+from backend.service import LOOKUP_TIMEOUT, Service
 
 
 def pause(service: Service, project: int) -> str:
@@ -53,14 +54,31 @@ def cancel(service: Service, project: int, task: int | None = None) -> str:
 
 
 def predict_again(service: Service, project: int) -> str:
-    """Remove the present version's predictions and make them anew; raises `NotPossibleNow` without a reference."""
+    """Remove the present version's predictions and make them anew.
+
+    Raises `NotPossibleNow` without a reference, and where Label Studio has no backend connected: what was removed there
+    would not be made again.
+    """
     projects = [p for p in _projects(service, project) if p.reference_key is not None]
     if not projects:
         raise NotPossibleNow("There is no reference to predict from; annotate a task first.")
-    for found in projects:
+    connected = [p for p in projects if _may_be_connected(service, p.id)]
+    if not connected:
+        raise NotPossibleNow(NOT_AGAIN)
+    for found in connected:
         service.ledger.want_again(found.id)
         service.coordinator.note(Note(found.id, "again"))
-    return f"{_called(project)} predicted again; the present predictions are removed."
+    left_out = ", ".join(str(p.id) for p in projects if p not in connected)
+    but = f" Not connected in Label Studio, and left as they are: {left_out}." if left_out else ""
+    return f"{_called(project)} predicted again; the present predictions are removed.{but}"
+
+
+def _may_be_connected(service: Service, project: int) -> bool:
+    """Whether Label Studio has a backend for the project; also where it does not tell: the coordinator asks again."""
+    try:
+        return bool(service.clients.of(project).backends(project, timeout=LOOKUP_TIMEOUT))
+    except LabelStudioError:
+        return True
 
 
 def _projects(service: Service, project: int) -> list[Project]:

@@ -62,6 +62,11 @@ LEDGER_PAUSE = 10.0
 UNREAD_LIMIT = 64_000_000
 """Bytes of large events that may wait to be read."""
 NOT_SAID: Any = object()
+AGAIN = "predict again"
+NOT_AGAIN = (
+    "Nothing was removed or predicted again: Label Studio has no machine learning backend connected to the project; "
+    "connect it under Settings, Model."
+)
 
 
 @dataclass(frozen=True)
@@ -277,7 +282,7 @@ class Coordinator:
             first = agenda.looked_at is None
             agenda.look_at = sooner(agenda.look_at, now if first else now + SETTLE_PAUSE)
         elif note.kind == "again":
-            agenda.look_at = now  # `_look` begins with it
+            agenda.look_at = now  # `_settle` begins it
         elif note.kind == "train":
             agenda.look_at = now
             agenda.learn_now = True
@@ -325,8 +330,6 @@ class Coordinator:
         client = self._clients.of(project)
         found = client.project(project)
         known = store_project(self._ledger, project, found, self._base_version)
-        if project in self._ledger.wanted_again():
-            self._begin_again(client, known)
         self._clients.keep(project)
         self._keep_extra_params(project, known)
         config = parse_label_config(str(found.get("label_config") or ""))
@@ -368,12 +371,24 @@ class Coordinator:
                 self._wake()
         remove_duplicates(self._ledger, client, project, counts)
 
-    def _begin_again(self, client: LabelStudio, project: Project) -> None:
-        """Remove the present version's predictions here and there; the look that follows queues all tasks anew."""
+    def _begin_again(self, project: int, agenda: Agenda, client: LabelStudio, version: str | None) -> None:
+        """Remove a version's predictions here and there, so that all tasks are queued anew; or leave all as it is.
+
+        That is where there is no reference (`version` is None), or nobody to queue them for.
+        """
+        if version is None:
+            log.warning("Project %d: there is no reference any more, so nothing is predicted again.", project)
+            self._ledger.forget_again(project)
+            return
+        if self._demand is None and not self._is_connected(project, agenda, client):
+            self._ledger.forget_again(project)
+            for text in self._ledger.set_notices(project, AGAIN, [NOT_AGAIN]):
+                log.warning("Project %d: %s", project, text)
+            return
         # first there: what is removed there only is asked for again, what is forgotten here only would stay there
-        removed = client.delete_version(project.id, project.version) if project.version else 0
-        self._ledger.begin_again(project.id, project.version)
-        log.info("Project %d: removed %d predictions of %s to predict again.", project.id, removed, project.version)
+        removed = client.delete_version(project, version)
+        self._ledger.begin_again(project, version)
+        log.info("Project %d: removed %d predictions of %s to predict again.", project, removed, version)
 
     def _look_at_task(self, project: int, agenda: Agenda, task: int, expected: frozenset[int], tries: int) -> None:
         """Judge one task's annotations again; one that an event named may not be committed yet."""
@@ -391,7 +406,10 @@ class Coordinator:
         self._settle(project, agenda)
 
     def _settle(self, project: int, agenda: Agenda) -> None:
-        """Choose the reference, and queue what it is missing; a *changed* reference waits for the quiet period."""
+        """Choose the reference, and queue what it is missing; a *changed* reference waits for the quiet period.
+
+        What is to be predicted again begins here: by now it is known that there is a reference to do it from.
+        """
         known = self._ledger.project(project)
         config = known_config(self._ledger, project)
         if known is None or config is None:
@@ -414,6 +432,8 @@ class Coordinator:
             agenda.learn_now = False
             if self._ledger.retry_failed(project, version):
                 self._wake()
+        if project in self._ledger.wanted_again():
+            self._begin_again(project, agenda, client, version if chosen else None)
         if chosen is not None and unqueued_tasks(self._ledger, project, version, chosen):
             self._queue(project, agenda, client, version)
 
@@ -444,6 +464,8 @@ class Coordinator:
             backends = client.backends(project)
         except LabelStudioDenied:
             return True  # a key that may label but not administrate cannot ask
+        if backends:
+            self._ledger.set_notices(project, AGAIN, [])
         if backends and not agenda.webhook_seen_to:
             agenda.webhook_seen_to = True
             ensure_webhook(client, project, backends)

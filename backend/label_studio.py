@@ -102,9 +102,9 @@ class LabelStudio:
         """One annotation with its result."""
         return self._get(f"/api/annotations/{annotation}/")
 
-    def backends(self, project: int) -> list[dict[str, Any]]:
+    def backends(self, project: int, *, timeout: float | None = None) -> list[dict[str, Any]]:
         """The machine learning backends connected to the project; Label Studio calls each of them to answer this."""
-        return self._get("/api/ml", {"project": project})
+        return self._get("/api/ml", {"project": project}, timeout=timeout)
 
     def webhooks(self, project: int) -> list[dict[str, Any]]:
         """The project's webhooks."""

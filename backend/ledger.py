@@ -454,7 +454,7 @@ class Ledger:
         )
 
     def want_again(self, project: int) -> None:
-        """Note that a project's present predictions are to be replaced; kept until `begin_again`."""
+        """Note that a project's present predictions are to be replaced; kept until `begin_again` or `forget_again`."""
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES (?, '1')", (f"again:{project}",))
 
@@ -462,6 +462,11 @@ class Ledger:
         """The projects of `want_again`."""
         rows = self._rows("SELECT name FROM meta WHERE name LIKE 'again:%'")
         return {int(row["name"].partition(":")[2]) for row in rows}
+
+    def forget_again(self, project: int) -> None:
+        """Forget `want_again`; what was computed stays."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM meta WHERE name = ?", (f"again:{project}",))
 
     def begin_again(self, project: int, version: str) -> None:
         """Forget what was computed under a version, so that it is queued anew, as `want_again` asked."""

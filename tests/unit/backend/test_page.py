@@ -14,6 +14,7 @@ import requests
 from PIL import Image
 
 from backend.errors import NotKnown, TooBusy
+from backend.events import Note
 from backend.execution.worker import CANCELLED
 from backend.ledger import ALL_PROJECTS, Task
 from backend.page import duration, size
@@ -337,6 +338,52 @@ class TestButtons:
         assert sorted(p["task"] for p in label_studio.predictions.values()) == sorted(
             p["task"] for p in before.values()
         )
+
+    def test_predict_again_takes_nothing_from_a_project_that_is_not_connected(
+        self, label_studio: FakeLabelStudio, project: int, start_backend: StartBackend
+    ):
+        backend = start_backend()
+        ledger = backend.service.ledger
+        label_studio.connect(project, backend.url)
+        wait_until_over(backend, project)
+        del label_studio.connected[project]
+        before = dict(label_studio.predictions)
+        for path in (f"api/projects/{project}/predict-again", "api/predict-again"):
+            refused = post(backend, path)
+            assert refused.status_code == 409
+            assert "Settings, Model" in refused.json()["error"]
+
+        # wanted while Label Studio did not say, found out by the coordinator
+        label_studio.missing_paths.add("/api/ml")
+        assert post(backend, f"api/projects/{project}/predict-again").ok
+        wait_for(lambda: ledger.project(project).error, "the coordinator to ask in vain")
+        assert ledger.wanted_again() == {project}
+        label_studio.missing_paths.clear()
+        backend.service.coordinator.note(Note(project, "again"))
+        wait_for(lambda: not ledger.wanted_again(), "the wish to be dropped")
+        wait_for(lambda: "Settings, Model" in str(get(backend, "api/projects").json()), "the notice")
+        assert label_studio.predictions == before
+        assert states(backend, project)[1] == "delivered"
+
+        label_studio.connect(project, backend.url)
+        assert post(backend, f"api/projects/{project}/predict-again").ok
+        wait_for(lambda: len(label_studio.predictions.keys() - before.keys()) == 4, "new predictions")
+        assert not before.keys() & label_studio.predictions.keys()
+        assert "Settings, Model" not in str(get(backend, "api/projects").json())
+
+    def test_predict_again_takes_nothing_where_the_reference_is_deleted_meanwhile(
+        self, label_studio: FakeLabelStudio, project: int, start_backend: StartBackend
+    ):
+        backend = start_backend()
+        ledger = backend.service.ledger
+        label_studio.connect(project, backend.url)
+        wait_until_over(backend, project)
+        (annotation,) = label_studio.annotations
+        before = dict(label_studio.predictions)
+        del label_studio.annotations[annotation]  # and no event tells of it
+        assert post(backend, f"api/projects/{project}/predict-again").ok
+        wait_for(lambda: not ledger.wanted_again(), "the wish to be dropped")
+        assert label_studio.predictions == before
 
     def test_retry(self, label_studio: FakeLabelStudio, project: int, start_backend: StartBackend):
         backend = start_backend()
