@@ -28,7 +28,7 @@ class NotPossibleNow(BackendError):
 
 
 class CrossSiteRequest(BackendError):
-    """A browser sent this call on behalf of a page of another site."""
+    """A browser sent this call on behalf of a page of another site, or may have."""
 
 
 class TooBusy(BackendError):

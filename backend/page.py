@@ -16,6 +16,7 @@ from backend import controls
 from backend.errors import CrossSiteRequest, InvalidRequest, NotKnown
 from backend.ledger import ALL_PROJECTS
 from backend.service import Service
+from backend.settings import Settings
 from backend.status import PER_PAGE, backend_status, lane_status, project_state, project_states, task_page
 from backend.thumbnails import Thumbnails
 
@@ -40,6 +41,7 @@ def create_page(service: Service, overview: Callable[[], dict[str, Any]]) -> Blu
     page = Blueprint("page", __name__)
     page.add_app_template_filter(duration)
     page.add_app_template_filter(size)
+    page.before_request(lambda: refuse_unknown_hosts(service.settings))
     thumbnails = Thumbnails(
         service.ledger,
         service.clients.of,
@@ -128,6 +130,21 @@ def refuse_other_sites() -> None:
         raise CrossSiteRequest("This call came from a page of another site; use the backend's own page.")
 
 
+def refuse_unknown_hosts(settings: Settings) -> None:
+    """Refuse to press a button under a host name that may be another site's, which to a browser is then our own page.
+
+    With basic auth there is no need: a browser gives the password to no other name.
+    """
+    if request.method in ("GET", "HEAD", "OPTIONS") or settings.basic_auth_user:
+        return
+    host = _hostname(f"//{request.host}")
+    if not settings.knows_host(host):
+        raise CrossSiteRequest(
+            f"The backend is not known to be at {host}; if it is, add that name to CAVSAM_ALLOWED_HOSTS, or call it by "
+            "its IP address."
+        )
+
+
 def duration(seconds: float) -> str:
     """Seconds in words that a person would use: `40 s`, `5 min`, `2 h 10 min`."""
     minutes = round(seconds / 60)
@@ -193,6 +210,13 @@ def _is_browser() -> bool:
 def _netloc(address: str) -> str:
     try:
         return urlsplit(address).netloc
+    except ValueError:
+        return ""
+
+
+def _hostname(address: str) -> str:
+    try:
+        return urlsplit(address).hostname or ""
     except ValueError:
         return ""
 

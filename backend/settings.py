@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import json
 import os
 import re
@@ -20,9 +21,12 @@ from cavsam.sources import ModelSources
 PREFIX = "CAVSAM_"
 DATA_DIR = Path("cavsam-data")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+HOST_NAME = re.compile(r"[\w.-]+")
 OLD_PREDICTIONS = ("keep", "remove")
 REFERENCE_POLICIES = ("first", "pinned", "latest-k", "nearest-k")
 PROJECT_VERSION = ("follow", "leave")
+PRIVATE_DOMAINS = (".localhost", ".local", ".internal", ".home.arpa")
+"""Never given to anybody by the public DNS."""
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -117,6 +121,12 @@ class Settings:
     max_answer_mb: float = _setting(32.0, "Largest answer of /predict in MB; the rest is pushed.")
     basic_auth_user: str = _setting("", "User name that Label Studio must give (HTTP basic auth); empty for none.")
     basic_auth_password: str = _setting("", "Password to `CAVSAM_BASIC_AUTH_USER`.", secret=True)
+    allowed_hosts: str = _setting(
+        "",
+        "Host names, comma-separated, under which the status page's buttons work without basic auth. IP addresses, "
+        "`localhost`, names without a dot or in `.local` or `.internal`, `CAVSAM_HOST` and the host of "
+        "`LABEL_STUDIO_URL` always do.",
+    )
     log_level: str = _setting("INFO", "`DEBUG`, `INFO`, `WARNING` or `ERROR`.")
 
     def __post_init__(self) -> None:
@@ -200,6 +210,22 @@ class Settings:
             diffusion_revision=self.diffusion_revision or None,
         )
 
+    def knows_host(self, host: str) -> bool:
+        """Whether a host name that a browser called us by can only be ours.
+
+        Any site may have its own name lead to our address once its page is loaded (DNS rebinding), but it cannot have
+        an address for a name, nor a name that the public DNS does not give.
+        """
+        host = host.lower().rstrip(".")
+        own = (self.host, urlsplit(self.label_studio_url).hostname or "", *self.allowed_hosts.split(","))
+        if "." not in host or host.endswith(PRIVATE_DOMAINS) or host in {name.strip().lower() for name in own}:
+            return True
+        try:
+            ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            return False
+        return True
+
     def method(self) -> Recipe:
         """The method's hyperparameters."""
         overrides = json.loads(self.recipe) if self.recipe else {}
@@ -239,6 +265,12 @@ class Settings:
         problems += _not_between("api_timeout", self.api_timeout, 0.5, 600.0)
         for name in ("max_image_mb", "max_request_mb", "max_answer_mb"):
             problems += _not_between(name, getattr(self, name), 0.1, 4096.0)
+        for name in self.allowed_hosts.split(","):
+            if name.strip() and not HOST_NAME.fullmatch(name.strip()):
+                problems.append(
+                    "CAVSAM_ALLOWED_HOSTS must be names such as cavsam.example.org, without scheme and port, not "
+                    f"{name.strip()!r}."
+                )
         if bool(self.basic_auth_user) != bool(self.basic_auth_password):
             problems.append("Set both CAVSAM_BASIC_AUTH_USER and CAVSAM_BASIC_AUTH_PASSWORD, or neither.")
         return problems

@@ -468,6 +468,56 @@ def test_pages_of_other_sites_press_no_buttons(start_backend: StartBackend):
     assert backend.service.ledger.is_paused(ALL_PROJECTS)
 
 
+def test_a_name_that_may_be_another_sites_presses_no_buttons(
+    start_backend: StartBackend, label_studio: FakeLabelStudio
+):
+    backend = start_backend(allowed_hosts="cavsam.example.org, other.example.org", host="own.example.org")
+    ledger = backend.service.ledger
+    port = backend.url.rpartition(":")[2]
+
+    def press(action: str, host: str) -> requests.Response:
+        # so calls a page whose own name leads here by now
+        seen = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
+        return requests.post(f"{backend.url}/api/{action}", headers=seen, timeout=5)
+
+    for name in (
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "evil.cavsam.example.org",
+        "1.2.3",
+    ):
+        for host in (name, f"{name}:{port}", f"{name.upper()}:{port}"):
+            refused = press("pause", host)
+            assert refused.status_code == 403
+            assert "CAVSAM_ALLOWED_HOSTS" in refused.json()["error"]
+    assert not ledger.is_paused(ALL_PROJECTS)
+    ours = ("127.0.0.1", "192.168.1.7", "[::1]", "[fe80::1]", "localhost", "LOCALHOST", "cavsam", "cavsam.internal")
+    for name in (*ours, "box.local", "cavsam.example.org", "other.example.org", "own.example.org", "own.example.org."):
+        for host, action in ((name, "pause"), (f"{name}:{port}", "resume")):
+            assert press(action, host).status_code == 200
+            assert ledger.is_paused(ALL_PROJECTS) == (action == "pause")
+
+    # reading, and what Label Studio and health checks call, under any name
+    evil = {"Host": "evil.example"}
+    for path in ("", "api/status", "health"):
+        assert requests.get(f"{backend.url}/{path}", headers=evil, timeout=5).status_code == 200
+    project = label_studio.add_project()
+    for path, body, status in (
+        ("setup", {"project": f"{project}.1"}, 200),
+        ("predict", {"project": f"{project}.1", "tasks": []}, 200),
+        ("webhook", {"action": "PROJECT_UPDATED"}, 201),
+    ):
+        assert requests.post(f"{backend.url}/{path}", json=body, headers=evil, timeout=5).status_code == status
+
+
+def test_with_a_password_any_name_will_do(start_backend: StartBackend):
+    backend = start_backend(basic_auth_user="me", basic_auth_password="pass")
+    host = {"Host": "cavsam.example.org"}
+    assert requests.post(f"{backend.url}/api/pause", auth=("me", "pass"), headers=host, timeout=5).ok
+    assert requests.post(f"{backend.url}/api/resume", headers=host, timeout=5).status_code == 401
+
+
 def test_basic_auth_guards_page_pictures_and_buttons(start_backend: StartBackend):
     backend = start_backend(basic_auth_user="me", basic_auth_password="pass")
     for path in ("", "api/status", "api/projects/1/tasks/1/image", "static/page.js"):

@@ -67,6 +67,8 @@ def test_own_weights_replace_the_pairs():
         ({"CAVSAM_RECIPE": "lora_steps=3"}, "CAVSAM_RECIPE must be a JSON object"),
         ({"CAVSAM_RECIPE": "[1]"}, "CAVSAM_RECIPE must be a JSON object"),
         ({"CAVSAM_RECIPE": '{"steps": 3}'}, "no option 'steps'"),
+        ({"CAVSAM_ALLOWED_HOSTS": "a.example, https://b.example"}, "without scheme and port, not 'https://b.example'"),
+        ({"CAVSAM_ALLOWED_HOSTS": "b.example:9090"}, "without scheme and port, not 'b.example:9090'"),
         ({"CAVSAM_OLD_PREDICTIONS": "maybe"}, "CAVSAM_OLD_PREDICTIONS must be one of"),
         ({"CAVSAM_LOG_LEVEL": "loud"}, "CAVSAM_LOG_LEVEL must be one of"),
         ({"CAVSAM_BASIC_AUTH_USER": "me"}, "Set both"),
