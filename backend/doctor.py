@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from backend.errors import BackendError, LabelConfigError, LabelStudioDenied, LabelStudioError
+from backend.errors import BackendError, LabelConfigError, LabelStudioError
 from backend.execution.process import CAVSAM, LaneProcess, LaneSpec
 from backend.label_config import parse_label_config
 from backend.label_studio import LabelStudio
@@ -187,7 +187,7 @@ def _project(settings: Settings, client: LabelStudio, project: int, *, guarded: 
         yield Finding("note" if config.controls else "fail", subject, notice)
     try:
         backends = client.backends(project)
-    except LabelStudioDenied as error:
+    except LabelStudioError as error:
         yield Finding("note", subject, f"Whether a backend is connected cannot be seen. {error}")
         return
     if not backends:
@@ -212,7 +212,11 @@ def _connection(client: LabelStudio, project: int, backend: dict[str, Any], *, g
         )
     else:
         yield Finding("ok", subject, f"backend {url} is connected, version {backend.get('model_version')}")
-    hooks = [hook for hook in client.webhooks(project) if str(hook.get("url")) == url.rstrip("/") + "/webhook"]
+    try:
+        hooks = [hook for hook in client.webhooks(project) if str(hook.get("url")) == url.rstrip("/") + "/webhook"]
+    except LabelStudioError as error:
+        yield Finding("note", subject, f"Whether its webhook is registered cannot be seen. {error}")
+        return
     if any(hook.get("is_active") for hook in hooks):
         yield Finding("ok", subject, "its webhook is registered")
         return

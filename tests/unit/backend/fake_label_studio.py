@@ -104,6 +104,7 @@ class FakeLabelStudio:
         self.extra_params: dict[int, Any] = {}
         self.backend_state = "CO"
         self.missing_paths: set[str] = set()
+        self.forbidden_paths: set[str] = set()
         self.webhooks: list[dict[str, Any]] = []
         self.failures = Failures()
         self.calls: list[tuple[str, str, str]] = []  # method, path, authorization
@@ -294,6 +295,8 @@ class FakeLabelStudio:
                 return jsonify({"detail": "Invalid token."}), 401
             if request.path in self.missing_paths:
                 return jsonify({"detail": "Not found."}), 404
+            if request.path in self.forbidden_paths:
+                return jsonify({"detail": "You do not have permission to perform this action."}), 403
             return None
 
         @app.post("/api/token/refresh/")

@@ -107,6 +107,23 @@ def test_a_backend_that_label_studio_cannot_reach(make_settings: MakeSettings, l
     assert "host name without a dot, such as 'ml-backend'" in texts(found, "note")
 
 
+@pytest.mark.parametrize(
+    ("path", "words"), [("/api/ml", "a backend is connected"), ("/api/webhooks/", "its webhook is registered")]
+)
+def test_what_the_key_may_not_see_ends_nothing(
+    make_settings: MakeSettings, label_studio: FakeLabelStudio, path: str, words: str
+):
+    project = label_studio.add_project()
+    label_studio.connected[project] = "http://127.0.0.1:9090"
+    label_studio.forbidden_paths.add(path)
+    found = findings(make_settings(), project, segmenter=THRESHOLD)
+    note = texts(found, "note")
+    assert f"Whether {words} cannot be seen" in note
+    assert f"may not call {path} (403)" in note
+    assert texts(found, "fail") == ""
+    assert "every step runs" in texts(found, "ok")
+
+
 def test_a_folder_that_cannot_be_written(make_settings: MakeSettings):
     assert "set CAVSAM_DATA_DIR" in texts(findings(make_settings(data_dir=Path("/proc/nothing"))), "fail")
 
