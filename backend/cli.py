@@ -63,16 +63,17 @@ def _status(settings: Settings) -> int:
     """A line on the model and one on each project of the backend that runs with these settings."""
     import requests
 
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    # those that listen everywhere are asked here
+    url = f"http://{settings.address({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(settings.host))}"
     user = (settings.basic_auth_user, settings.basic_auth_password) if settings.basic_auth_user else None
     try:
-        answer = requests.get(f"http://{host}:{settings.port}/api/status", auth=user, timeout=5)
+        answer = requests.get(f"{url}/api/status", auth=user, timeout=5)
         answer.raise_for_status()
         status = answer.json()
     except (requests.RequestException, ValueError) as error:
         raise BackendError(
-            f"No backend answers at http://{host}:{settings.port} ({type(error).__name__}); start it with "
-            "`cavsam-backend serve`, or give its --host and --port."
+            f"No backend answers at {url} ({type(error).__name__}); start it with `cavsam-backend serve`, or give its "
+            "--host and --port."
         ) from error
     work = status["work"]
     print(f"{status['model_version']}: {work['state']}{': ' + work['error'] if work['error'] else ''}")

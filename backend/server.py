@@ -55,7 +55,7 @@ class _Server(BaseApplication):
     def load_config(self) -> None:
         settings = self._settings
         options = {
-            "bind": f"{settings.host}:{settings.port}",
+            "bind": settings.address(),
             "workers": 1,
             "worker_class": "gthread",
             "threads": settings.threads,

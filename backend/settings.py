@@ -22,6 +22,7 @@ PREFIX = "CAVSAM_"
 DATA_DIR = Path("cavsam-data")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 HOST_NAME = re.compile(r"[\w.-]+")
+IP_OR_NAME = re.compile(r"[\w.-]+|[\da-fA-F]*:[\da-fA-F:.]*(%[\w.-]+)?")
 OLD_PREDICTIONS = ("keep", "remove")
 REFERENCE_POLICIES = ("first", "pinned", "latest-k", "nearest-k")
 PROJECT_VERSION = ("follow", "leave")
@@ -132,6 +133,7 @@ class Settings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "label_studio_url", self.label_studio_url.strip().rstrip("/"))
         object.__setattr__(self, "label_studio_api_key", self.label_studio_api_key.strip())
+        object.__setattr__(self, "host", self.host.strip().removeprefix("[").removesuffix("]"))
         object.__setattr__(self, "log_level", self.log_level.upper())
         problems = [*self._problems(), *self._method_problems()]
         if problems:
@@ -210,6 +212,11 @@ class Settings:
             diffusion_revision=self.diffusion_revision or None,
         )
 
+    def address(self, host: str | None = None) -> str:
+        """Host and port as an address is written, an IPv6 host in brackets; `host` instead of where we listen."""
+        host = self.host if host is None else host
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
     def knows_host(self, host: str) -> bool:
         """Whether a host name that a browser called us by can only be ours.
 
@@ -246,6 +253,8 @@ class Settings:
             problems.append("LABEL_STUDIO_API_KEY must be one token without spaces; copy it again from Label Studio.")
         if not DEVICE.fullmatch(self.device):
             problems.append(f"CAVSAM_DEVICE must be auto, cpu, cuda, cuda:1 or mps, not {self.device!r}.")
+        if not IP_OR_NAME.fullmatch(self.host):
+            problems.append(f"CAVSAM_HOST must be an IP address or a host name, such as 127.0.0.1, not {self.host!r}.")
         problems += _not_one_of("log_level", self.log_level, LOG_LEVELS)
         problems += _not_one_of("old_predictions", self.old_predictions, OLD_PREDICTIONS)
         problems += _not_one_of("reference_policy", self.reference_policy, REFERENCE_POLICIES)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -79,6 +80,17 @@ def test_the_wsgi_entry_serves_as_well(serve: Callable[..., BackendProcess], tmp
         process.terminate()
         process.wait(60)
     wait_for(lambda: not running(everyone), "all processes to end", 20)
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]", "::"])
+def test_listens_on_ipv6_where_the_status_command_finds_it(serve: Callable[..., BackendProcess], host: str):
+    backend = serve(CAVSAM_HOST=host)
+    port = str(urlsplit(backend.url).port)
+    assert requests.get(f"http://[::1]:{port}/health", timeout=5).json()["status"] == "UP"
+    command = [sys.executable, "-m", "backend.cli", "status", "--host", host, "--port", port]
+    status = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert status.returncode == 0, status.stderr
+    assert "try-out models" in status.stdout
 
 
 def test_answers_while_the_lane_works_and_stops_in_the_middle(

@@ -42,6 +42,21 @@ def test_reads_every_type_and_takes_overrides_first():
     assert (settings.method().mode, settings.method().lora_steps) == ("ttga", 7)
 
 
+@pytest.mark.parametrize(
+    ("host", "written"),
+    [
+        ("127.0.0.1", "127.0.0.1:80"),
+        ("my-box.example", "my-box.example:80"),
+        ("::", "[::]:80"),
+        ("[::1]", "[::1]:80"),
+        ("::ffff:10.0.0.1", "[::ffff:10.0.0.1]:80"),
+        ("fe80::1%eth0", "[fe80::1%eth0]:80"),
+    ],
+)
+def test_an_ipv6_host_is_written_in_brackets(host: str, written: str):
+    assert Settings(host=host, port=80).address() == written
+
+
 def test_own_weights_replace_the_pairs():
     environ = {"CAVSAM_SAM2": "facebook/sam2.1-hiera-large", "CAVSAM_DIFFUSION_REVISION": "abc"}
     sources = Settings.from_environment(environ).sources()
@@ -68,6 +83,8 @@ def test_own_weights_replace_the_pairs():
         ({"CAVSAM_RECIPE": "[1]"}, "CAVSAM_RECIPE must be a JSON object"),
         ({"CAVSAM_RECIPE": '{"steps": 3}'}, "no option 'steps'"),
         ({"CAVSAM_ALLOWED_HOSTS": "a.example, https://b.example"}, "without scheme and port, not 'https://b.example'"),
+        ({"CAVSAM_HOST": "http://[::1]:9090"}, "CAVSAM_HOST must be an IP address or a host name"),
+        ({"CAVSAM_HOST": "localhost:9090"}, "CAVSAM_HOST must be an IP address or a host name"),
         ({"CAVSAM_ALLOWED_HOSTS": "b.example:9090"}, "without scheme and port, not 'b.example:9090'"),
         ({"CAVSAM_OLD_PREDICTIONS": "maybe"}, "CAVSAM_OLD_PREDICTIONS must be one of"),
         ({"CAVSAM_LOG_LEVEL": "loud"}, "CAVSAM_LOG_LEVEL must be one of"),
