@@ -114,6 +114,10 @@ def read_annotations(
     known = {c.annotation: c.key for c in ledger.candidates(project, task) if c.usable}
     candidates = [_examined(client, one, config, known.get(int(one["id"]), "")) for one in annotations]
     ledger.replace_annotations(project, task, candidates, read_under)
+    present = ledger.references(project)
+    learned = {one.annotation: one.key for one in present.annotations} if present else {}
+    # what is learned from may have gained what is not learned, which leaves the reference as it is
+    _tell_left_out(ledger, project, [c for c in candidates if c.usable and learned.get(c.annotation) == c.key])
     return candidates
 
 
@@ -124,7 +128,7 @@ def resolve_references(
     for _ in range(3):
         choice = choose(ledger.candidates(project), settings)
         if choice is None:
-            _tell_left_out(ledger, project, frozenset(), [])
+            _forget_left_out(ledger, project, frozenset())
             return None
         present = ledger.references(project)
         if present is not None and present.key == choice.key:
@@ -157,17 +161,22 @@ def _with_regions(
             one = ReferenceAnnotation(project, fresh.key, fresh.annotation, fresh.task, fresh.regions)
             read.append(fresh)
         found.append(one)
-    _tell_left_out(ledger, project, frozenset(one.annotation for one in found), read)
+    _forget_left_out(ledger, project, frozenset(one.annotation for one in found))
+    _tell_left_out(ledger, project, read)
     return tuple(found)
 
 
-def _tell_left_out(ledger: Ledger, project: int, chosen: frozenset[int], read: Iterable[Candidate]) -> None:
-    """Tell once what chosen annotations hold that is not learned, of those that were `read`; forget the others'."""
+def _forget_left_out(ledger: Ledger, project: int, chosen: frozenset[int]) -> None:
+    """Tell no more of annotations that are not chosen (any more)."""
     topics = {f"annotation {number}" for number in chosen}
     for topic in ledger.notices(project):
         if topic.startswith("annotation ") and topic not in topics:
             ledger.set_notices(project, topic, [])
-    for one in read:
+
+
+def _tell_left_out(ledger: Ledger, project: int, chosen: Iterable[Candidate]) -> None:
+    """Tell once what chosen annotations, just read, hold that is not learned."""
+    for one in chosen:
         texts = [f"Annotation {one.annotation} on task {one.task}: {why}; it is left out." for why in one.left_out]
         for text in ledger.set_notices(project, f"annotation {one.annotation}", texts):
             log.warning("Project %d: %s", project, text)

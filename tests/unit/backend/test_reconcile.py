@@ -103,6 +103,22 @@ def test_the_reference_is_fetched_once_and_followed_when_it_changes(
     assert changed.annotations[0].regions[0]["labels"] == ["dog"]
 
 
+def test_an_unknown_label_that_comes_and_goes_beside_good_ones_is_told_at_once(
+    label_studio: FakeLabelStudio, ledger: Ledger, client: LabelStudio, project: int
+):
+    first, second, *_ = label_studio.tasks_of(project)
+    annotation = label_studio.annotate(first, [brush(BOX, "cat")])
+    chosen = look(ledger, client, project)
+    ledger.set_references(project, "v1", chosen)
+    assert ledger.notices(project) == {}
+    for regions, told in (([brush(BOX, "cat"), brush(BOX, "horse")], True), ([brush(BOX, "cat")], False)):
+        label_studio.update_annotation(annotation, regions)
+        label_studio.annotate(second, [brush(BOX, "cat"), brush(BOX, "cow")])  # nothing is learned from it
+        assert look(ledger, client, project) == chosen
+        noted = [text for texts in ledger.notices(project).values() for text in texts]
+        assert [f"task {first}" in text and "horse" in text for text in noted] == [True] * told
+
+
 def test_an_annotation_edited_between_two_calls_is_judged_again(
     label_studio: FakeLabelStudio, ledger: Ledger, client: LabelStudio, project: int
 ):
