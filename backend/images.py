@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from backend.errors import ImageUnavailable
@@ -48,3 +48,10 @@ class ImageFolder:
     def _path(self, task: Task, address: str) -> Path:
         digest = hashlib.sha256(address.encode()).hexdigest()[:16]
         return self._folder / f"{task.project}-{task.id}-{digest}"
+
+
+def name_tasks(message: str, tasks: Mapping[str, int]) -> str:
+    """A message with the paths of our copies replaced by the tasks whose images they are: those people know."""
+    for path, task in tasks.items():
+        message = message.replace(path, f"The image of task {task}")
+    return message

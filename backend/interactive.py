@@ -28,7 +28,7 @@ from backend.errors import (
     TooBusy,
 )
 from backend.execution.process import LaneProcess
-from backend.images import ImageFolder
+from backend.images import ImageFolder, name_tasks
 from backend.label_config import LabelConfig, image_url, parse_label_config
 from backend.ledger import Ledger, ReferenceAnnotation, Task
 from backend.reconcile import known_config
@@ -187,7 +187,7 @@ class Interactive:
                 "clicks": pointing.clicks,
                 "boxes": pointing.boxes,
             }
-            answer = self._run(job)
+            answer = self._run(job, {image: known.id})
             regions = [region | {"origin": "prediction-changed"} for region in answer["regions"]]
             made, _ = usable_regions(regions, config)
             self._answered[project, known.id, slot] = _Answered(pointing.ids, stored, start, made, time.monotonic())
@@ -248,7 +248,8 @@ class Interactive:
             self._keep(drawn_on)
             example = {"annotation": reference.annotation, "regions": regions, "images": {slot.to_name: drawn_on}}
             learned = {"key": f"{reference.key}-{slot.label}", "shots": 0, "examples": [example]}
-            answer = self._run({"reference": learned, "images": {slot.to_name: image}})
+            copies = {image: task.id, drawn_on: reference.task}
+            answer = self._run({"reference": learned, "images": {slot.to_name: image}}, copies)
         except (NotCorrected, ImageUnavailable, LabelStudioError) as error:
             log.warning("Project %d, task %d: no mask to start from. %s", task.project, task.id, error)
             return []  # the clicks alone do, too
@@ -263,10 +264,10 @@ class Interactive:
                 return one, regions
         return None, []
 
-    def _run(self, job: Mapping[str, Any]) -> dict[str, Any]:
+    def _run(self, job: Mapping[str, Any], copies: Mapping[str, int]) -> dict[str, Any]:
         answer = self._process.run(job, _no_progress)
         if answer["event"] != "result":
-            raise NotCorrected(answer["message"])
+            raise NotCorrected(name_tasks(answer["message"], copies))
         return answer
 
     def _fetch(self, task: Task, to_name: str, config: LabelConfig) -> str:

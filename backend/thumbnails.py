@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from backend.errors import ImageUnavailable, NotKnown, TooBusy
-from backend.images import ImageFolder
+from backend.images import ImageFolder, name_tasks
 from backend.label_config import LabelConfig, image_url
 from backend.label_studio import LabelStudio
 from backend.ledger import Ledger, ReferenceAnnotation, Task
@@ -134,7 +134,7 @@ class Thumbnails:
             try:
                 self._keep(key, _jpeg(_shrunk(read_image(paths[tag]))))
             except ImageError as error:
-                raise ImageUnavailable(str(error), permanent=True) from error
+                raise ImageUnavailable(name_tasks(str(error), {paths[tag]: task.id}), permanent=True) from error
             finally:
                 self._images.discard(paths.values())
         return self._kept[key]

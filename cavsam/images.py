@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cavsam.errors import ImageError
 
@@ -142,6 +142,8 @@ def _opened(source: str | Path | bytes | Image.Image) -> Image.Image:
         raise ImageError(f"{_describe(source)} is a folder; name a picture in it.") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{_describe(source)} has too many pixels; scale it below {MAX_PIXELS:,}.") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{_describe(source)} is not a picture that can be read.") from error
     except ImageError:
         raise
     except Exception as error:  # PIL's many decoders raise anything on a damaged file

@@ -23,7 +23,7 @@ from backend.errors import (
     ModelUnavailable,
 )
 from backend.execution.process import LaneProcess
-from backend.images import ImageFolder
+from backend.images import ImageFolder, name_tasks
 from backend.label_config import LabelConfig
 from backend.label_studio import LabelStudio
 from backend.ledger import Job, Ledger, ReferenceAnnotation, References
@@ -212,9 +212,11 @@ class Worker:
             self._after_crash(job, str(error))
             return
         self._model_failures = 0
-        if answer["event"] == "failed":
-            for path in images.values():  # people know the task; our copy of its image tells them nothing
-                answer["message"] = answer["message"].replace(path, "The image")
+        if "message" in answer:
+            copies = dict.fromkeys(images.values(), job.task)
+            for one, shown in zip(references.annotations, reference_images, strict=True):
+                copies |= dict.fromkeys(shown.values(), one.task)
+            answer["message"] = name_tasks(answer["message"], copies)
         if self._settle(job, references, answer):
             self._images.discard(images.values())
 

@@ -113,6 +113,6 @@ def test_the_command_shows_a_bar_and_a_line_per_task(
     assert said.out.count(": delivered score") == 4
     assert "4/4" in said.err
     assert predicted(label_studio, project) == [0, 1, 1, 1, 1]
-    label_studio.add_task(project, b"no picture")
+    broken = label_studio.add_task(project, b"no picture")
     assert main(["backfill", str(project)]) == 1
-    assert ": failed The image is not a picture" in capsys.readouterr().out
+    assert f": failed The image of task {broken} is not a picture" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import requests
 from PIL import Image
 
 from backend.brush import decode_mask
@@ -136,7 +137,7 @@ def test_every_kind_of_picture(label_studio: FakeLabelStudio, start_backend: Sta
     assert set(failed) == set(BROKEN)
     for name, job in failed.items():
         assert BROKEN[name][1] in (job.error or ""), name
-        assert (job.error or "").startswith("The image "), name
+        assert (job.error or "").startswith(f"The image of task {job.task} "), name
         assert "/" not in (job.error or ""), name  # the path of our copy
     for name, (_, shown) in KINDS.items():
         (region,) = predicted[name]
@@ -145,6 +146,23 @@ def test_every_kind_of_picture(label_studio: FakeLabelStudio, start_backend: Sta
         mask = decode_mask(region["value"]["rle"], height, width)
         wrong = mask ^ (shown == CAT).all(-1)
         assert wrong.mean() <= (0.02 if name.startswith(("EXIF", "CMYK")) else 0.0), name  # JPEG blurs the edge
+
+
+def test_a_reference_whose_image_is_broken_is_named_by_its_task(
+    label_studio: FakeLabelStudio, start_backend: StartBackend
+):
+    backend = start_backend()
+    ledger = backend.service.ledger
+    project = label_studio.add_project()
+    broken, _ = label_studio.add_task(project, BROKEN["text"][0]), label_studio.add_task(project, picture(BOX))
+    label_studio.annotate(broken, [brush(BOX, "cat")])
+    label_studio.connect(project, backend.url)
+    wait_for(lambda: any(not c.usable for c in ledger.candidates(project)), "the refusal")
+    (refused,) = ledger.candidates(project)
+    assert refused.reason == f"The image of task {broken} is not a picture that can be read."
+    picture_of = requests.get(f"{backend.url}/api/projects/{project}/tasks/{broken}/image", timeout=30)
+    assert picture_of.status_code == 404
+    assert picture_of.json()["error"] == refused.reason
 
 
 def test_what_is_transparent_lies_on_white(label_studio: FakeLabelStudio, start_backend: StartBackend):

@@ -301,6 +301,13 @@ def test_a_mask_of_another_size_is_refused(editor: Editor):
     assert "40x30 pixels" in answer.json()["error"]
 
 
+def test_an_image_that_is_no_picture_is_named_by_its_task(editor: Editor):
+    task = editor.label_studio.add_task(editor.project, b"no picture")
+    answer = editor.ask(task, drawn_box(6, 42, 18, 62))
+    assert answer.status_code == 500
+    assert answer.json()["error"] == f"The image of task {task} is not a picture that can be read."
+
+
 def test_a_click_that_was_taken_back_is_answered_with_nothing(editor: Editor):
     task = editor.label_studio.add_task(editor.project, picture(CAT))
     assert editor.regions(task) == []
