@@ -20,7 +20,7 @@ from cavsam.errors import CavSamError, InvalidReference
 from cavsam.lora import LoraBank
 from cavsam.transition import Endpoint
 
-FORMAT = "cavsam-adapted-reference-2"
+FORMAT = "cavsam-adapted-reference-3"
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class AdaptedReference:
         labels: names of the objects, in the order of the label axis below.
         masks: bool (K, labels, S, S).
         trunk: SAM2 backbone features of the references, each level (K, C, h, w).
+        pictures: of the references, small, see `appearance.pictures_of`.
         descriptors: float (K, C), unit-length mean feature of each reference, to find the one most like a target.
         prompt: text that the diffusion model is given.
         alignment: the tuned neck and the prototypes; None in the modes without TTGA.
@@ -43,6 +44,7 @@ class AdaptedReference:
     labels: tuple[str, ...]
     masks: Tensor
     trunk: list[Tensor]
+    pictures: Tensor
     descriptors: Tensor
     prompt: str
     alignment: Alignment | None
@@ -73,7 +75,7 @@ class AdaptedReference:
         Raises:
             CavSamError: the file cannot be written.
         """
-        tensors = {"masks": self.masks, "descriptors": self.descriptors}
+        tensors = {"masks": self.masks, "pictures": self.pictures, "descriptors": self.descriptors}
         tensors |= {f"trunk.{level}": tensor for level, tensor in enumerate(self.trunk)}
         if self.alignment:
             tensors["prototypes"] = self.alignment.prototypes
@@ -150,6 +152,7 @@ class AdaptedReference:
             tuple(described["labels"]),
             tensors["masks"],
             [tensors[f"trunk.{level}"] for level in range(described["levels"])],
+            tensors["pictures"],
             tensors["descriptors"],
             described["prompt"],
             aligned,

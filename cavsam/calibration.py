@@ -10,11 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from cavsam.errors import ModelError
+from cavsam.recipe import ALIGNMENT_OPTIONS, FRAME_OPTIONS, PROMPT_OPTIONS, Recipe
 
 FILE = "calibration.json"
 """Its name, in the folder that holds SAM2's checkpoint."""
 
-FORMAT = "cavsam-calibration-1"
+FORMAT = "cavsam-calibration-2"
+
+_CHANCE = {"seed", "frame_batch", "precision", "diffusion_size"}
+_FRAMES = (*(name for name in FRAME_OPTIONS if name not in _CHANCE), "transition_from")
+_ALIGNED = (*ALIGNMENT_OPTIONS, *PROMPT_OPTIONS)
+OPTIONS = {
+    "concat": ("reference_prompt",),
+    "ttga": ("reference_prompt", *_ALIGNED),
+    "activation": (*ALIGNMENT_OPTIONS, "refine_activation"),
+    "linear": (),
+    "dbst": ("reference_prompt", *_FRAMES),
+    "full": ("reference_prompt", *_FRAMES, *_ALIGNED, "prompted_fraction", "pseudo_label"),
+}
+"""Kind of candidate -> the options of the recipe that its masks depend on."""
 
 Features = Mapping[str, float]
 """What is known about one mask without truth, by name; the higher a value the better. A sign may be missing."""
@@ -48,11 +62,18 @@ class Calibration:
         overlap: kind -> estimate of the IoU with the truth.
         presence: kind -> estimate of the probability that the object is on the target.
         fitted: on what, in words.
+        recipe: the options of the recipe whose masks it was fitted on.
     """
 
     overlap: dict[str, Logistic] = field(default_factory=dict)
     presence: dict[str, Logistic] = field(default_factory=dict)
     fitted: str = ""
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def holds(self, kind: str, recipe: Recipe) -> bool:
+        """Whether the scores of a kind of candidate were fitted on masks that are made as `recipe` makes them."""
+        options = recipe.to_dict()
+        return kind in self.overlap and all(self.recipe.get(name) == options[name] for name in OPTIONS[kind])
 
     def score(self, kind: str, features: Features) -> float:
         """Estimated IoU of a mask, 0..1; uncalibrated: reverse consistency times SAM2's object probability."""
@@ -66,9 +87,9 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
-        stored = {"format": FORMAT, "fitted": self.fitted}
+        stored: dict[str, Any] = {"format": FORMAT, "fitted": self.fitted, "recipe": self.recipe}
         for name, fits in (("overlap", self.overlap), ("presence", self.presence)):
-            stored |= {name: {kind: vars(fit) for kind, fit in sorted(fits.items())}}  # type: ignore[dict-item]
+            stored |= {name: {kind: vars(fit) for kind, fit in sorted(fits.items())}}
         path.write_text(json.dumps(stored, indent=2) + "\n")
 
     @classmethod
@@ -84,7 +105,8 @@ class Calibration:
             stored = json.loads(path.read_text())
             if stored["format"] != FORMAT:
                 raise ValueError(f"format {stored['format']!r}")
-            return cls(_fits(stored["overlap"]), _fits(stored["presence"]), str(stored["fitted"]))
+            fits = _fits(stored["overlap"]), _fits(stored["presence"])
+            return cls(*fits, str(stored["fitted"]), dict(stored["recipe"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(
                 f"{path} is not a calibration that can be read ({error}); fit it again with tools/fit_calibration.py, "

@@ -13,8 +13,11 @@ from cavsam.recipe import Recipe
 from cavsam.scoring import iou
 from cavsam.types import CandidateMask
 
-ACTIVATION = "activation"
-CHEAP = ("concat", "ttga", ACTIVATION)
+ACTIVATION, LINEAR = "activation", "linear"
+REGIONS = (ACTIVATION, LINEAR)
+"""Those that mark regions of features; the others track objects."""
+
+CHEAP = ("concat", "ttga", *REGIONS)
 """What `auto` tries before it generates frames, in this order."""
 
 
@@ -38,9 +41,9 @@ class Candidate:
     """One way to a mask of every label.
 
     Attributes:
-        kind: the mode that gives it, or `activation`.
+        kind: the mode that gives it, `activation` or `linear`.
         logits: float (labels, S, S); above 0 is the object.
-        signs: of each label, what speaks for its mask by name, the higher the better; see `scoring.signs`.
+        signs: of each label, what speaks for its mask by name, the higher the better; see docs/method.md.
         instances: of each label, where they were tracked apart; empty otherwise.
         scores: of each label, 0..1, estimated IoU with the truth.
         presence: of each label, 0..1, estimated probability that it is on the target.
@@ -63,23 +66,16 @@ class Candidate:
         mask = self.masks[label].cpu().numpy()
         return CandidateMask(self.kind, mask, self.scores[label], self.presence[label], dict(self.signs[label]), chosen)
 
-    def scored(self, calibration: Calibration, mode: str) -> Candidate:
+    def scored(self, calibration: Calibration) -> Candidate:
         """The same with scores and presence; a label without a mask scores 0."""
-        kind = fit_name(self.kind, mode)
         found = self.masks.flatten(1).any(dim=1).tolist()
-        scores = [calibration.score(kind, s) if f else 0.0 for s, f in zip(self.signs, found, strict=True)]
+        scores = [calibration.score(self.kind, s) if f else 0.0 for s, f in zip(self.signs, found, strict=True)]
         instances = [
-            [replace(one, score=calibration.score(kind, {**signs, **one.signs})) for one in own]
+            [replace(one, score=calibration.score(self.kind, {**signs, **one.signs})) for one in own]
             for own, signs in zip(self.instances, self.signs, strict=False)
         ]
-        presence = [calibration.present(kind, s) for s in self.signs]
+        presence = [calibration.present(self.kind, s) for s in self.signs]
         return replace(self, scores=scores, presence=presence, instances=instances)
-
-
-def fit_name(kind: str, mode: str) -> str:
-    """What the calibration calls the fit for a kind of candidate in a mode."""
-    # in `auto` a candidate also knows how far the others agree
-    return f"auto.{kind}" if mode == "auto" else kind
 
 
 def without_overlap(logits: Tensor) -> Tensor:
@@ -108,16 +104,6 @@ def kinds(recipe: Recipe) -> tuple[str, ...]:
         same = recipe.propagate_with == "original" and recipe.target_prompt == "none"
         return tuple(kind for kind in CHEAP if not (same and kind == "ttga"))
     return (recipe.mode, ACTIVATION) if recipe.region_fallback and recipe.aligns else (recipe.mode,)
-
-
-def with_agreement(candidate: Candidate, others: Sequence[Candidate]) -> Candidate:
-    """The candidate with the sign `agreement`: the mean IoU of its mask with those of `others` of another kind."""
-    own, theirs = candidate.masks, [other.masks for other in others if other.kind != candidate.kind]
-    signs = [
-        {**signs, "agreement": sum(iou(own[label], masks[label]) for masks in theirs) / len(theirs)}
-        for label, signs in enumerate(candidate.signs)
-    ]
-    return replace(candidate, signs=signs)
 
 
 def settled(candidates: Sequence[Candidate], recipe: Recipe) -> bool:

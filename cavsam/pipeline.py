@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from cavsam import alignment, candidates, scoring, transition
+from cavsam import alignment, appearance, candidates, scoring, transition
 from cavsam.adapted import AdaptedReference
 from cavsam.alignment import Alignment
+from cavsam.appearance import Look
 from cavsam.calibration import Calibration
-from cavsam.candidates import ACTIVATION, Candidate, Instance
+from cavsam.candidates import ACTIVATION, LINEAR, REGIONS, Candidate, Instance
 from cavsam.clock import Clock
 from cavsam.diffusion import LatentDiffusion
 from cavsam.errors import CavSamError, InvalidReference, ModelError, UsageError
 from cavsam.images import ImageSource, Mask, is_one_picture, read_image, resize_mask
+from cavsam.linear import linear_logits
 from cavsam.memory import in_batches
 from cavsam.models import load_calibration, load_diffusion, load_tracker, select_device
 from cavsam.objects import Objects
@@ -135,6 +137,7 @@ class CavSam:
             labels,
             masks,
             trunk,
+            appearance.pictures_of(images),
             descriptors,
             prompt,
             aligned,
@@ -227,7 +230,9 @@ class CavSam:
         with clock("encode"):
             trunk = self.tracker.trunk(canvas[None])
             order = adapted.order(_descriptors(self.tracker.neck(trunk)[0])[0])
-            scene = _Scene(adapted, image, trunk, order, given)
+        with clock("score"):
+            looks = appearance.looks(adapted.pictures[order], adapted.masks[order])
+        scene = _Scene(adapted, image, trunk, order, given, appearance.pictures_of(canvas[None]), looks)
         found = self._candidates(scene, clock, trace)
         chosen = candidates.choose(found, self.recipe)
         if trace:
@@ -244,16 +249,9 @@ class CavSam:
         found: list[Candidate] = []
         for kind in candidates.kinds(self.recipe):
             found.append(self._candidate(kind, scene, found, clock, trace))
-        if self.recipe.mode != "auto":
-            return [self._scored(one) for one in found]
-        cheap = [self._scored(candidates.with_agreement(one, found)) for one in found]
-        if candidates.settled(cheap, self.recipe):
-            return cheap
-        full = self._candidate("full", scene, cheap, clock, trace)
-        return [*cheap, self._scored(candidates.with_agreement(full, cheap))]
-
-    def _scored(self, candidate: Candidate) -> Candidate:
-        return candidate.scored(self.calibration, self.recipe.mode)
+        if self.recipe.mode == "auto" and not candidates.settled(found, self.recipe):
+            found.append(self._candidate("full", scene, found, clock, trace))
+        return found
 
     def _candidate(
         self, kind: str, scene: _Scene, before: Sequence[Candidate], clock: Clock, trace: Trace | None
@@ -261,19 +259,23 @@ class CavSam:
         """Fill the video, prompt it, track, read the last frame, and check it by playing the video backwards.
 
         Args:
-            before: the candidates made so far.
+            before: the candidates made so far, scored.
         """
         tuned = scene.adapted.alignment if kind in ("ttga", "full", ACTIVATION) else None
         neck = tuned.neck if tuned and self.recipe.propagate_with == "tuned" else None
         nearest = scene.order[-1]
-        objects = Objects.of(scene.adapted.masks, nearest, "union" if kind == ACTIVATION else self.recipe.instances)
-        if kind == ACTIVATION:
+        objects = Objects.of(scene.adapted.masks, nearest, "union" if kind in REGIONS else self.recipe.instances)
+        if kind in REGIONS:
             video = scene.trunk
             seen = ObjectsTrace.of(trace, kind, video, objects)
             with clock("prompt"):
-                logits, prompts = self._activated(scene, video, neck)
-            # whether the object is there is what SAM2 said when it tracked it
-            spoken = [{"presence": signs["presence"]} for signs in before[-1].signs]
+                if kind == ACTIVATION:
+                    logits, prompts = self._activated(scene, video, neck)
+                else:
+                    logits, prompts = linear_logits(self.tracker, video, scene.masks), []
+            # whether the object is there is what SAM2 said when it tracked it, with the alignment or without
+            tracked = before[0 if kind == LINEAR else -1]
+            spoken = [{"presence": signs["presence"]} for signs in tracked.signs]
         else:
             video, track, prompts, seen = self._tracked(kind, scene, objects, tuned, neck, clock, trace)
             logits, spoken = track.logits, scoring.track_signs(track)
@@ -290,19 +292,20 @@ class CavSam:
                 watch=seen.back if seen else None,
             )
             masks = objects.per_label(found)
-            features = self.tracker.features(scene.trunk, self.recipe.activation_stride, tuned.neck if tuned else None)
-            known, target = features[:-1], features[-1:]
-            signs = scoring.feature_signs(known, scene.masks, target, masks, self.recipe)
+            alike = scoring.similarity_signs(self.tracker, scene.trunk, scene.masks, masks)
+            looks = appearance.appearance_signs(scene.looks, scene.picture, masks)
+            signs = [{**one, **other} for one, other in zip(alike, looks, strict=True)]
         if seen:
             seen.close(prompts, masks)
         if len(objects.owners) == len(signs):
-            return Candidate(kind, logits, scoring.joined(signs, spoken, consistency))
+            return Candidate(kind, logits, scoring.joined(signs, spoken, consistency)).scored(self.calibration)
         alone = scoring.joined([{} for _ in spoken], spoken, consistency)
         instances = [
             [Instance(logits[index], alone[index]) for index in objects.owned_by(label)] for label in range(len(signs))
         ]
         spoken, consistency = scoring.of_labels(spoken, consistency, objects, objects.masks[nearest])
-        return Candidate(kind, objects.per_label(logits), scoring.joined(signs, spoken, consistency), instances)
+        labelled = scoring.joined(signs, spoken, consistency)
+        return Candidate(kind, objects.per_label(logits), labelled, instances).scored(self.calibration)
 
     def _tracked(
         self,
@@ -435,11 +438,14 @@ class CavSam:
         picked = [found[index] for index in chosen]
         logits = torch.stack([one.logits[label] for label, one in enumerate(picked)])
         full = F.interpolate(logits[None].cpu(), size=size, mode="bilinear", align_corners=False)[0]
+        holds = [self.calibration.holds(one.kind, self.recipe) for one in picked]
         scores = {}
         for label, one in enumerate(picked):
             score, presence = one.scores[label], one.presence[label]
             if presence < self.recipe.min_presence:
                 full[label], score = -1, min(score, presence)
+            if holds[label] and score < self.recipe.min_score:
+                full[label] = -1
             scores[labels[label]] = round(score, 6)
         masks = candidates.without_overlap(full).numpy()
         shown = [(label, name) for label, name in enumerate(labels) if masks[label].any()]
@@ -453,9 +459,7 @@ class CavSam:
             scores=scores,
             instances=instances,
             contested=candidates.contested(logits, labels),
-            calibrated=all(
-                candidates.fit_name(one.kind, self.recipe.mode) in self.calibration.overlap for one in picked
-            ),
+            calibrated=all(holds),
             candidates={
                 label: tuple(one.described(i, chosen=index == chosen[i]) for index, one in enumerate(found))
                 for i, label in enumerate(labels)
@@ -496,6 +500,8 @@ class _Scene:
         target_trunk: backbone features of the target.
         order: indices of the references in the order of the video; the nearest is the last.
         given: frames made before, see `CavSam.segment`.
+        picture: the target, small, see `appearance.pictures_of`.
+        looks: of each label on the video's references.
     """
 
     adapted: AdaptedReference
@@ -503,6 +509,8 @@ class _Scene:
     target_trunk: list[Tensor]
     order: list[int]
     given: Callable[[int], Tensor] | None
+    picture: Tensor
+    looks: list[Look]
 
     @property
     def masks(self) -> Tensor:

@@ -40,6 +40,22 @@ FRAME_OPTIONS = (
 )
 """The options that the generated frames depend on."""
 
+ALIGNMENT_OPTIONS = (
+    "ttga_steps",
+    "ttga_lr",
+    "ttga_weight_decay",
+    "activation",
+    "background_prototypes",
+    "activation_stride",
+    "activation_threshold",
+    "temperature",
+    "cycle_mask",
+)
+"""The options that the tuned neck and its activations depend on."""
+
+PROMPT_OPTIONS = ("propagate_with", "target_prompt", "min_separation", "min_cycle_iou")
+"""The options that say what an aligned candidate is prompted with beside the references, and tracks on."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -129,12 +145,14 @@ class Recipe:
     """In `ttga` and `full`, take the activation where it disagrees with the tracked mask and scores higher."""
     fallback_iou: float = 0.5
     """IoU of activation and tracked mask below which they disagree."""
-    auto_threshold: float = 0.4
+    auto_threshold: float = 0.25
     """In `auto`, a cheap candidate with this score for every label is trusted, and no frames are generated."""
     auto_floor: float = 0.0
     """In `auto`, no frames are generated either where no cheap candidate of any label reaches this score."""
-    min_presence: float = 0.0
+    min_presence: float = 0.5
     """Below this estimated probability that the object is on the target no mask is returned."""
+    min_score: float = 0.1
+    """Below this score no mask is returned, where the score is calibrated for these models and this recipe."""
 
     # where and how it runs
     precision: Precision = "auto"
@@ -161,7 +179,7 @@ class Recipe:
         _check_range("prompted_fraction", self.prompted_fraction, 0.0, 1.0)
         _check_range("min_separation", self.min_separation, 0.0, 1e6)
         _check_range("min_cycle_iou", self.min_cycle_iou, 0.0, 1.0)
-        for share in ("fallback_iou", "auto_threshold", "auto_floor", "min_presence"):
+        for share in ("fallback_iou", "auto_threshold", "auto_floor", "min_presence", "min_score"):
             _check_range(share, getattr(self, share), 0.0, 1.0)
         _check_range("seed", self.seed, 0, 2**63 - 1)
 
@@ -233,6 +251,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "instances": "union",
         "region_fallback": False,
         "min_presence": 0.0,
+        "min_score": 0.0,
     },
 }
 """Recipes by name: ours; with few steps, for the bundled models on a CPU; and the published reading throughout,

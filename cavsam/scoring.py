@@ -6,16 +6,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from cavsam.alignment import activation, cycle_iou, prototypes, separation, threshold_of
+from cavsam.alignment import prototypes
+from cavsam.errors import NumericalError
 from cavsam.objects import Objects
-from cavsam.recipe import Recipe
 from cavsam.tracking import Prompt, Track, Tracker
-
-UNIFORM_SEPARATION = 3.5
-"""Separation of a uniform spread, where the sign `separation` is one half."""
 
 
 def reverse_consistency(
@@ -65,53 +61,34 @@ def reverse_consistency(
     return result
 
 
-def feature_signs(
-    known: Tensor, reference_masks: Tensor, target: Tensor, predicted: Tensor, recipe: Recipe
+@torch.no_grad()
+def similarity_signs(
+    tracker: Tracker, trunk: Sequence[Tensor], reference_masks: Tensor, predicted: Tensor
 ) -> list[dict[str, float]]:
-    """What the features of SAM2's neck say for each predicted mask.
+    """How alike SAM2's features are inside each predicted mask and inside the references' masks.
 
     Args:
-        known: of the references, (K, C, h, w).
+        trunk: features of the K references and the target.
         reference_masks: bool (K, labels, S, S).
-        target: of the target, (1, C, h, w).
         predicted: bool (labels, S, S).
 
     Returns:
-        For each label, empty where nothing was predicted:
-        `cycle`: IoU of the reference mask with what the prediction's prototype marks on the references, 0..1;
-        `similarity`: cosine of the prediction's prototype with the label's, -1..1;
-        `contrast`: that minus the highest cosine with the background or another label, -2..2;
-        `activation`: IoU of the mask with the target's activation, 0..1;
-        `separation`: how clearly that activation is bimodal, squashed to 0..1;
-        `size`: ratio of the areas of mask and reference mask, the smaller over the larger, 0..1.
+        For each label, empty where nothing was predicted, cosines of the prediction's prototype with the label's:
+        `similarity` of the features with 64 x 64 cells, `similarity_coarse` of those of stride 16; -1..1.
+
+    Raises:
+        NumericalError: the features are not finite.
     """
-    masks = reference_masks.float()
-    labels = prototypes(known, masks)
-    rest = prototypes(known, 1 - masks.amax(dim=1, keepdim=True))
-    maps = activation(target, labels, rest if recipe.activation == "contrast" else None)
-    scaled = F.interpolate(maps, size=predicted.shape[-2:], mode="bilinear", align_corners=False)[0]
-    signs: list[dict[str, float]] = []
-    for label in range(len(predicted)):
-        mask = predicted[label]
-        if not mask.any():
-            signs.append({})
-            continue
-        own = prototypes(target, mask[None, None].float())  # (1, C)
-        nearness = activation(own[:, :, None, None], labels, rest)[0, :, 0, 0]
-        threshold = threshold_of(maps[0, label], recipe.activation_threshold)
-        parted = separation(maps[0, label], threshold)
-        shown = reference_masks[:, label].flatten(1).float().mean(dim=1)
-        areas = (float(mask.float().mean()), float(shown[shown > 0].mean()))
-        signs.append(
-            {
-                "cycle": cycle_iou(known, reference_masks[:, label], target[0], mask, recipe),
-                "similarity": float(own[0] @ labels[label]),
-                "contrast": float(nearness[label]),
-                "activation": iou(mask, scaled[label] > threshold),
-                "separation": parted / (parted + UNIFORM_SEPARATION) if parted < math.inf else 1.0,
-                "size": min(areas) / max(areas),
-            }
-        )
+    signs: list[dict[str, float]] = [{} for _ in predicted]
+    for name, stride in (("similarity", 0), ("similarity_coarse", 16)):
+        features = tracker.features(trunk, stride)
+        if not features.isfinite().all():
+            raise NumericalError("SAM2's features are not finite; try precision float32.")
+        labels = prototypes(features[:-1], reference_masks.float())
+        own = prototypes(features[-1:], predicted[None].float())
+        for label, cosine in enumerate((own * labels).sum(dim=1).tolist()):
+            if predicted[label].any():
+                signs[label][name] = cosine
     return signs
 
 

@@ -72,7 +72,7 @@ class CandidateMask:
     """What one way of finding a label's mask came to.
 
     Attributes:
-        kind: `concat`, `ttga`, `dbst`, `full`, or `activation`.
+        kind: `concat`, `ttga`, `dbst`, `full`, `activation` or `linear`.
         mask: bool (S, S), on the square that SAM2 sees; `TargetResult.masks` has the chosen one at the target's size.
         score: 0..1, as in `TargetResult.scores`.
         presence: 0..1, estimated probability that the object is on the target.
@@ -109,7 +109,8 @@ class TargetResult:
         seconds: time spent on this target.
         error: why there is no result, in one sentence; None when all went well.
         timings: step -> seconds.
-        calibrated: whether the scores estimate the IoU with the truth; otherwise read them as an order only.
+        calibrated: whether the scores estimate the IoU with the truth, fitted for these models and this recipe;
+            otherwise read them as an order only.
         candidates: label -> the ways to its mask that were tried; every label of the reference.
         instances: with the recipe's `instances` split, label -> its objects, whose masks part the label's mask; a label
             that was tracked as one object has one.

@@ -1,10 +1,11 @@
 """Fit the calibration of scores on the records of `cavsam bench` over development episodes.
 
-    python -m tools.fit_calibration runs/dev-full runs/dev-auto --out cavsam/nano/sam2/calibration.json
+    cavsam bench --model nano --preset quick --mode dbst --mode auto --set auto_threshold=1 --out runs/dev
+    python -m tools.fit_calibration runs/dev --out cavsam/nano/sam2/calibration.json
 
-Each kind of candidate gets two logistic functions of its signs, none of whose weights is negative: one estimates the
-IoU of its mask with the truth, one whether the object is on the target. Printed is how well they order episodes of a
-domain that they were not fitted on.
+A candidate of an episode counts once, whatever modes made it. Each kind gets two logistic functions of its signs, whose
+weights are not negative: one estimates the IoU of its mask with the truth, one whether the object is on the target.
+Printed is how well they order episodes of a domain that they were not fitted on.
 """
 
 from __future__ import annotations
@@ -16,18 +17,22 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.stats import spearmanr
 
-from cavsam.calibration import Calibration, Logistic
+from cavsam.calibration import OPTIONS, Calibration, Logistic
 from cavsam.errors import CavSamError
 from cavsam.evaluation.metrics import auroc
 from cavsam.evaluation.runs import all_records
 
 Floats = NDArray[np.float64]
+
+RECIPE = tuple(dict.fromkeys(name for names in OPTIONS.values() for name in names))
+"""The options that some kind of mask depends on."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +46,15 @@ class Sample:
     shown: bool
 
 
-def read_samples(folders: Sequence[Path]) -> list[Sample]:
-    """The masks that candidates found, from the records of runs over development episodes.
+def read_samples(folders: Sequence[Path]) -> tuple[list[Sample], dict[str, Any]]:
+    """The masks that candidates found, from the records of runs over development episodes, and the runs' recipe.
 
     Raises:
-        CavSamError: a folder holds no such run, or one over test episodes, which are for reporting only.
+        CavSamError: a folder holds no such run, or one over test episodes, which are for reporting only, or the runs
+            differ in an option that masks depend on.
     """
-    samples = []
+    samples: dict[tuple[str, str, int], Sample] = {}
+    recipe: dict[str, Any] = {}
     for folder in folders:
         try:
             setting = json.loads((folder / "setting.json").read_text())
@@ -56,19 +63,18 @@ def read_samples(folders: Sequence[Path]) -> list[Sample]:
             raise CavSamError(f"{folder} holds no run of `cavsam bench` that can be read ({error}).") from error
         if setting.get("split") != "dev":
             raise CavSamError(f"{folder} is a run over the split {setting.get('split')}; fit on development episodes.")
-        samples += [
-            Sample(
-                f"auto.{candidate['kind']}" if record.mode == "auto" else candidate["kind"],
-                record.domain,
-                candidate["signs"],
-                0.0 if record.absent else candidate["iou"],
-                not record.absent,
-            )
-            for record in records
-            for candidate in record.candidates
-            if candidate["found"]
-        ]
-    return samples
+        options = {name: setting["recipe"][name] for name in RECIPE}
+        recipe = recipe or options
+        differ = sorted(name for name in RECIPE if recipe[name] != options[name])
+        if differ:
+            raise CavSamError(f"{folder} was run with another recipe ({', '.join(differ)}); fit on runs of one recipe.")
+        for record in records:
+            for one in record.candidates:
+                if one["found"]:
+                    iou = 0.0 if record.absent else one["iou"]
+                    key = one["kind"], record.domain, record.index
+                    samples[key] = Sample(one["kind"], record.domain, one["signs"], iou, not record.absent)
+    return list(samples.values()), recipe
 
 
 def fit_logistic(signs: Sequence[dict[str, float]], truth: Floats, penalty: float = 0.01) -> Logistic:
@@ -98,8 +104,8 @@ def fit_logistic(signs: Sequence[dict[str, float]], truth: Floats, penalty: floa
     return Logistic(bias, weights, {name: usual[name] for name in weights})
 
 
-def fit(samples: Sequence[Sample], fitted: str, least: int = 30) -> Calibration:
-    """One pair of functions for each kind that has at least `least` masks."""
+def fit(samples: Sequence[Sample], fitted: str, recipe: dict[str, Any], least: int = 30) -> Calibration:
+    """One pair of functions for each kind that has at least `least` masks; see `Calibration` for `fitted`, `recipe`."""
     by_kind: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         by_kind[sample.kind].append(sample)
@@ -112,7 +118,7 @@ def fit(samples: Sequence[Sample], fitted: str, least: int = 30) -> Calibration:
         for kind, own in by_kind.items()
         if 0 < sum(s.shown for s in own) < len(own)
     }
-    return Calibration(overlap, presence, fitted)
+    return Calibration(overlap, presence, fitted, recipe)
 
 
 def held_out(samples: Sequence[Sample]) -> list[str]:
@@ -122,7 +128,7 @@ def held_out(samples: Sequence[Sample]) -> list[str]:
         own = [sample for sample in samples if sample.kind == kind]
         scores, presence = np.full((2, len(own)), np.nan)
         for domain in {sample.domain for sample in own}:
-            rest = fit([sample for sample in own if sample.domain != domain], "")
+            rest = fit([sample for sample in own if sample.domain != domain], "", {})
             for index, sample in enumerate(own):
                 if sample.domain == domain:
                     scores[index] = rest.score(kind, sample.signs)
@@ -140,9 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="calibration.json to write")
     options = parser.parse_args(arguments)
     try:
-        samples = read_samples(options.runs)
+        samples, recipe = read_samples(options.runs)
         described = ", ".join(folder.name for folder in options.runs)
-        fitted = fit(samples, f"{len(samples)} masks of {described}")
+        fitted = fit(samples, f"{len(samples)} masks of {described}", recipe)
         if not fitted.overlap:
             raise CavSamError("These runs hold too few masks to fit anything; run more episodes.")
     except CavSamError as error:

@@ -43,7 +43,8 @@ def adapted(descriptors: list[tuple[float, float]], shows: list[set[str]], shots
         for label in shown:
             masks[index, labels.index(label), 2, 2] = True
     places = torch.nn.functional.normalize(torch.tensor(descriptors), dim=1)
-    return AdaptedReference(labels, masks, [torch.zeros(len(masks), 1, 1, 1)], places, "", None, [], "x", {}, shots)
+    trunk, pictures = [torch.zeros(len(masks), 1, 1, 1)], torch.zeros(len(masks), 3, 8, 8, dtype=torch.uint8)
+    return AdaptedReference(labels, masks, trunk, pictures, places, "", None, [], "x", {}, shots)
 
 
 ROUND = [(1.0, 0.0), (0.9, 0.4), (0.4, 0.9), (0.0, 1.0)]

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from cavsam.calibration import Calibration, Logistic
+from cavsam.calibration import OPTIONS, Calibration, Logistic
 from cavsam.errors import ModelError
+from cavsam.recipe import Recipe
 
 
 @pytest.fixture
 def fitted() -> Calibration:
     logistic = Logistic(-1.0, {"consistency": 2.0, "cycle": 0.5}, {"consistency": 0.6, "cycle": 0.2})
-    return Calibration({"concat": logistic}, {"concat": Logistic(0.5, {}, {})}, "somewhere")
+    return Calibration({"concat": logistic}, {"concat": Logistic(0.5, {}, {})}, "somewhere", Recipe().to_dict())
 
 
 def test_the_logistic_written_out(fitted: Calibration) -> None:
@@ -35,6 +36,21 @@ def test_a_kind_that_was_not_fitted_keeps_the_plain_score(fitted: Calibration) -
         assert calibration.score("full", {"presence": 0.5}) == 0.5  # the reference does not show the label
 
 
+def test_it_holds_for_the_options_that_its_masks_depend_on(fitted: Calibration) -> None:
+    assert fitted.holds("concat", Recipe(ttga_steps=7, frames=3, seed=9))
+    assert not fitted.holds("concat", Recipe(reference_prompt="box"))
+    assert not fitted.holds("full", Recipe())
+    assert not Calibration().holds("concat", Recipe())
+    both = Calibration(dict.fromkeys(OPTIONS, fitted.overlap["concat"]), {}, "", Recipe().to_dict())
+    assert [kind for kind in OPTIONS if both.holds(kind, Recipe(frames=3))] == [
+        "concat",
+        "ttga",
+        "activation",
+        "linear",
+    ]
+    assert [kind for kind in OPTIONS if both.holds(kind, Recipe(ttga_lr=0.1))] == ["concat", "linear", "dbst"]
+
+
 def test_round_trip(fitted: Calibration, tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     assert Calibration.load(path) == Calibration()
@@ -47,6 +63,7 @@ def test_round_trip(fitted: Calibration, tmp_path: Path) -> None:
     [
         lambda stored: stored.update(format="another"),
         lambda stored: stored.pop("overlap"),
+        lambda stored: stored.update(recipe=3),
         lambda stored: stored["overlap"]["concat"]["weights"].update(cycle=-1.0),
         lambda stored: stored["overlap"]["concat"]["weights"].update(size=1.0),
         lambda stored: stored["overlap"]["concat"].update(bias=float("nan")),

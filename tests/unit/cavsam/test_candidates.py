@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
 from cavsam.calibration import Calibration, Logistic
-from cavsam.candidates import Candidate, choose, kinds, settled, with_agreement
+from cavsam.candidates import Candidate, choose, kinds, settled
 from cavsam.recipe import Recipe
 
 PAPER = Recipe.preset("paper")
@@ -52,31 +51,22 @@ def test_auto_is_settled_by_trust_in_every_label_or_by_no_hope_for_any() -> None
     assert settled(found, recipe.replace(auto_threshold=0.95, auto_floor=0.91))
 
 
-def test_agreement_is_the_mean_iou_with_the_others() -> None:
-    found = [candidate(kind, [0.0], [rows]) for kind, rows in (("concat", 4), ("ttga", 8), ("activation", 2))]
-    signs = with_agreement(found[0], found).signs
-    assert signs[0]["agreement"] == pytest.approx(np.mean([4 / 8, 2 / 4]))
-
-
 def test_only_what_has_a_mask_has_a_score() -> None:
     sure = Logistic(5.0, {}, {})
-    scored = candidate("full", [], [3, 0]).scored(
-        Calibration({"full": sure, "auto.full": Logistic(0.0, {}, {})}), "full"
-    )
+    scored = candidate("full", [], [3, 0]).scored(Calibration({"full": sure, "concat": Logistic(0.0, {}, {})}))
     assert scored.scores == [pytest.approx(sure({})), 0.0]
-    again = scored.scored(Calibration({"full": sure, "auto.full": Logistic(0.0, {}, {})}), "auto")
-    assert again.scores == [0.5, 0.0]
 
 
 def test_which_candidates_a_recipe_makes() -> None:
     assert kinds(PAPER.replace(mode="concat", region_fallback=True)) == ("concat",)
     assert kinds(PAPER.replace(mode="full")) == ("full",)
     assert kinds(PAPER.replace(mode="full", region_fallback=True)) == ("full", "activation")
-    assert kinds(PAPER.replace(mode="auto")) == ("concat", "ttga", "activation")
+    assert kinds(PAPER.replace(mode="auto")) == ("concat", "ttga", "activation", "linear")
     # one neck and nothing to correct: ttga would be concat over again
-    assert kinds(PAPER.replace(mode="auto", propagate_with="original")) == ("concat", "activation")
+    assert kinds(PAPER.replace(mode="auto", propagate_with="original")) == ("concat", "activation", "linear")
     assert kinds(PAPER.replace(mode="auto", propagate_with="original", target_prompt="box")) == (
         "concat",
         "ttga",
         "activation",
+        "linear",
     )

@@ -179,8 +179,9 @@ def test_auto_generates_frames_only_where_no_cheap_candidate_is_trusted(
     for threshold in (0.0, 1.0):
         model = build(mode="auto", auto_threshold=threshold)
         results[threshold] = next(model.segment(model.adapt([reference]), targets[:1]))
+    cheap = ["concat", "ttga", "activation", "linear"]
     tried = {t: [c.kind for c in result.candidates["bright"]] for t, result in results.items()}
-    assert tried == {0.0: ["concat", "ttga", "activation"], 1.0: ["concat", "ttga", "activation", "full"]}
+    assert tried == {0.0: cheap, 1.0: [*cheap, "full"]}
     assert "generate" not in results[0.0].timings
     assert "generate" in results[1.0].timings
     for result in results.values():
@@ -203,7 +204,7 @@ def test_candidates_of_auto_are_those_of_the_modes(
         (alone,) = next(model.segment(model.adapt([reference]), targets[:1])).candidates["dark"]
         (beside,) = (way for way in auto.candidates["dark"] if way.kind == mode)
         np.testing.assert_array_equal(alone.mask, beside.mask)
-        assert {**beside.signs, "agreement": 0} == {**alone.signs, "agreement": 0}
+        assert beside.signs == alone.signs
 
 
 def test_the_candidate_activation_is_what_its_map_marks(build: Build, reference: Reference) -> None:
@@ -233,16 +234,47 @@ def test_the_candidate_activation_is_what_its_map_marks(build: Build, reference:
 
 
 @pytest.mark.parametrize(
-    ("mode", "fitted", "calibrated"),
-    [("concat", "concat", True), ("concat", "full", False), ("auto", "concat", False)],
+    ("mode", "fitted", "changed", "calibrated"),
+    [
+        ("concat", "concat", {}, True),
+        ("concat", "full", {}, False),
+        ("concat", "concat", {"reference_prompt": "box"}, False),
+        ("ttga", "ttga", {"frames": 5}, True),
+        ("ttga", "ttga", {"ttga_lr": 0.01}, False),
+        ("auto", "full", {}, False),
+    ],
 )
 def test_calibrated_says_whether_the_scores_given_were_fitted(
-    build: Build, reference: Reference, targets: list[np.ndarray], mode: Mode, fitted: str, calibrated: bool
+    build: Build,
+    reference: Reference,
+    targets: list[np.ndarray],
+    mode: Mode,
+    fitted: str,
+    changed: dict[str, Any],
+    calibrated: bool,
 ) -> None:
     model = build(mode=mode, auto_threshold=0.0)
-    model.calibration = Calibration({fitted: Logistic(0.0, {}, {})})
+    fitted_on = model.recipe.replace(**changed).to_dict()
+    model.calibration = Calibration({fitted: Logistic(0.0, {}, {})}, recipe=fitted_on)
     (result,) = model.segment(model.adapt([reference]), targets[:1])
     assert result.calibrated is calibrated
+
+
+def test_a_calibrated_score_below_the_one_asked_for_is_no_mask(
+    build: Build, reference: Reference, targets: list[np.ndarray]
+) -> None:
+    model = build(mode="concat", min_score=0.3)
+    low = {"concat": Logistic(-1.0, {}, {})}
+    adapted = model.adapt([reference])
+    model.calibration = Calibration(low, recipe=model.recipe.to_dict())
+    (result,) = model.segment(adapted, targets[:1])
+    assert not result.masks
+    assert set(result.scores) == {"dark", "bright"}
+    assert max(result.scores.values()) == pytest.approx(1 / (1 + np.e), abs=1e-6)
+    # fitted for another recipe it is an order only, and nothing is held back
+    model.calibration = Calibration(low, recipe=model.recipe.replace(reference_prompt="box").to_dict())
+    (result,) = model.segment(adapted, targets[:1])
+    assert result.masks
 
 
 def test_below_the_presence_asked_for_no_mask_is_returned(
@@ -256,8 +288,8 @@ def test_below_the_presence_asked_for_no_mask_is_returned(
     # a calibration that tells the two labels apart by their own signs
     sure = next(iter(found.masks))
     signs = {label: ways[0].signs for label, ways in found.candidates.items()}
-    level = signs[sure]["size"] + 0.01
-    gate = Logistic(-1000 * level, {"size": 1000.0}, {"size": 0.5})
+    level = signs[sure]["area"] + 0.01
+    gate = Logistic(-1000 * level, {"area": 1000.0}, {"area": 0.5})
     picky = CavSam(
         model.tracker, None, model.recipe.replace(min_presence=0.5), calibration=Calibration({}, {"concat": gate})
     )
@@ -265,7 +297,7 @@ def test_below_the_presence_asked_for_no_mask_is_returned(
     assert sure not in result.masks
     assert result.scores[sure] < 0.5
     for label in set(found.masks) - {sure}:
-        assert (label in result.masks) == (signs[label]["size"] > level)
+        assert (label in result.masks) == (signs[label]["area"] > level)
 
 
 def test_more_references_and_a_label_that_is_not_on_all(

@@ -139,12 +139,12 @@ def test_instances_are_kept_as_their_label(tracker: Tracker, reference: Referenc
 
 def test_auto_keeps_every_candidate(look: Look) -> None:
     trace, result = look(mode="auto", auto_threshold=1.0)
-    assert [candidate.name for candidate in trace.candidates] == ["concat", "ttga", "activation", "full"]
+    assert [candidate.name for candidate in trace.candidates] == ["concat", "ttga", "activation", "linear", "full"]
     for index, label in enumerate(result.scores):
         (chosen,) = (one for one in trace.candidates if one.chosen[index])
         assert chosen.name == next(c.kind for c in result.candidates[label] if c.chosen)
         assert chosen.scores[index] == max(one.scores[index] for one in trace.candidates)
-    assert [candidate.frames for candidate in trace.candidates] == [2, 2, 2, 6]
+    assert [candidate.frames for candidate in trace.candidates] == [2, 2, 2, 2, 6]
     assert not trace.candidates[2].tracked
 
 

@@ -11,14 +11,17 @@ import pytest
 
 from cavsam.calibration import Calibration
 from cavsam.evaluation.runs import Record
+from cavsam.recipe import Recipe
 from tools.fit_calibration import auroc, fit_logistic, main
 
 
-def write_run(folder: Path, split: str, seed: int = 0, episodes: int = 240, mode: str = "concat") -> None:
+def write_run(
+    folder: Path, split: str, seed: int = 0, episodes: int = 240, kind: str = "concat", **options: object
+) -> None:
     """A run whose signs are known: `good` rises with the IoU, `bad` falls with it, `noise` and `still` say nothing."""
     generator = np.random.default_rng(seed)
     folder.mkdir()
-    (folder / "setting.json").write_text(json.dumps({"split": split}))
+    (folder / "setting.json").write_text(json.dumps({"split": split, "recipe": Recipe(**options).to_dict()}))
     with (folder / "records-0-of-1.jsonl").open("w") as lines:
         for index in range(episodes):
             absent = index % 4 == 0
@@ -32,22 +35,38 @@ def write_run(folder: Path, split: str, seed: int = 0, episodes: int = 240, mode
             if index % 10 == 3:
                 del signs["noise"]
             ways = [
-                {"kind": "concat", "found": True, "iou": iou, "signs": signs},
+                {"kind": kind, "found": True, "iou": iou, "signs": signs},
                 {"kind": "activation", "found": False, "iou": 1.0, "signs": {}},
             ]
             record = Record(
-                f"domain{index % 3}", index, mode, "thing", absent, 0, 0, 0, 0, 0.0, 0.0, 0.0, None, candidates=ways
+                f"domain{index % 3}",
+                index,
+                "auto",
+                "thing",
+                absent,
+                0,
+                0,
+                0,
+                0,
+                0.0,
+                0.0,
+                0.0,
+                0.0,
+                None,
+                candidates=ways,
             )
             lines.write(json.dumps(dataclasses.asdict(record)) + "\n")
 
 
 def test_what_is_fitted_orders_other_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "dev", "dev")
-    write_run(tmp_path / "auto", "dev", seed=1, mode="auto")
+    write_run(tmp_path / "more", "dev", seed=1, kind="ttga", auto_threshold=0.0)
     out = tmp_path / "calibration.json"
-    assert main([str(tmp_path / "dev"), str(tmp_path / "auto"), "--out", str(out)]) == 0
+    assert main([str(tmp_path / "dev"), str(tmp_path / "more"), "--out", str(out)]) == 0
     fitted = Calibration.load(out)
-    assert set(fitted.overlap) == set(fitted.presence) == {"concat", "auto.concat"}
+    assert set(fitted.overlap) == set(fitted.presence) == {"concat", "ttga"}
+    assert fitted.holds("ttga", Recipe())
+    assert not fitted.holds("ttga", Recipe(ttga_steps=7))
     for kind in fitted.overlap:
         assert fitted.overlap[kind].weights["good"] > 1
         assert "bad" not in fitted.overlap[kind].weights
@@ -60,6 +79,17 @@ def test_what_is_fitted_orders_other_episodes(tmp_path: Path, capsys: pytest.Cap
     row = next(line for line in table.splitlines() if line.startswith("| concat"))
     spearman, half, absent = (float(cell) for cell in row.split("|")[3:6])
     assert min(spearman, half, absent) > 0.8
+
+
+def test_a_mask_that_several_runs_made_counts_once(tmp_path: Path) -> None:
+    write_run(tmp_path / "dev", "dev")
+    write_run(tmp_path / "again", "dev", auto_threshold=0.0)
+    out, other = tmp_path / "calibration.json", tmp_path / "other.json"
+    assert main([str(tmp_path / "dev"), "--out", str(out)]) == 0
+    assert main([str(tmp_path / "dev"), str(tmp_path / "again"), "--out", str(other)]) == 0
+    once, twice = Calibration.load(out), Calibration.load(other)
+    assert once.fitted.split()[0] == twice.fitted.split()[0] == "240"
+    assert once.overlap == twice.overlap
 
 
 def test_the_logistic_is_the_best_of_its_kind() -> None:
@@ -92,8 +122,11 @@ def test_auroc_against_all_pairs() -> None:
 def test_what_cannot_be_fitted_on_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "test", "test")
     write_run(tmp_path / "few", "dev", episodes=8)
+    write_run(tmp_path / "other", "dev", ttga_steps=7)
     out = tmp_path / "calibration.json"
     for folder, message in (("test", "development"), ("few", "too few"), ("nowhere", "holds no run")):
         assert main([str(tmp_path / folder), "--out", str(out)]) == 2
         assert message in capsys.readouterr().err
+    assert main([str(tmp_path / "few"), str(tmp_path / "other"), "--out", str(out)]) == 2
+    assert "another recipe (ttga_steps)" in capsys.readouterr().err
     assert not out.exists()
