@@ -4,7 +4,8 @@
     python -m tools.fit_calibration runs/dev --out cavsam/nano/sam2/calibration.json
 
 A candidate of an episode counts once, whatever modes made it. Each kind gets two logistic functions of its signs, whose
-weights are not negative: one estimates the IoU of its mask with the truth, one whether the object is on the target.
+weights are not negative: one estimates the IoU of its mask with the truth, one whether the object is on the target. All
+kinds are fitted together, because what a sign means is much the same for all.
 Printed is how well they order episodes of a domain that they were not fitted on.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,65 +78,87 @@ def read_samples(folders: Sequence[Path]) -> tuple[list[Sample], dict[str, Any]]
     return list(samples.values()), recipe
 
 
-def fit_logistic(signs: Sequence[dict[str, float]], truth: Floats, penalty: float = 0.01) -> Logistic:
-    """The logistic function with weights >= 0 that is nearest to `truth` in 0..1 (N,) in cross entropy.
+def fit_logistics(
+    kinds: Sequence[str],
+    signs: Sequence[dict[str, float]],
+    truth: Floats,
+    shared: float = 0.003,
+    own: float = 0.03,
+) -> dict[str, Logistic]:
+    """For each kind the logistic function with weights >= 0 that is nearest to `truth` in 0..1 (N,) in cross entropy.
+
+    A weight is the sum of one that all kinds share and one of the kind's own: what holds for all is learned from all.
 
     Args:
-        penalty: weight of the squared weights (of signs scaled to unit deviation) beside the mean cross entropy.
+        kinds, signs: of each mask.
+        shared, own: penalties of the squared weights (of signs scaled to unit deviation) beside the mean cross entropy.
     """
     names = sorted({name for one in signs for name in one})
-    usual = {name: float(np.mean([one[name] for one in signs if name in one])) for name in names}
-    table = np.array([[one.get(name, usual[name]) for name in names] for one in signs])
-    scale = table.std(axis=0)
-    # a sign that never changes tells nothing
-    kept = [i for i in range(len(names)) if scale[i] > 1e-9]
-    scaled = (table[:, kept] - table[:, kept].mean(axis=0)) / scale[kept]
+    table = np.array([[one.get(name, np.nan) for name in names] for one in signs])
+    usual, scale = np.nanmean(table, axis=0), np.nanstd(table, axis=0)
+    scale[scale < 1e-9] = np.inf  # a sign that never changes tells nothing
+    scaled = np.nan_to_num((table - usual) / scale)
+    members = np.array([[kind == one for kind in sorted(set(kinds))] for one in kinds], dtype=float)  # (N, kinds)
+    # columns: the shared weights, each kind's own ones, each kind's bias
+    design = np.hstack([scaled, *(scaled * member[:, None] for member in members.T), members])
+    count, own_count = scaled.shape[1], scaled.shape[1] * members.shape[1]
+    penalty = np.concatenate([np.full(count, shared), np.full(own_count, own), np.zeros(members.shape[1])])
 
     def loss(parameters: Floats) -> tuple[float, Floats]:
-        logits = parameters[0] + scaled @ parameters[1:]
-        value = np.mean(np.logaddexp(0, logits) - truth * logits) + penalty * np.sum(parameters[1:] ** 2)
-        slope = (1 / (1 + np.exp(-logits)) - truth) / len(truth)
-        return float(value), np.concatenate([[slope.sum()], scaled.T @ slope + 2 * penalty * parameters[1:]])
+        logits = design @ parameters
+        value = np.mean(np.logaddexp(0, logits) - truth * logits) + penalty @ parameters**2
+        slope = design.T @ (1 / (1 + np.exp(-logits)) - truth) / len(truth)
+        return float(value), slope + 2 * penalty * parameters
 
-    bounds = [(-30.0, 30.0)] + [(0.0, None)] * len(kept)
-    best = minimize(loss, np.zeros(1 + len(kept)), jac=True, method="L-BFGS-B", bounds=bounds).x
-    weights = {names[i]: float(w / scale[i]) for i, w in zip(kept, best[1:], strict=True) if w > 1e-9}
-    bias = float(best[0] - sum(weight * usual[name] for name, weight in weights.items()))
-    return Logistic(bias, weights, {name: usual[name] for name in weights})
+    bounds = [(0.0, None)] * (count + own_count) + [(-30.0, 30.0)] * members.shape[1]
+    best = minimize(loss, np.zeros(design.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds).x
+    fits = {}
+    for index, kind in enumerate(sorted(set(kinds))):
+        known = ~np.isnan(table[members[:, index] > 0]).all(axis=0)  # a kind without a sign does without its weight
+        total = best[:count] + best[count * (index + 1) : count * (index + 2)]
+        weights = {names[i]: float(total[i] / scale[i]) for i in range(count) if known[i] and total[i] > 1e-9}
+        means = {name: float(usual[names.index(name)]) for name in weights}
+        bias = float(best[count + own_count + index] - sum(weights[name] * means[name] for name in weights))
+        fits[kind] = Logistic(bias, weights, means)
+    return fits
 
 
 def fit(samples: Sequence[Sample], fitted: str, recipe: dict[str, Any], least: int = 30) -> Calibration:
-    """One pair of functions for each kind that has at least `least` masks; see `Calibration` for `fitted`, `recipe`."""
-    by_kind: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        by_kind[sample.kind].append(sample)
-    by_kind = {kind: own for kind, own in by_kind.items() if len(own) >= least}
-    overlap = {
-        kind: fit_logistic([s.signs for s in own], np.array([s.iou for s in own])) for kind, own in by_kind.items()
-    }
-    presence = {
-        kind: fit_logistic([s.signs for s in own], np.array([float(s.shown) for s in own]))
-        for kind, own in by_kind.items()
-        if 0 < sum(s.shown for s in own) < len(own)
-    }
-    return Calibration(overlap, presence, fitted, recipe)
+    """Two functions for each kind that has at least `least` masks; see `Calibration` for `fitted` and `recipe`."""
+    counts = Counter(sample.kind for sample in samples)
+    used = [sample for sample in samples if counts[sample.kind] >= least]
+    kinds, signs = [sample.kind for sample in used], [sample.signs for sample in used]
+    if not used:
+        return Calibration({}, {}, fitted, recipe)
+    shown = np.array([float(sample.shown) for sample in used])
+    return Calibration(
+        fit_logistics(kinds, signs, np.array([sample.iou for sample in used])),
+        fit_logistics(kinds, signs, shown) if 0 < shown.sum() < len(shown) else {},
+        fitted,
+        recipe,
+    )
 
 
 def held_out(samples: Sequence[Sample]) -> list[str]:
     """Lines of a table: how each kind's estimates order the masks of domains that they were not fitted on."""
     lines = ["| kind | masks | Spearman with IoU | AUROC IoU > 0.5 | AUROC object absent |", "|---|---|---|---|---|"]
-    for kind in sorted({sample.kind for sample in samples}):
-        own = [sample for sample in samples if sample.kind == kind]
-        scores, presence = np.full((2, len(own)), np.nan)
-        for domain in {sample.domain for sample in own}:
-            rest = fit([sample for sample in own if sample.domain != domain], "", {})
-            for index, sample in enumerate(own):
-                if sample.domain == domain:
-                    scores[index] = rest.score(kind, sample.signs)
-                    presence[index] = rest.present(kind, sample.signs)
-        truth, shown = np.array([s.iou for s in own]), np.array([s.shown for s in own])
-        figures = [spearmanr(scores, truth).statistic, auroc(scores, truth > 0.5), auroc(-presence, ~shown)]
-        lines.append(f"| {kind} | {len(own)} | " + " | ".join(f"{figure:.3f}" for figure in figures) + " |")
+    scores, presence = np.full((2, len(samples)), np.nan)
+    for domain in {sample.domain for sample in samples}:
+        rest = fit([sample for sample in samples if sample.domain != domain], "", {})
+        for index, sample in enumerate(samples):
+            if sample.domain == domain:
+                scores[index] = rest.score(sample.kind, sample.signs)
+                presence[index] = rest.present(sample.kind, sample.signs)
+    kinds, truth = np.array([s.kind for s in samples]), np.array([s.iou for s in samples])
+    shown = np.array([s.shown for s in samples])
+    for kind in sorted(set(kinds)):
+        own = kinds == kind
+        figures = [
+            spearmanr(scores[own], truth[own]).statistic,
+            auroc(scores[own], truth[own] > 0.5),
+            auroc(-presence[own], ~shown[own]),
+        ]
+        lines.append(f"| {kind} | {own.sum()} | " + " | ".join(f"{figure:.3f}" for figure in figures) + " |")
     return lines
 
 

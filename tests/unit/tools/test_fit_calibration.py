@@ -12,7 +12,7 @@ import pytest
 from cavsam.calibration import Calibration
 from cavsam.evaluation.runs import Record
 from cavsam.recipe import Recipe
-from tools.fit_calibration import auroc, fit_logistic, main
+from tools.fit_calibration import auroc, fit_logistics, main
 
 
 def write_run(
@@ -39,21 +39,7 @@ def write_run(
                 {"kind": "activation", "found": False, "iou": 1.0, "signs": {}},
             ]
             record = Record(
-                f"domain{index % 3}",
-                index,
-                "auto",
-                "thing",
-                absent,
-                0,
-                0,
-                0,
-                0,
-                0.0,
-                0.0,
-                0.0,
-                0.0,
-                None,
-                candidates=ways,
+                f"domain{index % 3}", index, "auto", "thing", absent, 0, 0, 0, 0, 0.0, 0.0, 0.0, None, candidates=ways
             )
             lines.write(json.dumps(dataclasses.asdict(record)) + "\n")
 
@@ -97,18 +83,38 @@ def test_the_logistic_is_the_best_of_its_kind() -> None:
     generator = np.random.default_rng(2)
     table = generator.normal(size=(80, 2))
     truth = 1 / (1 + np.exp(-(0.5 + 2 * table[:, 0] - table[:, 1])))
-    fitted = fit_logistic([{"a": a, "b": b} for a, b in table.tolist()], truth, penalty=0.01)
+    signs = [{"a": a, "b": b} for a, b in table.tolist()]
+    fitted = fit_logistics(["x"] * 80, signs, truth, shared=0.02, own=0.02)["x"]
 
     def loss(bias: float, a: float, b: float) -> float:
         logits = bias + a * table[:, 0] + b * table[:, 1]
         entropy = np.mean(np.logaddexp(0, logits) - truth * logits)
+        # a weight is shared half and half between its two parts, each of which counts with its own penalty
         return float(entropy + 0.01 * ((a * table[:, 0].std()) ** 2 + (b * table[:, 1].std()) ** 2))
 
     own = (fitted.bias, fitted.weights["a"], fitted.weights.get("b", 0.0))
     assert own[2] == 0.0
     for _ in range(200):
         bias, a, b = np.array(own) + generator.normal(0, 0.2, 3)
-        assert loss(*own) <= loss(bias, max(a, 0), max(b, 0)) + 1e-9
+        assert loss(*own) <= loss(bias, max(a, 0), max(b, 0)) + 1e-6
+
+
+def test_kinds_share_what_their_own_weights_are_forbidden_and_part_where_sharing_is() -> None:
+    generator = np.random.default_rng(4)
+    values = generator.normal(size=160)
+    kinds = ["x"] * 80 + ["y"] * 80
+    truth = 1 / (1 + np.exp(-np.where(np.arange(160) < 80, 3.0, 0.5) * values))
+    signs = [{"a": value} for value in values.tolist()]
+    together = fit_logistics(kinds, signs, truth, shared=0.001, own=1e6)
+    assert together["x"].weights["a"] == pytest.approx(together["y"].weights["a"], rel=1e-3)
+    apart = fit_logistics(kinds, signs, truth, shared=1e6, own=0.0)
+    assert apart["x"].weights["a"] == pytest.approx(3.0, rel=0.02)
+    assert apart["y"].weights["a"] == pytest.approx(0.5, rel=0.02)
+    # a sign that one kind never has stands in the other's function alone
+    signs = [{"a": v} | ({"b": float(v > 0)} if k == "x" else {}) for v, k in zip(values.tolist(), kinds, strict=True)]
+    fits = fit_logistics(kinds, signs, truth)
+    assert set(fits["y"].weights) == {"a"}
+    assert set(fits["x"].weights) == {"a", "b"}
 
 
 def test_auroc_against_all_pairs() -> None:
