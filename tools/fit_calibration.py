@@ -35,6 +35,9 @@ Floats = NDArray[np.float64]
 RECIPE = tuple(dict.fromkeys(name for names in OPTIONS.values() for name in names))
 """The options that some kind of mask depends on."""
 
+SAME = ("models", "shots")
+"""What else must agree among runs."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -52,21 +55,28 @@ def read_samples(folders: Sequence[Path]) -> tuple[list[Sample], dict[str, Any]]
 
     Raises:
         CavSamError: a folder holds no such run, or one over test episodes, which are for reporting only, or the runs
-            differ in an option that masks depend on.
+            differ in their models, their shots or an option that masks depend on.
     """
     samples: dict[tuple[str, str, int], Sample] = {}
-    recipe: dict[str, Any] = {}
+    first: dict[str, Any] = {}
     for folder in folders:
         try:
             setting = json.loads((folder / "setting.json").read_text())
             records = all_records(folder)
+            split = setting["split"]
+            known = {name: setting[name] for name in SAME} | {name: setting["recipe"][name] for name in RECIPE}
+        except KeyError as error:
+            raise CavSamError(f"The setting.json of {folder} lacks {error}; run `cavsam bench` again.") from error
         except (OSError, ValueError, TypeError) as error:
             raise CavSamError(f"{folder} holds no run of `cavsam bench` that can be read ({error}).") from error
-        if setting.get("split") != "dev":
-            raise CavSamError(f"{folder} is a run over the split {setting.get('split')}; fit on development episodes.")
-        options = {name: setting["recipe"][name] for name in RECIPE}
-        recipe = recipe or options
-        differ = sorted(name for name in RECIPE if recipe[name] != options[name])
+        if split != "dev":
+            raise CavSamError(f"{folder} is a run over the split {split}; fit on development episodes.")
+        first = first or known
+        for name in SAME:
+            if first[name] != known[name]:
+                was = f"with {name} {known[name]}, {folders[0]} with {first[name]}"
+                raise CavSamError(f"{folder} was run {was}; fit on runs of the same {name}.")
+        differ = sorted(name for name in RECIPE if first[name] != known[name])
         if differ:
             raise CavSamError(f"{folder} was run with another recipe ({', '.join(differ)}); fit on runs of one recipe.")
         for record in records:
@@ -75,7 +85,7 @@ def read_samples(folders: Sequence[Path]) -> tuple[list[Sample], dict[str, Any]]
                     iou = 0.0 if record.absent else one["iou"]
                     key = one["kind"], record.domain, record.index
                     samples[key] = Sample(one["kind"], record.domain, one["signs"], iou, not record.absent)
-    return list(samples.values()), recipe
+    return list(samples.values()), {name: first[name] for name in RECIPE}
 
 
 def fit_logistics(
@@ -140,10 +150,16 @@ def fit(samples: Sequence[Sample], fitted: str, recipe: dict[str, Any], least: i
 
 
 def held_out(samples: Sequence[Sample]) -> list[str]:
-    """Lines of a table: how each kind's estimates order the masks of domains that they were not fitted on."""
+    """Lines of a table: how each kind's estimates order the masks of domains that they were not fitted on.
+
+    One sentence instead where there is only one domain.
+    """
+    domains = {sample.domain for sample in samples}
+    if len(domains) < 2:
+        return [f"There are only masks of {', '.join(domains)}: a check on held-out domains needs at least two."]
     lines = ["| kind | masks | Spearman with IoU | AUROC IoU > 0.5 | AUROC object absent |", "|---|---|---|---|---|"]
     scores, presence = np.full((2, len(samples)), np.nan)
-    for domain in {sample.domain for sample in samples}:
+    for domain in domains:
         rest = fit([sample for sample in samples if sample.domain != domain], "", {})
         for index, sample in enumerate(samples):
             if sample.domain == domain:
@@ -169,6 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="calibration.json to write")
     options = parser.parse_args(arguments)
     try:
+        if options.out.is_dir() or not options.out.parent.is_dir():
+            raise CavSamError(f"--out must name a file in a folder that is there, not {options.out}.")
         samples, recipe = read_samples(options.runs)
         described = ", ".join(folder.name for folder in options.runs)
         fitted = fit(samples, f"{len(samples)} masks of {described}", recipe)
@@ -178,7 +196,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fit_calibration: {error}", file=sys.stderr)
         return 2
     print("\n".join(held_out(samples)))
-    fitted.save(options.out)
+    try:
+        fitted.save(options.out)
+    except OSError as error:
+        print(f"fit_calibration: {options.out} cannot be written ({error}).", file=sys.stderr)
+        return 2
     return 0
 
 

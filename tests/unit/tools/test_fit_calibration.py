@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +18,21 @@ from tools.fit_calibration import auroc, fit_logistics, main
 
 
 def write_run(
-    folder: Path, split: str, seed: int = 0, episodes: int = 240, kind: str = "concat", **options: object
+    folder: Path,
+    split: str,
+    seed: int = 0,
+    episodes: int = 240,
+    kind: str = "concat",
+    models: str = "nano",
+    shots: int = 1,
+    domains: int = 3,
+    **options: object,
 ) -> None:
     """A run whose signs are known: `good` rises with the IoU, `bad` falls with it, `noise` and `still` say nothing."""
     generator = np.random.default_rng(seed)
     folder.mkdir()
-    (folder / "setting.json").write_text(json.dumps({"split": split, "recipe": Recipe(**options).to_dict()}))
+    setting = {"split": split, "shots": shots, "models": models, "recipe": Recipe(**options).to_dict()}
+    (folder / "setting.json").write_text(json.dumps(setting))
     with (folder / "records-0-of-1.jsonl").open("w") as lines:
         for index in range(episodes):
             absent = index % 4 == 0
@@ -39,7 +50,20 @@ def write_run(
                 {"kind": "activation", "found": False, "iou": 1.0, "signs": {}},
             ]
             record = Record(
-                f"domain{index % 3}", index, "auto", "thing", absent, 0, 0, 0, 0, 0.0, 0.0, 0.0, None, candidates=ways
+                f"domain{index % domains}",
+                index,
+                "auto",
+                "thing",
+                absent,
+                0,
+                0,
+                0,
+                0,
+                0.0,
+                0.0,
+                0.0,
+                None,
+                candidates=ways,
             )
             lines.write(json.dumps(dataclasses.asdict(record)) + "\n")
 
@@ -135,4 +159,53 @@ def test_what_cannot_be_fitted_on_is_refused(tmp_path: Path, capsys: pytest.Capt
         assert message in capsys.readouterr().err
     assert main([str(tmp_path / "few"), str(tmp_path / "other"), "--out", str(out)]) == 2
     assert "another recipe (ttga_steps)" in capsys.readouterr().err
+    write_run(tmp_path / "large", "dev", models="default")
+    write_run(tmp_path / "five", "dev", shots=5)
+    for other, message in (("large", "with models default"), ("five", "with shots 5")):
+        assert main([str(tmp_path / "few"), str(tmp_path / other), "--out", str(out)]) == 2
+        assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda setting: [setting], "holds no run"),
+        (lambda setting: {**setting, "recipe": "quick"}, "holds no run"),
+        (lambda setting: {**setting, "recipe": {"mode": "full"}}, "lacks"),
+        (lambda setting: {name: value for name, value in setting.items() if name != "shots"}, "lacks 'shots'"),
+    ],
+)
+def test_a_damaged_setting_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    write_run(tmp_path / "dev", "dev")
+    stored = tmp_path / "dev" / "setting.json"
+    stored.write_text(json.dumps(change(json.loads(stored.read_text()))))
+    assert main([str(tmp_path / "dev"), "--out", str(tmp_path / "calibration.json")]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "dev", "dev")
+    for out in (tmp_path / "nowhere" / "calibration.json", tmp_path):
+        assert main([str(tmp_path / "dev"), "--out", str(out)]) == 2
+        told = capsys.readouterr()
+        assert str(out) in told.err
+        assert not told.out
+    assert main([str(tmp_path / "dev"), "--out", "/proc/calibration.json"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_one_domain_cannot_be_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "dev", "dev", domains=1)
+    out = tmp_path / "calibration.json"
+    assert main([str(tmp_path / "dev"), "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "needs at least two" in told
+    assert "|" not in told
+    assert Calibration.load(out).overlap
