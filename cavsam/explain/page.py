@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cavsam.alignment import PseudoLabel
+from cavsam.candidates import LINEAR
 from cavsam.explain import curves, pictures
 from cavsam.explain.pictures import COLOURS, GREY, WHITE, Colour, Picture
 from cavsam.images import Mask
@@ -120,6 +121,7 @@ def render(trace: Trace, run: Run) -> str:
                 "colour": "#{:02x}{:02x}{:02x}".format(*_colour(index)),
                 "score": run.result.scores[label],
                 "share": run.result.masks[label].mean() if label in run.result.masks else None,
+                "dropped": _dropped(run, label),
             }
             for index, label in enumerate(video.labels)
         ],
@@ -217,7 +219,7 @@ class _Video:
             tracked = [self._tracked(candidate, frame) for frame in frames]
             strips.append(Strip(f"{candidate.name}: tracked masks", tracked))
         else:
-            notes.append("It is read off the target alone: SAM2 tracks nothing to it.")
+            notes.append(_untracked(candidate))
         if candidate.backward:
             way_back = [self._back(candidate, frame) for frame in frames]
             strips.append(Strip(f"{candidate.name}: way back", way_back, backwards=True))
@@ -248,12 +250,14 @@ class _Video:
         for prompt in prompts:
             picture = _with_prompt(picture, prompt, size)
             source = "annotated" if frame < self.references else "from the activation"
-            notes.append(f"{self._named(prompt.label)}{'mask' if prompt.mask is not None else 'box'}, {source}")
+            notes.append(f"{self._named(prompt.label)}{_kind(prompt)}, {source}")
         decisions = [decision for decision in candidate.pseudo_labels if decision.frame == frame]
         for decision in decisions:
             if decision.refused:
                 picture = pictures.with_outline(picture, decision.mask.numpy(), GREY)
                 notes.append(f"{self._named(decision.label)}{NO_PROMPT}: {decision.refused}")
+            elif all(prompt.label != decision.label for prompt in prompts):
+                notes.append(f"{self._named(decision.label)}{NO_PROMPT}: an activation does not tell its objects apart")
             notes.append(self._named(decision.label) + _numbers(decision))
         if not prompts and not decisions:
             notes.append(f"{NO_PROMPT}: {self._why_unasked(candidate, frame)}")
@@ -265,6 +269,8 @@ class _Video:
         if not candidate.tracked:
             return "nothing is tracked from here"
         if frame < self.references:
+            if self.truth[frame].any():
+                return "the objects are those of the nearest reference"
             return "this reference shows no label"
         if self.trace.activations is None:
             return f"mode {candidate.name} has no activation to prompt with"
@@ -275,6 +281,8 @@ class _Video:
         picture = self.pictures[self.at(frame, candidate.frames)]
         if frame == candidate.frames - 1 and candidate.masks is not None:
             return self._masked(picture, candidate.masks, "tracked")
+        if frame not in candidate.tracked:
+            return Cell(None, "not visited", ["not visited: the first prompt lies on a later frame"])
         return self._masked(picture, candidate.tracked[frame] > 0, "tracked")
 
     def _back(self, candidate: CandidateTrace, frame: int) -> Cell:
@@ -329,8 +337,42 @@ def _with_all(picture: Picture, masks: Tensor) -> Picture:
 def _with_prompt(picture: Picture, prompt: Prompt, size: int) -> Picture:
     if prompt.mask is not None:
         return pictures.with_mask(picture, prompt.mask.numpy(), _colour(prompt.label))
-    assert prompt.box is not None  # a prompt is one or the other
-    return pictures.with_box(picture, prompt.box, size, _colour(prompt.label))
+    if prompt.box is not None:
+        return pictures.with_box(picture, prompt.box, size, _colour(prompt.label))
+    assert prompt.point is not None  # a prompt is one of the three
+    return pictures.with_point(picture, prompt.point, size, _colour(prompt.label))
+
+
+def _kind(prompt: Prompt) -> str:
+    if prompt.mask is not None:
+        return "mask"
+    return "box" if prompt.box is not None else "point"
+
+
+def _untracked(candidate: CandidateTrace) -> str:
+    """Where the mask of a candidate comes from that was not tracked."""
+    if candidate.name == LINEAR:
+        source = "a ridge classifier of SAM2's features, fitted to the references (object against the rest), marks it"
+    elif candidate.prompts:
+        source = "SAM2 sees it in the bounding box of the target's activation"
+    else:
+        source = (
+            "it is where the target's activation, its likeness to the references' prototype, is above its threshold"
+        )
+    return f"The mask is not tracked: {source}."
+
+
+def _dropped(run: Run, label: str) -> str | None:
+    """Why the mask that was chosen for a label is not in the result; None where it is, or where it is empty."""
+    chosen = next(one for one in run.result.candidates[label] if one.chosen)
+    if label in run.result.masks or not chosen.mask.any():
+        return None
+    if chosen.presence < run.recipe.min_presence:
+        shown = f"probability {chosen.presence:.3f} that it is on the target"
+        return f"{shown} < min_presence {run.recipe.min_presence:g}"
+    if run.result.calibrated and chosen.score < run.recipe.min_score:
+        return f"score {chosen.score:.3f} < min_score {run.recipe.min_score:g}"
+    return "no pixel of the target is left to it"
 
 
 def _numbers(decision: PseudoLabel) -> str:
@@ -343,7 +385,7 @@ def _curves(trace: Trace) -> list[curves.Curve]:
     assert trace.adapted is not None  # checked by `_Video`
     fits = {
         "TTGA: cyclic consistency on the reference": trace.adapted.alignment.losses if trace.adapted.alignment else [],
-        "LoRA of the reference": trace.adapted.endpoints[0].losses if trace.adapted.endpoints else [],
+        "LoRA of the reference": trace.adapted.endpoints[trace.order[-1]].losses if trace.adapted.endpoints else [],
         "LoRA of the target": trace.target_losses,
     }
     return [curves.curve(title, losses) for title, losses in fits.items() if losses]

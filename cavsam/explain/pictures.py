@@ -1,4 +1,4 @@
-"""Pictures of the page: frames with masks, boxes and heat maps drawn on them, as data URLs."""
+"""Pictures of the page: frames with masks, boxes, points and heat maps drawn on them, as data URLs."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ WHITE: Colour = (255, 255, 255)
 GREY: Colour = (190, 190, 190)
 FILL, HEAT = 0.5, 0.6
 """Opacities of a mask and of a heat map over a picture."""
+RING = 8
+"""Radius in pixels of the ring around a point."""
 
 
 def shrunk(picture: Picture) -> Picture:
@@ -68,6 +70,17 @@ def with_box(picture: Picture, box: Sequence[float], size: int, colour: Colour) 
     scale = (width / size, height / size, width / size, height / size)
     x0, y0, x1, y1 = (edge * factor for edge, factor in zip(box, scale, strict=True))
     ImageDraw.Draw(drawn).rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=2)
+    return np.asarray(drawn)
+
+
+def with_point(picture: Picture, point: tuple[float, float], size: int, colour: Colour) -> Picture:
+    """A dot in a ring at (x, y), in pixels of a square of side `size`, over uint8 (H, W, 3)."""
+    height, width = picture.shape[:2]
+    column, row = int(point[0] * width / size), int(point[1] * height / size)
+    drawn = Image.fromarray(picture)
+    draw = ImageDraw.Draw(drawn)
+    draw.ellipse((column - RING, row - RING, column + RING, row + RING), outline=colour, width=2)
+    draw.ellipse((column - 2, row - 2, column + 2, row + 2), fill=colour)
     return np.asarray(drawn)
 
 

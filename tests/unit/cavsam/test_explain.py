@@ -15,11 +15,13 @@ import pytest
 from PIL import Image
 
 from cavsam import CavSam, Recipe, Reference, cli
+from cavsam.calibration import Calibration, Logistic
 from cavsam.diffusion import LatentDiffusion
 from cavsam.explain import Run, curves, pictures, render
 from cavsam.sources import NAMES
 from cavsam.trace import Trace
 from cavsam.tracking import Tracker
+from cavsam.types import TargetResult
 
 from .conftest import blob_picture
 
@@ -86,6 +88,17 @@ def test_a_box_lies_where_it_was_given() -> None:
     assert (rows.min(), rows.max() + 1) == (25, 50)
     assert (columns.min(), columns.max() + 1) == (25, 75)
     assert not drawn[30:45, 30:70].any()
+
+
+def test_a_point_is_a_dot_in_a_ring_where_it_was_given() -> None:
+    picture = np.zeros((50, 100, 3), dtype=np.uint8)
+    drawn = pictures.with_point(picture, (192.5, 128.5), 256, (9, 9, 9)).any(axis=2)
+    rows, columns = np.nonzero(drawn)
+    radius = (rows.max() - rows.min()) / 2
+    assert 5 <= radius <= 12
+    assert (rows.min() + radius, columns.min() + radius) == (25, 75)
+    assert drawn[25, 75]
+    assert not drawn[25, 75 + int(radius) // 2]
 
 
 def test_a_heat_map_is_bright_where_its_value_is_high() -> None:
@@ -210,8 +223,75 @@ def test_every_candidate_of_auto_has_its_strips(
     assert lengths == {"concat": 2, "ttga": 2, "full": 4}
     # what is read off the target alone has nothing to show before it
     assert "activation: tracked masks" not in parsed.strips
-    assert "read off the target alone" in parsed.text
+    assert "a ridge classifier of SAM2's features, fitted to the references" in parsed.text
+    assert "the target's activation, its likeness to the references' prototype, is above its threshold" in parsed.text
     assert parsed.text.count("chosen") == len(result.scores)
+
+
+def explained(model: CavSam, references: list[Reference], target: np.ndarray) -> tuple[_Page, Trace, TargetResult]:
+    """The page of one target."""
+    trace = Trace()
+    adapted = model.adapt(references, trace=trace)
+    (result,) = model.segment(adapted, [target], trace=trace)
+    assert result.error is None
+    run = Run(references[0], target, "a", "b", result, model.recipe, NAMES["nano"], "cpu", len(trace.steps))
+    return _Page(render(trace, run)), trace, result
+
+
+def test_points_are_shown_as_such(tracker: Tracker, rng: np.random.Generator) -> None:
+    blobs = blob_picture(rng, 100, 100)
+    reference = Reference(blobs.image, {"bright": blobs.masks["bright"]})
+    recipe = QUICK.replace(mode="ttga", target_prompt="point")
+    parsed, trace, _ = explained(CavSam(tracker, None, recipe), [reference], blobs.image)
+    assert "mask, annotated" in parsed.text
+    assert "point, from the activation" in parsed.text
+    (point,) = (prompt.point for prompt in trace.candidates[0].prompts if prompt.point)
+    strip = parsed.strips["ttga: prompts"]
+    column, row = (int(value * strip[1].shape[0] / tracker.image_size) for value in point)
+    dot = strip[1][row - 1 : row + 2, column - 1 : column + 2].astype(int)
+    assert np.abs(dot - pictures.COLOURS[0]).max() < 60  # JPEG
+
+
+def test_the_box_that_an_activation_gives_is_said_to_be_refined(tracker: Tracker, rng: np.random.Generator) -> None:
+    blobs = blob_picture(rng, 100, 100)
+    recipe = QUICK.replace(mode="ttga", region_fallback=True, refine_activation="box")
+    parsed, trace, _ = explained(CavSam(tracker, None, recipe), [blobs], blobs.image)
+    assert any(prompt.box for prompt in trace.candidates[1].prompts)
+    assert "SAM2 sees it in the bounding box of the target's activation" in parsed.text
+
+
+def test_a_reference_before_the_first_prompt_is_not_visited(tracker: Tracker, rng: np.random.Generator) -> None:
+    references = []
+    for _ in range(2):
+        blobs = blob_picture(rng, 100, 100)
+        references.append(Reference(blobs.image, {"blob": blobs.masks["bright"] | blobs.masks["dark"]}))
+    recipe = QUICK.replace(mode="concat", instances="split")
+    parsed, trace, _ = explained(CavSam(tracker, None, recipe), references, references[0].image)
+    (candidate,) = trace.candidates
+    assert {prompt.frame for prompt in candidate.prompts} == {1}
+    assert len(parsed.strips["concat: tracked masks"]) == 2  # of three frames
+    assert "not visited: the first prompt lies on a later frame" in parsed.text
+    assert "no prompt: the objects are those of the nearest reference" in parsed.text
+
+
+def test_it_is_said_which_bound_a_dropped_mask_missed(tracker: Tracker, rng: np.random.Generator) -> None:
+    blobs = blob_picture(rng, 100, 100)
+    reference = Reference(blobs.image, {"bright": blobs.masks["bright"]})
+    recipe = QUICK.replace(mode="concat")
+    low = Calibration(overlap={"concat": Logistic(-3.0, {}, {})}, recipe=recipe.to_dict())
+    absent = Calibration(presence={"concat": Logistic(-1.0, {}, {})})
+    for bound, calibration, value in (
+        ("score 0.047 < min_score 0.1", low, {"min_score": 0.1}),
+        ("probability 0.269 that it is on the target < min_presence 0.5", absent, {"min_presence": 0.5}),
+    ):
+        model = CavSam(tracker, None, recipe.replace(**value), calibration=calibration)
+        parsed, _, result = explained(model, [reference], blobs.image)
+        assert not result.masks
+        assert f"not found: the mask was dropped ({bound})" in parsed.text
+        assert f"chosen, then dropped: {bound}" in parsed.text
+        parsed, _, result = explained(CavSam(tracker, None, recipe, calibration=calibration), [reference], blobs.image)
+        assert result.masks
+        assert "dropped" not in parsed.text
 
 
 def test_a_trace_without_a_target_is_refused(rng: np.random.Generator) -> None:
