@@ -44,12 +44,13 @@ def explain(folder: Path) -> Path:
 
 
 def photograph(page: Path) -> Image.Image:
-    """The film of the last candidate, RGB."""
+    """The film of the last candidate that was tracked, RGB."""
     with chromium() as browser:
         tab = browser.new_page(viewport={"width": 1700, "height": 900})
         tab.goto(page.resolve().as_uri())
         tab.add_style_tag(content="body { max-width: none; }")
-        shot = tab.locator(".film table").last.screenshot()
+        tracked = tab.locator(".film table", has=tab.locator("[data-strip$='tracked masks']"))
+        shot = tracked.last.screenshot()
     return Image.open(io.BytesIO(shot)).convert("RGB")
 
 
