@@ -113,8 +113,12 @@ class Tracker:
 
         Stride 0 is the one with 64 x 64 cells, or as near to it as there is.
         """
-        stride = stride or (4 if self.image_size <= 256 else 8 if self.image_size <= 512 else 16)
         _, levels = self.neck(trunk, weights)
+        return self.level(levels, stride)
+
+    def level(self, levels: Sequence[Tensor], stride: int) -> Tensor:
+        """The level of `stride`, as in `features`, of those that `neck` returns."""
+        stride = stride or (4 if self.image_size <= 256 else 8 if self.image_size <= 512 else 16)
         return levels[{16: -1, 8: -2, 4: -3}[stride]].float()
 
     def _neck_with_positions(
@@ -151,7 +155,7 @@ class Tracker:
             corrections: boxes and points on the frame that is read, for what was tracked there.
             watch: called with each frame on the way, the one that is read included, and its logits, (labels, S, S).
         """
-        with self.autocast(), self._predicted_ious() as ious:
+        with self.autocast(), self._predicted_ious() as ious, self._memory_as_computed():
             state = self._state(trunk, neck_weights)
             for prompt in sorted(prompts, key=lambda p: (p.label, p.frame)):
                 self._prompt(state, prompt)
@@ -199,6 +203,25 @@ class Tracker:
         hook = self.predictor.sam_mask_decoder.register_forward_hook(collect)
         try:
             yield ious
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def _memory_as_computed(self) -> Iterator[None]:
+        """Gives memory to the attention in the type that it computes in.
+
+        SAM2 keeps memories as bfloat16 and counts on object pointers in float32 beside them. An object whose first
+        prompt comes later in the video has no pointer yet.
+        """
+
+        def promote(
+            _module: Any, inputs: tuple[Any, ...], named: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return inputs, {**named, "memory": named["memory"].float()}
+
+        hook = self.predictor.memory_attention.register_forward_pre_hook(promote, with_kwargs=True)
+        try:
+            yield
         finally:
             hook.remove()
 

@@ -166,3 +166,18 @@ def test_bounding_box_against_numpy() -> None:
         rows, columns = np.nonzero(mask)
         expected = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
         assert bounding_box(torch.from_numpy(mask)) == expected
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_an_object_that_is_not_on_the_first_frame_is_tracked_like_any(tracker: Tracker, first: int) -> None:
+    """SAM2 tracks objects apart: the one on the first frame is the same alone, the other one is tracked at all."""
+    size = tracker.image_size
+    trunk = tracker.trunk(torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(4)))
+    masks = torch.zeros(2, size, size, dtype=torch.bool)
+    masks[0, 20:90, 30:120] = masks[1, 100:180, 90:200] = True
+    prompts = [Prompt(first, 0, mask=masks[0]), Prompt(1 - first, 1, mask=masks[1])]
+    both = tracker.track(trunk, prompts, 2, read=2).logits
+    assert both.isfinite().all()
+    on_first = next(index for index, prompt in enumerate(prompts) if prompt.frame == 0)
+    alone = tracker.track(trunk, [Prompt(0, 0, mask=masks[on_first])], 1, read=2).logits[0]
+    torch.testing.assert_close(both[on_first], alone)
