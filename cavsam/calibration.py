@@ -17,18 +17,18 @@ FILE = "calibration.json"
 
 FORMAT = "cavsam-calibration-2"
 
-_CHANCE = {"seed", "frame_batch", "precision", "diffusion_size"}
+_CHANCE = {"seed", "precision"}
 _FRAMES = (*(name for name in FRAME_OPTIONS if name not in _CHANCE), "transition_from")
 _ALIGNED = (*ALIGNMENT_OPTIONS, *PROMPT_OPTIONS)
 OPTIONS = {
     "concat": ("reference_prompt",),
     "ttga": ("reference_prompt", *_ALIGNED),
-    "activation": (*ALIGNMENT_OPTIONS, "refine_activation"),
-    "linear": (),
+    "activation": ("reference_prompt", *_ALIGNED, "refine_activation"),
+    "linear": ("reference_prompt",),
     "dbst": ("reference_prompt", *_FRAMES),
     "full": ("reference_prompt", *_FRAMES, *_ALIGNED, "prompted_fraction", "pseudo_label"),
 }
-"""Kind of candidate -> the options of the recipe that its masks depend on."""
+"""Kind of candidate -> the options of the recipe that its masks and their signs depend on."""
 
 Features = Mapping[str, float]
 """What is known about one mask without truth, by name; the higher a value the better. A sign may be missing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cavsam.calibration import Calibration
+from cavsam.errors import NumericalError
 from cavsam.recipe import Recipe
 from cavsam.scoring import iou
 from cavsam.types import CandidateMask
@@ -45,6 +47,7 @@ class Candidate:
         logits: float (labels, S, S); above 0 is the object.
         signs: of each label, what speaks for its mask by name, the higher the better; see docs/method.md.
         instances: of each label, where they were tracked apart; empty otherwise.
+        scattered: labels whose connected components are objects of their own, though they were not tracked apart.
         scores: of each label, 0..1, estimated IoU with the truth.
         presence: of each label, 0..1, estimated probability that it is on the target.
     """
@@ -53,6 +56,7 @@ class Candidate:
     logits: Tensor
     signs: list[dict[str, float]]
     instances: list[list[Instance]] = field(default_factory=list)
+    scattered: tuple[int, ...] = ()
     scores: list[float] = field(default_factory=list)
     presence: list[float] = field(default_factory=list)
 
@@ -67,14 +71,24 @@ class Candidate:
         return CandidateMask(self.kind, mask, self.scores[label], self.presence[label], dict(self.signs[label]), chosen)
 
     def scored(self, calibration: Calibration) -> Candidate:
-        """The same with scores and presence; a label without a mask scores 0."""
+        """The same with scores and presence; a label without a mask scores 0 and is as present as SAM2 says.
+
+        Raises:
+            NumericalError: a sign is not finite.
+        """
+        spoken = [*self.signs, *(one.signs for own in self.instances for one in own)]
+        if not all(math.isfinite(value) for signs in spoken for value in signs.values()):
+            raise NumericalError("What speaks for a mask is not finite; try precision float32.")
         found = self.masks.flatten(1).any(dim=1).tolist()
         scores = [calibration.score(self.kind, s) if f else 0.0 for s, f in zip(self.signs, found, strict=True)]
         instances = [
             [replace(one, score=calibration.score(self.kind, {**signs, **one.signs})) for one in own]
             for own, signs in zip(self.instances, self.signs, strict=False)
         ]
-        presence = [calibration.present(self.kind, s) for s in self.signs]
+        presence = [
+            calibration.present(self.kind, s) if f else s.get("presence", 0.0)
+            for s, f in zip(self.signs, found, strict=True)
+        ]
         return replace(self, scores=scores, presence=presence, instances=instances)
 
 

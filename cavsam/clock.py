@@ -14,11 +14,16 @@ from cavsam.types import Progress
 
 
 class Clock:
-    """Seconds per step, and the caller's progress callback."""
+    """Seconds per step, and the caller's progress callback.
+
+    Attributes:
+        refused: what the callback raised, if it did: the caller's own error, which goes back to the caller.
+    """
 
     def __init__(self, progress: Progress | None, trace: Trace | None = None) -> None:
         self.progress = progress
         self.trace = trace
+        self.refused: Exception | None = None
         self.seconds: dict[str, float] = defaultdict(float)
         self.started = time.perf_counter()
 
@@ -28,8 +33,7 @@ class Clock:
         if self.trace:
             self.trace.step_begins()
         start = time.perf_counter()
-        if self.progress:
-            self.progress(step, 0, 1)
+        self._tell(step, 0, 1)
         try:
             yield
         finally:
@@ -39,13 +43,20 @@ class Clock:
             self.seconds[step] += seconds
             if self.trace:
                 self.trace.step_ends(step, seconds)
-            if self.progress:
-                self.progress(step, 1, 1)
+            self._tell(step, 1, 1)
 
     def steps(self, step: str) -> Callable[[int, int], None] | None:
         """A callback for the inner loop of `step`, or None when nobody listens."""
-        progress = self.progress
-        return (lambda done, total: progress(step, done, total)) if progress else None
+        return (lambda done, total: self._tell(step, done, total)) if self.progress else None
+
+    def _tell(self, step: str, done: int, total: int) -> None:
+        if not self.progress:
+            return
+        try:
+            self.progress(step, done, total)
+        except Exception as error:
+            self.refused = error
+            raise
 
     def total(self) -> float:
         """Seconds since the clock was made."""

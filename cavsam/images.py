@@ -125,7 +125,7 @@ def _opened(source: str | Path | bytes | Image.Image) -> Image.Image:
             return source.copy()  # the caller's picture stays open and unchanged
         except Exception as error:  # it may be a file that is only now read
             raise ImageError(f"The given picture is broken ({error}); save it again.") from error
-    stream: Any = io.BytesIO(source) if isinstance(source, bytes) else source
+    stream: Any = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
     try:
         with warnings.catch_warnings():
             # PIL warns of large pictures at a lower bound than ours

@@ -22,11 +22,11 @@ RIDGE = 1.0
 
 
 @torch.no_grad()
-def linear_logits(tracker: Tracker, trunk: Sequence[Tensor], masks: Tensor) -> Tensor:
+def linear_logits(tracker: Tracker, levels: Sequence[Tensor], masks: Tensor) -> Tensor:
     """What the classifier finds on the target, less its own Otsu threshold: above 0 is the object.
 
     Args:
-        trunk: features of the K references and the target, from `Tracker.trunk`.
+        levels: of SAM2's original neck, of the K references and the target, from `Tracker.neck`.
         masks: of the references, bool (K, labels, S, S); each label is on at least one.
 
     Returns:
@@ -35,7 +35,7 @@ def linear_logits(tracker: Tracker, trunk: Sequence[Tensor], masks: Tensor) -> T
     Raises:
         NumericalError: the features are not finite.
     """
-    features = _features(tracker, trunk)
+    features = _features(tracker, levels)
     known, target = features[:-1], features[-1]
     size = (tracker.image_size, tracker.image_size)
     logits = []
@@ -71,14 +71,14 @@ def ridge(known: Tensor, truth: Tensor, target: Tensor, penalty: float = RIDGE) 
     return torch.einsum("chw,c->hw", target - mean[:, None, None], direction) + middle
 
 
-def _features(tracker: Tracker, trunk: Sequence[Tensor]) -> Tensor:
-    """Unit-length features of SAM2's original neck, all fine levels together, (N, C, CELLS, CELLS)."""
-    levels = []
+def _features(tracker: Tracker, levels: Sequence[Tensor]) -> Tensor:
+    """Unit-length features, all fine levels together, (N, C, CELLS, CELLS)."""
+    parts = []
     for stride in (4, 8, 16):
         if tracker.image_size // stride < COARSEST:
             continue
-        level = F.normalize(tracker.features(trunk, stride), dim=1)
+        level = F.normalize(tracker.level(levels, stride), dim=1)
         if level.shape[-1] > CELLS:
             level = F.adaptive_avg_pool2d(level, CELLS)
-        levels.append(F.interpolate(level, size=(CELLS, CELLS), mode="bilinear", align_corners=False))
-    return torch.cat(levels, dim=1)
+        parts.append(F.interpolate(level, size=(CELLS, CELLS), mode="bilinear", align_corners=False))
+    return torch.cat(parts, dim=1)

@@ -39,7 +39,7 @@ class Objects:
         owners: list[int] = []
         shown: list[Tensor] = []
         for label in range(masks.shape[1]):
-            parts = _components(masks[nearest, label]) if instances == "split" else []
+            parts = components(masks[nearest, label]) if instances == "split" else []
             if len(parts) < 2:
                 shown.append(masks[:, label])
                 owners.append(label)
@@ -55,6 +55,10 @@ class Objects:
         """The objects of a label."""
         return [index for index, owner in enumerate(self.owners) if owner == label]
 
+    def several(self) -> tuple[int, ...]:
+        """The labels that are more than one object."""
+        return tuple(label for label in sorted(set(self.owners)) if self.owners.count(label) > 1)
+
     def per_label(self, values: Tensor) -> Tensor:
         """(objects, ...) to (labels, ...): the highest of each label's objects."""
         return torch.stack([values[self.owned_by(label)].amax(dim=0) for label in sorted(set(self.owners))])
@@ -69,7 +73,7 @@ class Objects:
         return [replace(prompt, label=self.owners[prompt.label]) for prompt in prompts]
 
 
-def _components(mask: Tensor) -> list[Tensor]:
+def components(mask: Tensor) -> list[Tensor]:
     """The parts of a mask, bool (S, S), that touch at no edge and no corner, the largest first, without specks."""
     numbered, count = connected_components(mask.cpu().numpy(), structure=np.ones((3, 3)))
     sizes = np.bincount(numbered.ravel(), minlength=count + 1)[1:]

@@ -21,14 +21,14 @@ from cavsam.calibration import Calibration
 from cavsam.candidates import ACTIVATION, LINEAR, REGIONS, Candidate, Instance
 from cavsam.clock import Clock
 from cavsam.diffusion import LatentDiffusion
-from cavsam.errors import CavSamError, InvalidReference, ModelError, UsageError
+from cavsam.errors import CavSamError, InvalidReference, ModelError, NumericalError, UsageError
 from cavsam.images import ImageSource, Mask, is_one_picture, read_image, resize_mask
 from cavsam.linear import linear_logits
 from cavsam.memory import in_batches
 from cavsam.models import load_calibration, load_diffusion, load_tracker, select_device
-from cavsam.objects import Objects
+from cavsam.objects import Objects, components
 from cavsam.recipe import Recipe
-from cavsam.sources import ModelSources, fingerprint
+from cavsam.sources import ModelSources, fingerprint, recipe_digest
 from cavsam.trace import ObjectsTrace, Trace
 from cavsam.tracking import Prompt, Track, Tracker, mean_track
 from cavsam.transition import Endpoint
@@ -48,7 +48,7 @@ class CavSam:
         tracker: Tracker,
         diffusion: LatentDiffusion | None,
         recipe: Recipe,
-        models: str = "custom",
+        models: str = "",
         calibration: Calibration | None = None,
     ) -> None:
         if recipe.generates_frames and diffusion is None:
@@ -56,7 +56,7 @@ class CavSam:
         self.tracker = tracker
         self.diffusion = diffusion
         self.recipe = recipe
-        self.fingerprint = models
+        self.fingerprint = models or f"custom {recipe_digest(recipe)}"
         self.calibration = calibration or Calibration()
 
     @classmethod
@@ -164,20 +164,22 @@ class CavSam:
         Args:
             adapted: from `adapt` of this object or of one with the same models and recipe.
             targets: paths, encoded bytes, PIL images or arrays.
-            progress: told of each step within a target.
+            progress: told of each step within a target; what it raises ends the iteration.
             cancelled: asked before each target; True ends the iteration.
             trace: keeps what happens inside on the first target.
             between: gives frames made before, float (n, 3, D, D) in 0..1, from the reference of an index to the one
                 target there is; none are generated then. For studies, in which frames are dear and often wanted again.
 
         Raises:
-            UsageError: `adapted` is not from `adapt`, or `targets` is a single picture.
+            UsageError: `adapted` is not from `adapt`, `targets` is a single picture, or `cancelled` no function.
             ModelError: `adapted` was made with other models or another recipe.
         """
         if not isinstance(adapted, AdaptedReference):
             raise UsageError(f"segment needs what adapt returned, not {type(adapted).__name__}.")
         if is_one_picture(targets) or not isinstance(targets, Iterable):
             raise UsageError(f"segment takes several targets, not {type(targets).__name__}; pass a list: [target].")
+        if cancelled is not None and not callable(cancelled):
+            raise UsageError(f"cancelled must be a function that is asked, not {cancelled!r}.")
         if adapted.fingerprint != self.fingerprint:
             raise ModelError("The reference was adapted with other models or another recipe; adapt it again.")
         return self._segment(adapted, targets, progress, cancelled, trace, between)
@@ -199,11 +201,14 @@ class CavSam:
             clock = Clock(progress, seen)
             try:
                 result = self._segment_one(adapted, read_image(target), clock, seen, between)
-            except CavSamError as error:
-                result = TargetResult(index, error=str(error))
-            except Exception as error:  # out of memory, a fault in a kernel: this target is lost, the batch is not
-                log.exception("target %d failed", index)
-                result = TargetResult(index, error=f"The computation failed: {error}")
+            except Exception as error:  # this target is lost, the batch is not
+                if error is clock.refused:
+                    raise
+                if isinstance(error, CavSamError):
+                    result = TargetResult(index, error=str(error))
+                else:  # out of memory, a fault in a kernel
+                    log.exception("target %d failed", index)
+                    result = TargetResult(index, error=f"The computation failed: {error or type(error).__name__}")
             yield replace(result, index=index, seconds=clock.total(), timings=dict(clock.seconds))
 
     def generate(self, reference: NDArray[np.uint8], target: NDArray[np.uint8], prompt: str) -> Tensor:
@@ -230,9 +235,9 @@ class CavSam:
         with clock("encode"):
             trunk = self.tracker.trunk(canvas[None])
             order = adapted.order(_descriptors(self.tracker.neck(trunk)[0])[0])
-        with clock("score"):
             looks = appearance.looks(adapted.pictures[order], adapted.masks[order])
-        scene = _Scene(adapted, image, trunk, order, given, appearance.pictures_of(canvas[None]), looks)
+            scene = _Scene(adapted, image, trunk, order, given, appearance.pictures_of(canvas[None]), looks)
+            scene = replace(scene, levels=self.tracker.neck(scene.trunk)[1])
         found = self._candidates(scene, clock, trace)
         chosen = candidates.choose(found, self.recipe)
         if trace:
@@ -264,21 +269,26 @@ class CavSam:
         tuned = scene.adapted.alignment if kind in ("ttga", "full", ACTIVATION) else None
         neck = tuned.neck if tuned and self.recipe.propagate_with == "tuned" else None
         nearest = scene.order[-1]
-        objects = Objects.of(scene.adapted.masks, nearest, "union" if kind in REGIONS else self.recipe.instances)
+        objects = Objects.of(scene.adapted.masks, nearest, self.recipe.instances)
+        scattered: tuple[int, ...] = ()
         if kind in REGIONS:
+            scattered = objects.several()
+            objects = Objects.of(scene.adapted.masks, nearest, "union")
             video = scene.trunk
             seen = ObjectsTrace.of(trace, kind, video, objects)
             with clock("prompt"):
                 if kind == ACTIVATION:
                     logits, prompts = self._activated(scene, video, neck)
                 else:
-                    logits, prompts = linear_logits(self.tracker, video, scene.masks), []
+                    logits, prompts = linear_logits(self.tracker, scene.levels, scene.masks), []
             # whether the object is there is what SAM2 said when it tracked it, with the alignment or without
             tracked = before[0 if kind == LINEAR else -1]
             spoken = [{"presence": signs["presence"]} for signs in tracked.signs]
         else:
             video, track, prompts, seen = self._tracked(kind, scene, objects, tuned, neck, clock, trace)
             logits, spoken = track.logits, scoring.track_signs(track)
+        if not logits.isfinite().all():
+            raise NumericalError(f"The candidate {kind} gave values that are not finite; try precision float32.")
         with clock("score"):
             found = candidates.without_overlap(logits)
             # the reference next to the transition is the last one of the video's head
@@ -292,13 +302,14 @@ class CavSam:
                 watch=seen.back if seen else None,
             )
             masks = objects.per_label(found)
-            alike = scoring.similarity_signs(self.tracker, scene.trunk, scene.masks, masks)
+            alike = scoring.similarity_signs(self.tracker, scene.levels, scene.masks, masks)
             looks = appearance.appearance_signs(scene.looks, scene.picture, masks)
             signs = [{**one, **other} for one, other in zip(alike, looks, strict=True)]
         if seen:
             seen.close(prompts, masks)
         if len(objects.owners) == len(signs):
-            return Candidate(kind, logits, scoring.joined(signs, spoken, consistency)).scored(self.calibration)
+            whole = Candidate(kind, logits, scoring.joined(signs, spoken, consistency), scattered=scattered)
+            return whole.scored(self.calibration)
         alone = scoring.joined([{} for _ in spoken], spoken, consistency)
         instances = [
             [Instance(logits[index], alone[index]) for index in objects.owned_by(label)] for label in range(len(signs))
@@ -439,13 +450,16 @@ class CavSam:
         logits = torch.stack([one.logits[label] for label, one in enumerate(picked)])
         full = F.interpolate(logits[None].cpu(), size=size, mode="bilinear", align_corners=False)[0]
         holds = [self.calibration.holds(one.kind, self.recipe) for one in picked]
-        scores = {}
+        scores, kept = {}, []
         for label, one in enumerate(picked):
             score, presence = one.scores[label], one.presence[label]
-            if presence < self.recipe.min_presence:
-                full[label], score = -1, min(score, presence)
-            if holds[label] and score < self.recipe.min_score:
+            doubted = presence < self.recipe.min_presence
+            if doubted:
+                score = min(score, presence)
+            if doubted or (holds[label] and score < self.recipe.min_score):
                 full[label] = -1
+            else:
+                kept.append(label)
             scores[labels[label]] = round(score, 6)
         masks = candidates.without_overlap(full).numpy()
         shown = [(label, name) for label, name in enumerate(labels) if masks[label].any()]
@@ -458,7 +472,7 @@ class CavSam:
             masks={name: masks[i] for i, name in shown},
             scores=scores,
             instances=instances,
-            contested=candidates.contested(logits, labels),
+            contested=candidates.contested(logits[kept], [labels[label] for label in kept]),
             calibrated=all(holds),
             candidates={
                 label: tuple(one.described(i, chosen=index == chosen[i]) for index, one in enumerate(found))
@@ -502,6 +516,7 @@ class _Scene:
         given: frames made before, see `CavSam.segment`.
         picture: the target, small, see `appearance.pictures_of`.
         looks: of each label on the video's references.
+        levels: of SAM2's original neck, of `trunk`.
     """
 
     adapted: AdaptedReference
@@ -511,6 +526,7 @@ class _Scene:
     given: Callable[[int], Tensor] | None
     picture: Tensor
     looks: list[Look]
+    levels: Sequence[Tensor] = ()
 
     @property
     def masks(self) -> Tensor:
@@ -538,7 +554,12 @@ def _checked_references(references: Sequence[Reference]) -> list[Reference]:
 
 
 def _instances(candidate: Candidate, label: int, mask: Mask, score: float) -> tuple[InstanceMask, ...]:
-    """The objects of a label that have a pixel; their masks part its mask (H, W) by the highest logit."""
+    """The objects of a label that have a pixel; their masks part its mask (H, W) by the highest logit.
+
+    A region was not tracked object by object: its components are the objects, and share its score.
+    """
+    if label in candidate.scattered:
+        return tuple(InstanceMask(part.numpy(), score) for part in components(torch.from_numpy(mask)))
     own = candidate.instances[label] if candidate.instances else []
     if len(own) < 2:
         return (InstanceMask(mask, score),)

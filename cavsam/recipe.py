@@ -160,7 +160,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check_type(field.name, getattr(self, field.name))
+            value = getattr(self, field.name)
+            _check_type(field.name, value)
+            if _HINTS[field.name] is float:  # 1 and 1.0 are one recipe, with one fingerprint
+                object.__setattr__(self, field.name, float(value))
         _check_range("frames", self.frames, 1, 64)
         _check_range("alpha_min", self.alpha_min, 0.0, 1.0)
         _check_range("alpha_max", self.alpha_max, self.alpha_min, 1.0)
@@ -264,7 +267,7 @@ def _check_type(name: str, value: Any) -> None:
     hint = _HINTS[name]
     choices = get_args(hint)
     if choices:
-        if value not in choices:
+        if not any(type(value) is type(choice) and value == choice for choice in choices):
             raise RecipeError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}.")
         return
     accepted = (int, float) if hint is float else hint

@@ -63,12 +63,12 @@ def reverse_consistency(
 
 @torch.no_grad()
 def similarity_signs(
-    tracker: Tracker, trunk: Sequence[Tensor], reference_masks: Tensor, predicted: Tensor
+    tracker: Tracker, levels: Sequence[Tensor], reference_masks: Tensor, predicted: Tensor
 ) -> list[dict[str, float]]:
     """How alike SAM2's features are inside each predicted mask and inside the references' masks.
 
     Args:
-        trunk: features of the K references and the target.
+        levels: of SAM2's original neck, of the K references and the target, from `Tracker.neck`.
         reference_masks: bool (K, labels, S, S).
         predicted: bool (labels, S, S).
 
@@ -81,7 +81,7 @@ def similarity_signs(
     """
     signs: list[dict[str, float]] = [{} for _ in predicted]
     for name, stride in (("similarity", 0), ("similarity_coarse", 16)):
-        features = tracker.features(trunk, stride)
+        features = tracker.level(levels, stride)
         if not features.isfinite().all():
             raise NumericalError("SAM2's features are not finite; try precision float32.")
         labels = prototypes(features[:-1], reference_masks.float())

@@ -79,6 +79,11 @@ def fingerprint(sources: ModelSources, recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def recipe_digest(recipe: Recipe) -> str:
+    """Eight hex digits that change when the recipe changes: the fingerprint of models that have none."""
+    return hashlib.sha256(json.dumps(recipe.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
+
+
 def frames_fingerprint(sources: ModelSources, recipe: Recipe) -> str:
     """Eight hex digits that change when the diffusion model or an option of the generated frames changes."""
     options = {name: value for name, value in recipe.to_dict().items() if name in FRAME_OPTIONS}

@@ -46,6 +46,13 @@ class Reference:
         return cls(read_image(image), {name: read_mask(mask) for name, mask in named.items()})
 
     def __post_init__(self) -> None:
+        if not isinstance(self.image, np.ndarray) or not isinstance(self.masks, Mapping):
+            raise InvalidReference("A reference holds an array and masks by label; Reference.of reads everything else.")
+        for label, mask in self.masks.items():
+            if not isinstance(label, str) or not isinstance(mask, np.ndarray):
+                raise InvalidReference(
+                    f"The masks of a reference are arrays by the label's name, not {label!r}: {type(mask).__name__}."
+                )
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
             raise InvalidReference(
                 f"The reference image must be uint8 (H, W, 3), not {self.image.dtype} {self.image.shape}."
@@ -114,7 +121,8 @@ class TargetResult:
         candidates: label -> the ways to its mask that were tried; every label of the reference.
         instances: with the recipe's `instances` split, label -> its objects, whose masks part the label's mask; a label
             that was tracked as one object has one.
-        contested: pair of labels -> share of the pixels claimed by either that both claim; pairs that overlap only.
+        contested: pair of labels -> share of the pixels claimed by either that both claim; pairs that overlap only. One
+            that lost every pixel to the other is there, one that was held back for its low score is not.
     """
 
     index: int

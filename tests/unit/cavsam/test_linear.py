@@ -51,7 +51,7 @@ def test_it_finds_the_marked_half_again(tracker: Tracker, shots: int) -> None:
         mask[0, :, split:] = True
     masks[-1, 1, :, : splits[-1]] = True
     trunk = tracker.trunk(torch.stack([*map(image, splits), image(140)]))
-    logits = linear_logits(tracker, trunk, masks)
+    logits = linear_logits(tracker, tracker.neck(trunk)[1], masks)
     truth = torch.zeros(size, size, dtype=torch.bool)
     truth[:, 140:] = True
     assert ((logits[0] > 0) == truth).float().mean() > 0.9

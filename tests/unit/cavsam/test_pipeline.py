@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from scipy.ndimage import label as connected_components
 from skimage.filters import threshold_otsu
 
-from cavsam import AdaptedReference, CavSam, Recipe, Reference, TargetResult, alignment
+from cavsam import AdaptedReference, CavSam, Recipe, Reference, TargetResult, alignment, appearance, pipeline
 from cavsam.calibration import Calibration, Logistic
 from cavsam.diffusion import LatentDiffusion
 from cavsam.errors import CavSamError, ImageError, InvalidReference, ModelError, UsageError
@@ -168,6 +169,9 @@ def test_options_of_the_recipe_reach_the_result(build: Build, reference: Referen
         {"frames": 5},
         {"seed": 1},
         {"diffusion_size": 128},
+        {"activation_stride": 8},
+        {"lora_weight_decay": 0.5},
+        {"ttga_weight_decay": 0.5},
     ):
         assert score(**({"lora_lr": 0.05} | change)) != base, change
 
@@ -226,7 +230,7 @@ def test_the_candidate_activation_is_what_its_map_marks(build: Build, reference:
         assert way.kind == "activation"
         assert (way.mask == expected).mean() > 0.999
         boxes.append(Prompt.of(0, label, torch.from_numpy(way.mask), "box"))
-    again = next(refined.segment(adapted, [reference.image]))
+    again = next(refined.segment(dataclasses.replace(adapted, fingerprint=refined.fingerprint), [reference.image]))
     logits = tracker.track(adapted.trunk, boxes, 2, read=0, neck_weights=adapted.alignment.neck).logits.numpy()
     for label, name in enumerate(reference.masks):
         expected = (logits[label] > 0) & (logits[label] >= logits.max(axis=0))
@@ -293,6 +297,7 @@ def test_below_the_presence_asked_for_no_mask_is_returned(
     picky = CavSam(
         model.tracker, None, model.recipe.replace(min_presence=0.5), calibration=Calibration({}, {"concat": gate})
     )
+    adapted = dataclasses.replace(adapted, fingerprint=picky.fingerprint)  # what it holds does not depend on the change
     result = next(picky.segment(adapted, targets[:1]))
     assert sure not in result.masks
     assert result.scores[sure] < 0.5
@@ -300,17 +305,47 @@ def test_below_the_presence_asked_for_no_mask_is_returned(
         assert (label in result.masks) == (signs[label]["area"] > level)
 
 
+@pytest.mark.parametrize("mode", ["concat", "ttga"])
+@pytest.mark.parametrize("partial_first", [True, False])
 def test_more_references_and_a_label_that_is_not_on_all(
-    build: Build, reference: Reference, targets: list[np.ndarray], rng: np.random.Generator
+    build: Build,
+    reference: Reference,
+    targets: list[np.ndarray],
+    rng: np.random.Generator,
+    partial_first: bool,
+    mode: Mode,
 ) -> None:
+    """The reference most like the target is the last of the video, so both are tried as targets too."""
     second = blob_picture(rng, 80, 110)
     partial = Reference(second.image, {"dark": second.masks["dark"]})
-    model = build()
-    adapted = model.adapt([partial, reference])
-    assert adapted.labels == ("dark", "bright")
-    result = next(model.segment(adapted, targets[:1]))
-    assert result.error is None
-    assert set(result.scores) == {"dark", "bright"}
+    model = build(mode=mode)
+    adapted = model.adapt([partial, reference] if partial_first else [reference, partial])
+    assert set(adapted.labels) == {"dark", "bright"}
+    for result in model.segment(adapted, [*targets[:1], reference.image, second.image]):
+        assert result.error is None
+        assert set(result.scores) == {"dark", "bright"}
+
+
+def test_what_the_callers_progress_raises_goes_back_to_the_caller(
+    build: Build, reference: Reference, targets: list[np.ndarray]
+) -> None:
+    model = build(mode="concat")
+    adapted = model.adapt([reference])
+
+    def stop(step: str, done: int, total: int) -> None:
+        raise InvalidReference("enough")
+
+    run = model.segment(adapted, targets, progress=stop)
+    with pytest.raises(InvalidReference, match="enough"):
+        next(run)
+    assert list(run) == []
+
+
+def test_models_without_a_name_know_their_recipe(build: Build, reference: Reference) -> None:
+    adapted = build(mode="concat").adapt([reference])
+    with pytest.raises(ModelError, match="another recipe"):
+        build(mode="ttga").segment(adapted, [])
+    assert list(build(mode="concat").segment(adapted, [])) == []
 
 
 def test_bad_targets_fail_alone(build: Build, reference: Reference, targets: list[np.ndarray]) -> None:
@@ -338,7 +373,13 @@ def test_not_a_number_is_an_error_for_that_target_alone(
 
 @pytest.mark.parametrize(
     ("mode", "step", "message"),
-    [("dbst", "denoise", "generated frames"), ("dbst", "invert", "inversion"), ("auto", "features", "not finite")],
+    [
+        ("dbst", "denoise", "generated frames"),
+        ("dbst", "invert", "inversion"),
+        ("auto", "level", "not finite"),
+        ("auto", "linear_logits", "linear gave values that are not finite"),
+        ("concat", "palette", "not finite"),
+    ],
 )
 def test_not_a_number_anywhere_is_an_error_for_that_target_alone(
     build: Build,
@@ -352,7 +393,8 @@ def test_not_a_number_anywhere_is_an_error_for_that_target_alone(
     model = build(mode=mode, auto_threshold=0.0)
     adapted = model.adapt([reference])
     expected = next(model.segment(adapted, targets[1:2]))
-    owner = Tracker if step == "features" else LatentDiffusion
+    owners = {"level": Tracker, "linear_logits": pipeline, "palette": appearance}
+    owner = owners.get(step, LatentDiffusion)
     real, calls = getattr(owner, step), itertools.count()
     monkeypatch.setattr(owner, step, lambda *given: real(*given) * (torch.nan if next(calls) == 0 else 1.0))
     first, second = model.segment(adapted, targets[:2])
@@ -452,6 +494,27 @@ def test_instances_are_tracked_apart_and_part_the_mask_of_their_label(build: Bui
         assert sum(part.mask.astype(int) for part in instances).max() == 1
     if "other" in result.instances:
         assert result.instances["other"][0].score == result.scores["other"]
+
+
+def test_components_of_a_region_are_the_instances_of_a_scattered_label(build: Build) -> None:
+    """Where a region is believed, nothing was tracked apart; the label is scattered where the reference shows it so."""
+    rng = np.random.default_rng(4)
+    blobs = blob_picture(rng, 120, 150)
+    both = blobs.masks["bright"] | blobs.masks["dark"]
+    model = build(mode="auto", auto_threshold=0.0, instances="split", min_presence=0.0)
+    model.calibration = Calibration({"linear": Logistic(20.0, {}, {})})
+    adapted = model.adapt([Reference(blobs.image, {"both": both, "one": blobs.masks["dark"]})])
+    (result,) = model.segment(adapted, [blobs.image])
+    assert set(result.sources.values()) == {"linear"}
+    for name, mask in result.masks.items():
+        parts = result.instances[name]
+        numbered, _ = connected_components(mask, structure=np.ones((3, 3)))
+        large = (np.bincount(numbered.ravel())[1:] >= 0.01 * mask.sum()).sum()
+        assert len(parts) == (large if name == "both" else 1)
+        assert sum(part.mask.astype(int) for part in parts).max() == 1
+        np.testing.assert_array_equal(np.any([part.mask for part in parts], axis=0), mask)
+        assert all(part.score == result.scores[name] for part in parts)
+    assert len(result.instances["both"]) > 1
 
 
 def test_contested_pixels_are_told(build: Build, reference: Reference, targets: list[np.ndarray]) -> None:

@@ -43,7 +43,7 @@ def test_similarity_is_the_cosine_of_masked_means(tracker: Tracker) -> None:
     masks[0, 0, 32:96, 32:96] = masks[1, 0, 64:160, 0:64] = masks[1, 1, 160:224, 128:256] = True
     predicted = torch.zeros(2, size, size, dtype=torch.bool)
     predicted[0, 16:80, 64:192] = True
-    first, second = similarity_signs(tracker, trunk, masks, predicted)
+    first, second = similarity_signs(tracker, tracker.neck(trunk)[1], masks, predicted)
     assert second == {}
     for name, stride in (("similarity", 4), ("similarity_coarse", 16)):
         features = tracker.features(trunk, stride).numpy()
