@@ -7,6 +7,7 @@ import io
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -292,6 +293,19 @@ def test_it_is_said_which_bound_a_dropped_mask_missed(tracker: Tracker, rng: np.
         parsed, _, result = explained(CavSam(tracker, None, recipe, calibration=calibration), [reference], blobs.image)
         assert result.masks
         assert "dropped" not in parsed.text
+
+
+def test_a_mask_that_other_labels_cover_is_no_mask_below_a_bound(tracker: Tracker, rng: np.random.Generator) -> None:
+    blobs = blob_picture(rng, 100, 100)
+    recipe = QUICK.replace(mode="concat", min_score=1.0)
+    trace = Trace()
+    model = CavSam(tracker, None, recipe)
+    (result,) = model.segment(model.adapt([blobs], trace=trace), [blobs.image], trace=trace)
+    result = replace(result, masks={"dark": result.masks["dark"]}, contested={("bright", "dark"): 0.9})
+    run = Run(blobs, blobs.image, "a", "b", result, recipe, NAMES["nano"], "cpu", len(trace.steps))
+    parsed = _Page(render(trace, run))
+    assert "chosen, then dropped: other labels claim its pixels" in parsed.text
+    assert "min_score 1" not in parsed.text
 
 
 def test_a_trace_without_a_target_is_refused(rng: np.random.Generator) -> None:
