@@ -17,7 +17,7 @@ import numpy as np
 from cavsam.errors import CavSamError, InvalidReference, RecipeError
 from cavsam.evaluation import bench, evaluate
 from cavsam.images import Mask, read_image, read_mask, write_mask
-from cavsam.recipe import PRESETS, Mode, Recipe
+from cavsam.recipe import PRESETS, Mode, Recipe, choices_of
 from cavsam.sources import NAMES, ModelSources
 from cavsam.types import Reference
 
@@ -129,9 +129,10 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
         if not equals:
             raise RecipeError(f"--set needs NAME=VALUE, not {setting!r}.")
         try:
-            values[name] = json.loads(text)
+            # a word such as `delta`, or `true` where that is a choice and not a truth
+            values[name] = text if text in choices_of(name) else json.loads(text)
         except json.JSONDecodeError:
-            values[name] = text  # a word such as `delta`
+            values[name] = text
     return Recipe.from_dict(values)
 
 

@@ -263,9 +263,13 @@ whatever measures better here."""
 _HINTS = get_type_hints(Recipe)
 
 
+def choices_of(name: str) -> tuple[Any, ...]:
+    """The values that an option chooses from; none for a number, for a truth, or where there is no such option."""
+    return get_args(_HINTS.get(name))
+
+
 def _check_type(name: str, value: Any) -> None:
-    hint = _HINTS[name]
-    choices = get_args(hint)
+    hint, choices = _HINTS[name], choices_of(name)
     if choices:
         if not any(type(value) is type(choice) and value == choice for choice in choices):
             raise RecipeError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}.")

@@ -175,3 +175,11 @@ def test_a_preset_is_where_the_other_options_start() -> None:
     recipe = cli.recipe_of(cli.build_parser().parse_args(arguments))
     assert recipe == Recipe.preset("paper").replace(min_cycle_iou=0.2)
     assert cli.recipe_of(cli.build_parser().parse_args(arguments[:6])) == Recipe()
+
+
+@pytest.mark.parametrize("value", ["true", "predicted"])
+def test_a_choice_that_looks_like_a_truth_is_a_word(value: str) -> None:
+    arguments = ["segment", "r.png", "m.png", "t.png", "--out", "out", "--set", f"cycle_mask={value}"]
+    arguments += ["--set", "region_fallback=false", "--set", "activation_stride=8"]
+    recipe = cli.recipe_of(cli.build_parser().parse_args(arguments))
+    assert recipe == Recipe(cycle_mask=value, region_fallback=False, activation_stride=8)
