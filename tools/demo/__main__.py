@@ -26,10 +26,10 @@ from tools.editor import open_task, resized
 from tools.label_studio_server import ROOT, LabelStudio, label_studio
 from tools.servers import ServerError, unwinding_on_signals
 
-DOMAIN = "cells"
-LABELS = ("round cell", "rod cell")
+DOMAIN = "lungs"
+LABELS = ("lung",)
 COUNT = 12
-COLOUR_OF = dict(zip(LABELS, COLOURS, strict=True))
+COLOUR_OF = dict(zip(LABELS, COLOURS, strict=False))
 FIRST_SEED = 0
 SIZE = 256
 # Few steps, and frames only where a cheaper mask is not trusted: the demo ends in minutes on two busy cores.

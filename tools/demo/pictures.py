@@ -1,4 +1,4 @@
-"""The demo's pictures: one generated domain, two labels, exact masks."""
+"""The demo's pictures: one generated domain, its labels, exact masks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from cavsam import synth
 
-COLOURS = ("#ff1f4b", "#00a2ff")  # of the two labels, in the editor and on the contact sheet
+COLOURS = ("#ff1f4b", "#00a2ff")  # of labels, in the editor and on the contact sheet
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def label_config(template: Path, labels: tuple[str, ...]) -> str:
     (brush,) = root.iter("BrushLabels")
     for old in list(brush):
         brush.remove(old)
-    for label, colour in zip(labels, COLOURS, strict=True):
+    for label, colour in zip(labels, COLOURS, strict=False):
         ElementTree.SubElement(brush, "Label", value=label, background=colour)
     return ElementTree.tostring(root, encoding="unicode")
 
