@@ -20,13 +20,14 @@ FORMAT = "cavsam-calibration-2"
 _CHANCE = {"seed", "precision"}
 _FRAMES = (*(name for name in FRAME_OPTIONS if name not in _CHANCE), "transition_from")
 _ALIGNED = (*ALIGNMENT_OPTIONS, *PROMPT_OPTIONS)
+_ALL = ("reference_prompt", "instances")
 OPTIONS = {
-    "concat": ("reference_prompt",),
-    "ttga": ("reference_prompt", *_ALIGNED),
-    "activation": ("reference_prompt", *_ALIGNED, "refine_activation"),
-    "linear": ("reference_prompt",),
-    "dbst": ("reference_prompt", *_FRAMES),
-    "full": ("reference_prompt", *_FRAMES, *_ALIGNED, "prompted_fraction", "pseudo_label"),
+    "concat": _ALL,
+    "ttga": (*_ALL, *_ALIGNED),
+    "activation": (*_ALL, *_ALIGNED, "refine_activation"),
+    "linear": _ALL,
+    "dbst": (*_ALL, *_FRAMES),
+    "full": (*_ALL, *_FRAMES, *_ALIGNED, "prompted_fraction", "pseudo_label"),
 }
 """Kind of candidate -> the options of the recipe that its masks and their signs depend on."""
 
@@ -73,7 +74,9 @@ class Calibration:
     def holds(self, kind: str, recipe: Recipe) -> bool:
         """Whether the scores of a kind of candidate were fitted on masks that are made as `recipe` makes them."""
         options = recipe.to_dict()
-        return kind in self.overlap and all(self.recipe.get(name) == options[name] for name in OPTIONS[kind])
+        # beside `full` an activation has the sign `presence` from it
+        names = {*OPTIONS[kind], *(OPTIONS["full"] if kind == "activation" and recipe.mode == "full" else ())}
+        return kind in self.overlap and all(self.recipe.get(name) == options[name] for name in names)
 
     def score(self, kind: str, features: Features) -> float:
         """Estimated IoU of a mask, 0..1; uncalibrated: reverse consistency times SAM2's object probability."""

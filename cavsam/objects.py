@@ -14,7 +14,7 @@ from cavsam.recipe import Instances
 from cavsam.tracking import Prompt
 
 SPECK = 0.01
-"""Share of a label's pixels below which a component is no instance but belongs to the largest one."""
+"""Share of the largest component's pixels below which a component is no instance but belongs to the largest one."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def components(mask: Tensor) -> list[Tensor]:
     numbered, count = connected_components(mask.cpu().numpy(), structure=np.ones((3, 3)))
     sizes = np.bincount(numbered.ravel(), minlength=count + 1)[1:]
     order = np.argsort(-sizes, kind="stable")
-    parts = [numbered == 1 + index for index in order if sizes[index] >= SPECK * sizes.sum()]
+    parts = [numbered == 1 + index for index in order if sizes[index] >= SPECK * sizes.max()]
     if parts:
         parts[0] = parts[0] | (mask.cpu().numpy() & ~np.any(parts, axis=0))
     return [torch.from_numpy(part).to(mask.device) for part in parts]

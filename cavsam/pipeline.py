@@ -456,7 +456,8 @@ class CavSam:
             doubted = presence < self.recipe.min_presence
             if doubted:
                 score = min(score, presence)
-            if doubted or (holds[label] and score < self.recipe.min_score):
+            # a label that lost all its pixels to another has no mask of its own to hold back
+            if doubted or (holds[label] and score < self.recipe.min_score and bool(one.masks[label].any())):
                 full[label] = -1
             else:
                 kept.append(label)

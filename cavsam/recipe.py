@@ -160,10 +160,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            _check_type(field.name, value)
-            if _HINTS[field.name] is float:  # 1 and 1.0 are one recipe, with one fingerprint
-                object.__setattr__(self, field.name, float(value))
+            _check_type(field.name, getattr(self, field.name))
         _check_range("frames", self.frames, 1, 64)
         _check_range("alpha_min", self.alpha_min, 0.0, 1.0)
         _check_range("alpha_max", self.alpha_max, self.alpha_min, 1.0)
@@ -185,6 +182,9 @@ class Recipe:
         for share in ("fallback_iou", "auto_threshold", "auto_floor", "min_presence", "min_score"):
             _check_range(share, getattr(self, share), 0.0, 1.0)
         _check_range("seed", self.seed, 0, 2**63 - 1)
+        for field in dataclasses.fields(self):
+            if _HINTS[field.name] is float:  # 1 and 1.0 are one recipe, with one fingerprint
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
 
     @property
     def generates_frames(self) -> bool:

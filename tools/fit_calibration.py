@@ -1,7 +1,10 @@
 """Fit the calibration of scores on the records of `cavsam bench` over development episodes.
 
-    cavsam bench --model nano --preset quick --mode dbst --mode auto --set auto_threshold=1 --out runs/dev
-    python -m tools.fit_calibration runs/dev --out cavsam/nano/sam2/calibration.json
+    cavsam bench --model nano --preset quick --episodes 60 --mode dbst --mode auto --set auto_threshold=1 --out runs/dev
+    cavsam bench --model nano --preset quick --episodes 240 --mode auto --set auto_threshold=0 --out runs/dev-cheap
+    python -m tools.fit_calibration runs/dev runs/dev-cheap --out cavsam/nano/sam2/calibration.json
+
+Those are the runs of the bundled file: all candidates on some episodes, the cheap ones on more.
 
 A candidate of an episode counts once, whatever modes made it. Each kind gets two logistic functions of its signs, whose
 weights are not negative: one estimates the IoU of its mask with the truth, one whether the object is on the target. All

@@ -39,15 +39,13 @@ def test_a_kind_that_was_not_fitted_keeps_the_plain_score(fitted: Calibration) -
 def test_it_holds_for_the_options_that_its_masks_depend_on(fitted: Calibration) -> None:
     assert fitted.holds("concat", Recipe(ttga_steps=7, frames=3, seed=9))
     assert not fitted.holds("concat", Recipe(reference_prompt="box"))
+    assert not fitted.holds("concat", Recipe(instances="split"))
     assert not fitted.holds("full", Recipe())
     assert not Calibration().holds("concat", Recipe())
     both = Calibration(dict.fromkeys(OPTIONS, fitted.overlap["concat"]), {}, "", Recipe().to_dict())
-    assert [kind for kind in OPTIONS if both.holds(kind, Recipe(frames=3))] == [
-        "concat",
-        "ttga",
-        "activation",
-        "linear",
-    ]
+    frames = Recipe(frames=3, mode="ttga")
+    assert [kind for kind in OPTIONS if both.holds(kind, frames)] == ["concat", "ttga", "activation", "linear"]
+    assert not both.holds("activation", frames.replace(mode="full"))
     assert [kind for kind in OPTIONS if both.holds(kind, Recipe(ttga_lr=0.1))] == ["concat", "linear", "dbst"]
 
 

@@ -18,11 +18,11 @@ def masks() -> torch.Tensor:
     masks[0, 0, 2:6, 2:6] = True
     masks[0, 0, 10:12, 10:12] = True
     masks[0, 1, 15:18, 3:9] = True
-    masks[1, 0, 1:8, 1:8] = True
-    masks[1, 0, 8:11, 8:12] = True  # touches the first at a corner: one part with it
+    masks[1, 0, 1:8, 1:14] = True
+    masks[1, 0, 8:11, 14:18] = True  # touches the first at a corner: one part with it
     masks[1, 0, 13:19, 2:6] = True
     masks[1, 0, 14:17, 14:19] = True
-    masks[1, 0, 0, 19] = True  # below 1 % of the rest
+    masks[1, 0, 0, 19] = True  # below 1 % of the largest
     masks[1, 1, 5:7, 14:19] = True
     return masks
 
@@ -59,3 +59,12 @@ def test_objects_and_labels_translate_into_each_other(masks: torch.Tensor) -> No
         Prompt(0, 0, point=(1, 1)),
         Prompt(0, 1, point=(2, 2)),
     ]
+
+
+def test_many_equal_parts_are_all_objects() -> None:
+    dots = torch.zeros(1, 1, 60, 60, dtype=torch.bool)
+    dots[..., 2::5, 2::5] = True  # each far less than a hundredth of the label
+    split = Objects.of(dots, 0, "split")
+    assert len(split.owners) == 144
+    assert torch.equal(split.masks.any(dim=1), dots[:, 0])
+    assert split.several() == (0,)

@@ -509,7 +509,8 @@ def test_components_of_a_region_are_the_instances_of_a_scattered_label(build: Bu
     for name, mask in result.masks.items():
         parts = result.instances[name]
         numbered, _ = connected_components(mask, structure=np.ones((3, 3)))
-        large = (np.bincount(numbered.ravel())[1:] >= 0.01 * mask.sum()).sum()
+        sizes = np.bincount(numbered.ravel())[1:]
+        large = (sizes >= 0.01 * sizes.max()).sum()
         assert len(parts) == (large if name == "both" else 1)
         assert sum(part.mask.astype(int) for part in parts).max() == 1
         np.testing.assert_array_equal(np.any([part.mask for part in parts], axis=0), mask)
@@ -522,6 +523,12 @@ def test_contested_pixels_are_told(build: Build, reference: Reference, targets: 
     model = build(mode="concat")
     result = next(model.segment(model.adapt([twice]), targets[:1]))
     # the same prompt gives the same logits: all that is claimed is claimed by both
+    assert result.contested == {("one", "two"): 1.0}
+    # of the calibrated ones, too, the one that lost everything is told
+    fitted = Calibration({"concat": Logistic(9.0, {}, {})}, recipe=model.recipe.to_dict())
+    sure = CavSam(model.tracker, None, model.recipe.replace(min_score=0.5), calibration=fitted)
+    result = next(sure.segment(sure.adapt([twice]), targets[:1]))
+    assert result.calibrated
     assert result.contested == {("one", "two"): 1.0}
     alone = Reference(reference.image, {"one": reference.masks["bright"]})
     assert next(model.segment(model.adapt([alone]), targets[:1])).contested == {}

@@ -43,6 +43,8 @@ def test_round_trip() -> None:
         ({"lora_lr": "fast"}, "type float"),
         ({"seed": -1}, "seed"),
         ({"lora_lr": float("nan")}, "lora_lr"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"activation_stride": False}, "activation_stride"),
     ],
 )
 def test_bad_values_say_what_is_allowed(values: dict[str, Any], message: str) -> None:
