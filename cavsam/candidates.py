@@ -65,6 +65,11 @@ class Candidate:
         """bool (labels, S, S), no two overlapping."""
         return without_overlap(self.logits)
 
+    def claim(self, label: int) -> Tensor:
+        """Logits (S, S) of one label, negative where this candidate itself gives the pixel to another label."""
+        logits = self.logits[label]
+        return torch.where(self.masks[label], logits, -logits.abs())
+
     def described(self, label: int, *, chosen: bool) -> CandidateMask:
         """What it came to for one label, as plain numpy."""
         mask = self.masks[label].cpu().numpy()
@@ -102,6 +107,16 @@ def without_overlap(logits: Tensor) -> Tensor:
         mask &= free
         free &= ~mask
     return masks
+
+
+def comparable(logits: Tensor, scores: Sequence[float]) -> Tensor:
+    """Logits (labels, H, W) of masks from different kinds of candidates, so that they may be held against each other.
+
+    Each kind has a scale of its own: SAM2's logits reach 10, differences of cosines 1. So the label's score stands for
+    its logits inside its mask: a contested pixel goes to the mask that is trusted more.
+    """
+    trust = torch.tensor(scores, dtype=logits.dtype, device=logits.device)[:, None, None] + 1e-6
+    return torch.where(logits > 0, trust, logits)
 
 
 def contested(logits: Tensor, labels: Sequence[str]) -> dict[tuple[str, str], float]:

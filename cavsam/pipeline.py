@@ -447,7 +447,8 @@ class CavSam:
     ) -> TargetResult:
         """Masks at the target's own size (H, W), found labels only."""
         picked = [found[index] for index in chosen]
-        logits = torch.stack([one.logits[label] for label, one in enumerate(picked)])
+        mixed = len({one.kind for one in picked}) > 1
+        logits = torch.stack([one.claim(label) if mixed else one.logits[label] for label, one in enumerate(picked)])
         full = F.interpolate(logits[None].cpu(), size=size, mode="bilinear", align_corners=False)[0]
         holds = [self.calibration.holds(one.kind, self.recipe) for one in picked]
         scores, kept = {}, []
@@ -462,6 +463,8 @@ class CavSam:
             else:
                 kept.append(label)
             scores[labels[label]] = round(score, 6)
+        if mixed:
+            full = candidates.comparable(full, list(scores.values()))
         masks = candidates.without_overlap(full).numpy()
         shown = [(label, name) for label, name in enumerate(labels) if masks[label].any()]
         instances = {}

@@ -111,7 +111,8 @@ class TargetResult:
         index: position of the target in the input.
         size: (H, W) of the target as displayed; (0, 0) when it could not be read.
         masks: label -> bool (H, W) at the target's displayed size; a label that was not found is left out. Masks of
-            different labels do not overlap: a contested pixel goes to the label with the higher logit.
+            different labels do not overlap: a contested pixel goes to the label with the higher logit, or the higher
+            score where the masks come from different kinds of candidates.
         scores: label -> 0..1, an estimate without truth of how good the mask is; every label of the reference.
         seconds: time spent on this target.
         error: why there is no result, in one sentence; None when all went well.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cavsam.calibration import Calibration, Logistic
-from cavsam.candidates import Candidate, choose, kinds, settled
+from cavsam.candidates import Candidate, choose, comparable, kinds, settled, without_overlap
 from cavsam.recipe import Recipe
 
 PAPER = Recipe.preset("paper")
@@ -70,3 +70,23 @@ def test_which_candidates_a_recipe_makes() -> None:
         "activation",
         "linear",
     )
+
+
+def test_between_kinds_the_higher_score_takes_what_is_contested() -> None:
+    """A label's logits may be larger by their kind's scale alone."""
+    logits = torch.full((2, 1, 4), -1.0)
+    logits[0, 0, :3], logits[1, 0, 1:] = 9.0, 0.1
+    apart = without_overlap(comparable(logits, [0.2, 0.6]))
+    assert apart[:, 0].tolist() == [[True, False, False, False], [False, True, True, True]]
+    apart = without_overlap(comparable(logits, [0.6, 0.0]))
+    assert apart[:, 0].tolist() == [[True, True, True, False], [False, False, False, True]]
+    # no score makes a pixel of one that was not claimed
+    assert not without_overlap(comparable(-logits.abs(), [0.9, 0.9])).any()
+
+
+def test_a_claim_is_what_the_candidate_itself_gives_to_the_label() -> None:
+    found = candidate("linear", [0.5, 0.5], [8, 4])
+    found.logits[1, :, :4] = 0.5  # the second label wants the first one's half too, with a lower logit
+    for label in (0, 1):
+        assert torch.equal(found.claim(label) > 0, found.masks[label])
+    assert torch.equal(found.claim(1).abs(), found.logits[1].abs())
