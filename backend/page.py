@@ -14,6 +14,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from backend import controls
 from backend.errors import CrossSiteRequest, InvalidRequest, NotKnown
+from backend.events import LARGEST
 from backend.ledger import ALL_PROJECTS
 from backend.service import Service
 from backend.settings import Settings
@@ -32,6 +33,8 @@ CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'"
 )
+NUMBER = f"int(max={LARGEST})"
+"""Of a project or a task, in a route."""
 PICTURE_AGE = 86_400
 """Seconds that a browser may keep a thumbnail; its address changes with what it shows."""
 
@@ -62,32 +65,30 @@ def create_page(service: Service, overview: Callable[[], dict[str, Any]]) -> Blu
     def projects() -> Response:
         return jsonify({"projects": project_states(service)})
 
-    @page.get("/api/projects/<int(max=9223372036854775807):project>")
+    @page.get(f"/api/projects/<{NUMBER}:project>")
     def one_project(project: int) -> Response:
         return jsonify(project_state(service, project))
 
-    @page.get("/api/projects/<int(max=9223372036854775807):project>/tasks")
+    @page.get(f"/api/projects/<{NUMBER}:project>/tasks")
     def tasks(project: int) -> Response:
         return jsonify(_asked_page(service, project))
 
-    @page.get("/api/projects/<int(max=9223372036854775807):project>/tasks/<int(max=9223372036854775807):task>/image")
+    @page.get(f"/api/projects/<{NUMBER}:project>/tasks/<{NUMBER}:task>/image")
     def image(project: int, task: int) -> Response:
         return _picture(thumbnails.image(project, task))
 
-    @page.get("/api/projects/<int(max=9223372036854775807):project>/tasks/<int(max=9223372036854775807):task>/masks")
+    @page.get(f"/api/projects/<{NUMBER}:project>/tasks/<{NUMBER}:task>/masks")
     def masks(project: int, task: int) -> Response:
         return _picture(thumbnails.masks(project, task))
 
     @page.post("/api/<action>", defaults={"project": ALL_PROJECTS})
-    @page.post("/api/projects/<int(max=9223372036854775807):project>/<action>")
+    @page.post(f"/api/projects/<{NUMBER}:project>/<action>")
     def act(project: int, action: str) -> AnyResponse:
         if action not in ACTIONS:
             raise NotKnown(f"There is no action {action!r}; there are {', '.join(ACTIONS)}.")
         return _done(ACTIONS[action](service, project))
 
-    @page.post(
-        "/api/projects/<int(max=9223372036854775807):project>/tasks/<int(max=9223372036854775807):task>/<action>"
-    )
+    @page.post(f"/api/projects/<{NUMBER}:project>/tasks/<{NUMBER}:task>/<action>")
     def act_on_task(project: int, task: int, action: str) -> AnyResponse:
         if action not in TASK_ACTIONS:
             raise NotKnown(f"There is no action {action!r} on a task; there are {', '.join(TASK_ACTIONS)}.")

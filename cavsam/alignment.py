@@ -372,6 +372,15 @@ def activation_logits(tracker: Tracker, trunk: Sequence[Tensor], alignment: Alig
     return full - thresholds[:, None, None]
 
 
+def covered_cells(masks: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The cells (..., h, w) of a grid that bool masks (..., S, S) cover.
+
+    A cell counts where a mask covers at least half of what it covers of any cell: thin objects too.
+    """
+    coverage = F.adaptive_avg_pool2d(masks.float(), grid)
+    return (coverage >= coverage.amax(dim=(-2, -1), keepdim=True) / 2) & (coverage > 0)
+
+
 def cycle_iou(known: Tensor, reference_masks: Tensor, features: Tensor, mask: Tensor, recipe: Recipe) -> float:
     """How well a frame's pseudo-label, used as the reference, finds the true masks again.
 
@@ -389,9 +398,7 @@ def cycle_iou(known: Tensor, reference_masks: Tensor, features: Tensor, mask: Te
     rest = prototypes(features[None], 1 - marked) if recipe.activation == "contrast" else None
     back = activation(known[shown], prototypes(features[None], marked), rest)[:, 0]
     found = torch.stack([binarise(similarity, recipe.activation_threshold) for similarity in back])
-    coverage = F.adaptive_avg_pool2d(reference_masks[shown].float(), _grid(back))
-    # a cell counts as the object's where it covers at least half of what it covers of any cell: thin objects too
-    true = coverage >= coverage.amax(dim=(1, 2), keepdim=True) / 2
+    true = covered_cells(reference_masks[shown], _grid(back))
     return int((found & true).sum()) / int((found | true).sum())
 
 

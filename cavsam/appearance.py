@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from cavsam.alignment import otsu
+from cavsam.alignment import covered_cells, otsu
 from cavsam.images import Mask
 
 GRID = 128
@@ -181,8 +181,6 @@ def _array(pictures: Tensor) -> Floats:
 
 
 def _small_masks(masks: Tensor) -> NDArray[np.bool_]:
-    """bool (..., S, S) to (..., GRID, GRID); what is thinner than a cell keeps the cells that it covers most."""
-    covered = F.adaptive_avg_pool2d(masks.float(), GRID)
-    least = covered.amax(dim=(-2, -1), keepdim=True).clamp(max=1.0) / 2
-    small: NDArray[np.bool_] = ((covered >= least) & (covered > 0)).cpu().numpy()
+    """bool (..., S, S) to (..., GRID, GRID)."""
+    small: NDArray[np.bool_] = covered_cells(masks, (GRID, GRID)).cpu().numpy()
     return small

@@ -237,7 +237,6 @@ class CavSam:
             order = adapted.order(_descriptors(self.tracker.neck(trunk)[0])[0])
             looks = appearance.looks(adapted.pictures[order], adapted.masks[order])
             scene = _Scene(adapted, image, trunk, order, given, appearance.pictures_of(canvas[None]), looks)
-            scene = replace(scene, levels=self.tracker.neck(scene.trunk)[1])
         found = self._candidates(scene, clock, trace)
         chosen = candidates.choose(found, self.recipe)
         if trace:
@@ -251,19 +250,28 @@ class CavSam:
 
     def _candidates(self, scene: _Scene, clock: Clock, trace: Trace | None) -> list[Candidate]:
         """The ways to a mask that the mode asks for, with their scores; in `auto` the costly one only at need."""
+        with clock("encode"):
+            levels = self.tracker.neck(scene.trunk)[1]
         found: list[Candidate] = []
         for kind in candidates.kinds(self.recipe):
-            found.append(self._candidate(kind, scene, found, clock, trace))
+            found.append(self._candidate(kind, scene, levels, found, clock, trace))
         if self.recipe.mode == "auto" and not candidates.settled(found, self.recipe):
-            found.append(self._candidate("full", scene, found, clock, trace))
+            found.append(self._candidate("full", scene, levels, found, clock, trace))
         return found
 
     def _candidate(
-        self, kind: str, scene: _Scene, before: Sequence[Candidate], clock: Clock, trace: Trace | None
+        self,
+        kind: str,
+        scene: _Scene,
+        levels: Sequence[Tensor],
+        before: Sequence[Candidate],
+        clock: Clock,
+        trace: Trace | None,
     ) -> Candidate:
         """Fill the video, prompt it, track, read the last frame, and check it by playing the video backwards.
 
         Args:
+            levels: of SAM2's original neck, of `scene.trunk`.
             before: the candidates made so far, scored.
         """
         tuned = scene.adapted.alignment if kind in ("ttga", "full", ACTIVATION) else None
@@ -280,7 +288,7 @@ class CavSam:
                 if kind == ACTIVATION:
                     logits, prompts = self._activated(scene, video, neck)
                 else:
-                    logits, prompts = linear_logits(self.tracker, scene.levels, scene.masks), []
+                    logits, prompts = linear_logits(self.tracker, levels, scene.masks), []
             # whether the object is there is what SAM2 said when it tracked it, with the alignment or without
             tracked = before[0 if kind == LINEAR else -1]
             spoken = [{"presence": signs["presence"]} for signs in tracked.signs]
@@ -302,7 +310,7 @@ class CavSam:
                 watch=seen.back if seen else None,
             )
             masks = objects.per_label(found)
-            alike = scoring.similarity_signs(self.tracker, scene.levels, scene.masks, masks)
+            alike = scoring.similarity_signs(self.tracker, levels, scene.masks, masks)
             looks = appearance.appearance_signs(scene.looks, scene.picture, masks)
             signs = [{**one, **other} for one, other in zip(alike, looks, strict=True)]
         if seen:
@@ -520,7 +528,6 @@ class _Scene:
         given: frames made before, see `CavSam.segment`.
         picture: the target, small, see `appearance.pictures_of`.
         looks: of each label on the video's references.
-        levels: of SAM2's original neck, of `trunk`.
     """
 
     adapted: AdaptedReference
@@ -530,7 +537,6 @@ class _Scene:
     given: Callable[[int], Tensor] | None
     picture: Tensor
     looks: list[Look]
-    levels: Sequence[Tensor] = ()
 
     @property
     def masks(self) -> Tensor:

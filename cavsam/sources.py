@@ -7,6 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cavsam.calibration import FILE as CALIBRATION_FILE
 from cavsam.errors import ModelError
@@ -76,19 +77,23 @@ def fingerprint(sources: ModelSources, recipe: Recipe) -> str:
         "diffusion": _identity(sources.diffusion, sources.diffusion_revision),
         "recipe": recipe.to_dict(),
     }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return _digest(identity)
 
 
 def recipe_digest(recipe: Recipe) -> str:
     """Eight hex digits that change when the recipe changes: the fingerprint of models that have none."""
-    return hashlib.sha256(json.dumps(recipe.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
+    return _digest(recipe.to_dict())
 
 
 def frames_fingerprint(sources: ModelSources, recipe: Recipe) -> str:
     """Eight hex digits that change when the diffusion model or an option of the generated frames changes."""
     options = {name: value for name, value in recipe.to_dict().items() if name in FRAME_OPTIONS}
     identity = [_identity(sources.diffusion, sources.diffusion_revision), options]
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return _digest(identity)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _identity(source: str, revision: str | None) -> list[str]:
