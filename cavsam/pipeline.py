@@ -459,17 +459,22 @@ class CavSam:
         logits = torch.stack([one.claim(label) if mixed else one.logits[label] for label, one in enumerate(picked)])
         full = F.interpolate(logits[None].cpu(), size=size, mode="bilinear", align_corners=False)[0]
         holds = [self.calibration.holds(one.kind, self.recipe) for one in picked]
-        scores, kept = {}, []
+        scores, kept, held_back = {}, [], {}
         for label, one in enumerate(picked):
-            score, presence = one.scores[label], one.presence[label]
-            doubted = presence < self.recipe.min_presence
-            if doubted:
+            score, presence, found_one = one.scores[label], one.presence[label], bool(one.masks[label].any())
+            why = ""
+            if presence < self.recipe.min_presence:
                 score = min(score, presence)
+                why = f"probability {presence:.3f} that it is on the target < min_presence {self.recipe.min_presence:g}"
             # a label that lost all its pixels to another has no mask of its own to hold back
-            if doubted or (holds[label] and score < self.recipe.min_score and bool(one.masks[label].any())):
+            elif holds[label] and score < self.recipe.min_score and found_one:
+                why = f"score {score:.3f} < min_score {self.recipe.min_score:g}"
+            if why:
                 full[label] = -1
             else:
                 kept.append(label)
+            if why and found_one:
+                held_back[labels[label]] = why
             scores[labels[label]] = round(score, 6)
         if mixed:
             full = candidates.comparable(full, list(scores.values()))
@@ -484,6 +489,7 @@ class CavSam:
             masks={name: masks[i] for i, name in shown},
             scores=scores,
             instances=instances,
+            held_back=held_back,
             contested=candidates.contested(logits[kept], [labels[label] for label in kept]),
             calibrated=all(holds),
             candidates={

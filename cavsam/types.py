@@ -122,6 +122,7 @@ class TargetResult:
         candidates: label -> the ways to its mask that were tried; every label of the reference.
         instances: with the recipe's `instances` split, label -> its objects, whose masks part the label's mask; a label
             that was tracked as one object has one.
+        held_back: label -> why the mask that was found is not among `masks`, for `min_presence` or `min_score`.
         contested: pair of labels -> share of the pixels claimed by either that both claim; pairs that overlap only. One
             that lost every pixel to the other is there, one that was held back for its low score is not.
     """
@@ -136,6 +137,7 @@ class TargetResult:
     calibrated: bool = False
     candidates: dict[str, tuple[CandidateMask, ...]] = field(default_factory=dict)
     instances: dict[str, tuple[InstanceMask, ...]] = field(default_factory=dict)
+    held_back: dict[str, str] = field(default_factory=dict)
     contested: dict[tuple[str, str], float] = field(default_factory=dict)
 
     @property

@@ -367,14 +367,10 @@ def _dropped(run: Run, label: str) -> str | None:
     chosen = next(one for one in run.result.candidates[label] if one.chosen)
     if label in run.result.masks or not chosen.mask.any():
         return None
-    if chosen.presence < run.recipe.min_presence:
-        shown = f"probability {chosen.presence:.3f} that it is on the target"
-        return f"{shown} < min_presence {run.recipe.min_presence:g}"
-    if any(label in pair for pair in run.result.contested):  # of these none was held back for its score
+    if label in run.result.held_back:
+        return run.result.held_back[label]
+    if any(label in pair for pair in run.result.contested):
         return "other labels claim its pixels"
-    # of several labels some may be calibrated
-    if chosen.score < run.recipe.min_score and (run.result.calibrated or len(run.result.scores) > 1):
-        return f"score {chosen.score:.3f} < min_score {run.recipe.min_score:g}"
     return "no pixel of the target is left to it"
 
 
