@@ -39,9 +39,9 @@ format:  ## let ruff write the formatting
 	@tools/setup.sh main
 	@$(PYTHON_BIN) -m ruff check --fix-only --quiet . ; $(PYTHON_BIN) -m ruff format .
 
-bench:  ## measure the modes of the method on generated episodes (ARGS="..." goes to cavsam bench)
+bench:  ## measure the modes of the method on generated episodes (ARGS="..." goes to python -m research.bench)
 	@tools/setup.sh main
-	@.venv/bin/cavsam bench $(ARGS)
+	@$(PYTHON_BIN) -m research.bench $(ARGS)
 
 lock:  ## write requirements/ from the installed environments
 	@$(PYTHON_BIN) tools/lock.py

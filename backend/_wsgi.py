@@ -14,11 +14,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from backend.app import create_app
 from backend.errors import SettingsError
 from backend.server import configure_logging, serve
 from backend.service import Service
 from backend.settings import Settings
+from backend.web.app import create_app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _doctor(settings: Settings, project: int | None, *, with_model: bool) -> int:
     """Print the findings as they are made; 1 where something does not work."""
-    from backend.doctor import examine
+    from backend.commands.doctor import examine
 
     failed = False
     for finding in examine(settings, project, environ=os.environ, with_model=with_model):
@@ -93,7 +93,7 @@ def _backfill(settings: Settings, project: int, limit: int | None) -> int:
     """Predict with a progress bar, then a line per task; 1 where one failed."""
     from tqdm import tqdm
 
-    from backend.backfill import backfill
+    from backend.commands.backfill import backfill
     from backend.server import configure_logging
 
     configure_logging(dataclasses.replace(settings, log_level="WARNING"))
@@ -113,7 +113,7 @@ def _backfill(settings: Settings, project: int, limit: int | None) -> int:
 
 def _export(settings: Settings, project: int, folder: Path) -> int:
     """Write the masks with a line per task; 1 where one could not be written."""
-    from backend.export import export_masks
+    from backend.commands.export import export_masks
 
     failed = False
     count = 0

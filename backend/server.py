@@ -14,11 +14,11 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker as GunicornWorker
 
-from backend.app import TRIAL_NOTICE, create_app
 from backend.errors import BackendError
-from backend.execution.process import CAVSAM
 from backend.service import Service
 from backend.settings import Settings, unknown_variables
+from backend.web.app import TRIAL_NOTICE, create_app
+from backend.worker.model_process import CAVSAM
 
 log = logging.getLogger(__name__)
 

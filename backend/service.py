@@ -14,25 +14,25 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from backend.clients import Clients
-from backend.coordinator import NOT_SAID, Coordinator, Demand
-from backend.delivery import prediction_text
 from backend.errors import (
     BackendError,
     DataFolderBusy,
     LabelStudioError,
     LedgerError,
 )
-from backend.events import Note
-from backend.execution.process import CAVSAM, CLICKS, SAM2, LaneProcess, LaneSpec
-from backend.execution.worker import Hooks, Worker
-from backend.images import ImageFolder
-from backend.interactive import Interactive
-from backend.ledger import Ledger
-from backend.policy import why_no_reference
-from backend.reconcile import REQUESTED, known_settings
+from backend.labelstudio.clients import Clients
+from backend.labelstudio.events import Note
+from backend.labelstudio.images import ImageFolder
 from backend.settings import Settings
+from backend.store.ledger import Ledger
+from backend.sync.coordinator import NOT_SAID, Coordinator, Demand
+from backend.sync.delivery import prediction_text
+from backend.sync.policy import why_no_reference
+from backend.sync.project_sync import REQUESTED, known_settings
 from backend.version import base_version, model_version
+from backend.worker.interactive import Interactive
+from backend.worker.model_process import CAVSAM, CLICKS, SAM2, LaneProcess, LaneSpec
+from backend.worker.worker import Hooks, Worker
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from backend.errors import SettingsError
 from cavsam.errors import CavSamError
 from cavsam.recipe import Recipe
-from cavsam.sources import ModelSources
+from cavsam.weights.sources import ModelSources
 
 PREFIX = "CAVSAM_"
 DATA_DIR = Path("cavsam-data")

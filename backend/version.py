@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import cavsam
 from backend.settings import Settings
-from cavsam.sources import fingerprint
+from cavsam.weights.sources import fingerprint
 
 VERSION_PREFIX = "cavsam-"
 

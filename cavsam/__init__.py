@@ -15,9 +15,9 @@ from cavsam.errors import CavSamError as CavSamError
 from cavsam.images import read_image as read_image
 from cavsam.images import read_mask as read_mask
 from cavsam.recipe import Recipe as Recipe
-from cavsam.sources import ModelSources as ModelSources
 from cavsam.types import Reference as Reference
 from cavsam.types import TargetResult as TargetResult
+from cavsam.weights.sources import ModelSources as ModelSources
 
 __version__ = "0.1.0"
 

@@ -15,11 +15,11 @@ from typing import Any, get_args
 import numpy as np
 
 from cavsam.errors import CavSamError, InvalidReference, RecipeError
-from cavsam.evaluation import bench, evaluate
+from cavsam.evaluation import evaluate
 from cavsam.images import Mask, read_image, read_mask, write_mask
 from cavsam.recipe import PRESETS, Mode, Recipe, choices_of
-from cavsam.sources import NAMES, ModelSources
 from cavsam.types import Reference
+from cavsam.weights.sources import NAMES, ModelSources
 
 TRY_OUT = "These are the bundled try-out models: they show how the method works, they are not for real work."
 
@@ -30,25 +30,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, 1 when some targets failed, or 2 when nothing could be done."""
     # threads that spin while they wait starve each other on shared cores; only heeded before torch is imported
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    options = build_parser().parse_args(arguments)
+    return run_command("cavsam", build_parser().parse_args(arguments))
+
+
+def run_command(name: str, options: argparse.Namespace) -> int:
+    """Run a parsed command; what goes wrong becomes a sentence on stderr and an exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         return int(options.run(options))
     except CavSamError as error:
-        print(f"cavsam: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return REFUSED
     except OSError as error:
         # a full disk, or a folder that is not ours
         place = error.filename or "A file"
-        print(f"cavsam: {place}: {error.strerror or error}; make room or choose another folder.", file=sys.stderr)
+        print(f"{name}: {place}: {error.strerror or error}; make room or choose another folder.", file=sys.stderr)
         return REFUSED
     except (RuntimeError, MemoryError) as error:
         # mostly a GPU without memory left, before any target was begun
         logging.getLogger("cavsam").debug("the computation failed", exc_info=True)
-        print(f"cavsam: The computation failed ({error}); try --device cpu or a smaller recipe.", file=sys.stderr)
+        print(f"{name}: The computation failed ({error}); try --device cpu or a smaller recipe.", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
-        print("cavsam: stopped", file=sys.stderr)
+        print(f"{name}: stopped", file=sys.stderr)
         return 130
 
 
@@ -74,10 +78,6 @@ def build_parser() -> argparse.ArgumentParser:
     explain.add_argument("--class-name", metavar="TEXT", default="object", help="what the object is (default: object)")
     add_method_arguments(explain)
     explain.set_defaults(run=run_explain)
-
-    bench_parser = commands.add_parser("bench", help="measure the modes on procedural images with known truth")
-    bench.add_arguments(bench_parser)
-    bench_parser.set_defaults(run=bench.run)
 
     evaluate_parser = commands.add_parser("evaluate", help="measure the modes on the paper's sets, where they lie")
     evaluate.add_arguments(evaluate_parser)
@@ -138,7 +138,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
 
 def run_download(options: argparse.Namespace) -> int:
     """Fetch both models and say where they lie."""
-    from cavsam.models import download
+    from cavsam.weights.loading import download
 
     for path in download(sources_of(options)):
         print(path)
@@ -197,9 +197,9 @@ def run_explain(options: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from cavsam.explain import Run, render
+    from cavsam.observe.explain import Run, render
+    from cavsam.observe.trace import Trace
     from cavsam.pipeline import CavSam
-    from cavsam.trace import Trace
 
     model = CavSam.from_pretrained(sources, device=options.device, recipe=recipe)
     trace = Trace()

@@ -13,26 +13,29 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from cavsam import alignment, appearance, candidates, scoring, transition
+from cavsam import alignment, transition
 from cavsam.adapted import AdaptedReference
 from cavsam.alignment import Alignment
-from cavsam.appearance import Look
-from cavsam.calibration import Calibration
-from cavsam.candidates import ACTIVATION, LINEAR, REGIONS, Candidate, Instance
-from cavsam.clock import Clock
+from cavsam.candidates import selection as candidates
+from cavsam.candidates.linear import linear_logits
+from cavsam.candidates.selection import ACTIVATION, LINEAR, REGIONS, Candidate, Instance
 from cavsam.diffusion import LatentDiffusion
 from cavsam.errors import CavSamError, InvalidReference, ModelError, NumericalError, UsageError
 from cavsam.images import ImageSource, Mask, is_one_picture, read_image, resize_mask
-from cavsam.linear import linear_logits
+from cavsam.instances import Objects, components
 from cavsam.memory import in_batches
-from cavsam.models import load_calibration, load_diffusion, load_tracker, select_device
-from cavsam.objects import Objects, components
+from cavsam.observe.run import Clock
+from cavsam.observe.trace import ObjectsTrace, Trace
 from cavsam.recipe import Recipe
-from cavsam.sources import ModelSources, fingerprint, recipe_digest
-from cavsam.trace import ObjectsTrace, Trace
+from cavsam.scoring import appearance
+from cavsam.scoring import cues as scoring
+from cavsam.scoring.appearance import Look
+from cavsam.scoring.calibration import Calibration
 from cavsam.tracking import Prompt, Track, Tracker, mean_track
 from cavsam.transition import Endpoint
 from cavsam.types import InstanceMask, Progress, Reference, TargetResult
+from cavsam.weights.loading import load_calibration, load_diffusion, load_tracker, select_device
+from cavsam.weights.sources import ModelSources, fingerprint, recipe_digest
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from cavsam import cli
-from cavsam.evaluation.episodes import episode
+from research.episodes import episode
 from tools.editor import chromium
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "explain.jpg"

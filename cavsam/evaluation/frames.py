@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from cavsam.evaluation.episodes import Episode
 from cavsam.recipe import Recipe
-from cavsam.sources import ModelSources, frames_fingerprint
+from cavsam.weights.sources import ModelSources, frames_fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor

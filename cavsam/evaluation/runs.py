@@ -23,8 +23,8 @@ from cavsam.evaluation.frames import FrameStore
 from cavsam.evaluation.metrics import Counts, count
 from cavsam.images import Mask, resize_mask
 from cavsam.recipe import PRESETS, Mode, Recipe
-from cavsam.sources import ModelSources, fingerprint
 from cavsam.types import CandidateMask
+from cavsam.weights.sources import ModelSources, fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
-from tests.integration.backend_process import BackendProcess, backends
-from tests.integration.pictures import LABELS
-from tests.unit.backend import conftest as unit
-from tests.unit.backend.fake_label_studio import LEGACY_KEY, FakeLabelStudio
+from tests.support import backend as peers
+from tests.support.backend_process import BackendProcess, backends
+from tests.support.fake_label_studio import LEGACY_KEY, FakeLabelStudio
+from tests.support.pictures import LABELS
 from tools import brush
 from tools.demo.pictures import Picture, label_config, names_in
 from tools.editor import chromium
 from tools.label_studio_server import ROOT, LabelStudio
 from tools.label_studio_server import label_studio as real_label_studio
 
-label_studio = unit.label_studio  # the peer, a fixture
+label_studio = peers.label_studio  # the peer, a fixture
 
 
 @pytest.fixture(scope="session")

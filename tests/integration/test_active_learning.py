@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.backend.conftest import wait_for
+from tests.support.backend import wait_for
 from tools import brush
 from tools.backend_server import Backend, backend
 from tools.demo.pictures import Picture, label_config, names_in, pictures

@@ -17,12 +17,12 @@ import pytest
 from PIL import Image, ImageColor
 from scipy import ndimage
 
-from backend.label_config import parse_label_config
-from backend.references import examine
-from backend.regions import Slot, prediction_regions, reference_masks
-from tests.integration.backend_process import ROOT, SLOW, BackendProcess, backends
-from tests.unit.backend.conftest import wait_for
-from tests.unit.backend.fake_label_studio import CONFIG, brush, picture
+from backend.labelstudio.label_config import parse_label_config
+from backend.labelstudio.regions import Slot, prediction_regions, reference_masks
+from backend.sync.references import examine
+from tests.support.backend import wait_for
+from tests.support.backend_process import ROOT, SLOW, BackendProcess, backends
+from tests.support.fake_label_studio import CONFIG, brush, picture
 from tools import brush as sdk_brush
 from tools.editor import open_task, resized
 from tools.label_studio_server import LabelStudio

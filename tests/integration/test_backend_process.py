@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import requests
 
-from backend.ledger import Ledger
-from tests.integration.backend_process import ENDLESS, ROOT, SLOW, BackendProcess, family, running
-from tests.unit.backend.conftest import wait_for
-from tests.unit.backend.fake_label_studio import FakeLabelStudio, brush, picture, png
-from tests.unit.backend.threshold import DEADLY_ONCE
+from backend.store.ledger import Ledger
+from tests.support.backend import wait_for
+from tests.support.backend_process import ENDLESS, ROOT, SLOW, BackendProcess, family, running
+from tests.support.fake_label_studio import FakeLabelStudio, brush, picture, png
+from tests.support.threshold import DEADLY_ONCE
 
 pytestmark = pytest.mark.integration
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.integration.pictures import LABELS, scene
+from tests.support.pictures import LABELS, scene
 from tools import brush
 from tools.demo import report
 from tools.demo.pictures import Picture

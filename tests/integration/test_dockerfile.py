@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.unit.backend.conftest import wait_for
+from tests.support.backend import wait_for
 from tools.servers import free_port, stop
 
 pytestmark = pytest.mark.integration

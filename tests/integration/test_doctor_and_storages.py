@@ -12,12 +12,12 @@ import pytest
 from flask import Flask, Response, request
 from werkzeug.serving import make_server
 
-from backend.backfill import backfill
-from backend.doctor import examine
+from backend.commands.backfill import backfill
+from backend.commands.doctor import examine
 from backend.settings import Settings
-from tests.integration.backend_process import BackendProcess, backends
-from tests.unit.backend.conftest import THRESHOLD
-from tests.unit.backend.fake_label_studio import CONFIG, brush, picture
+from tests.support.backend import THRESHOLD
+from tests.support.backend_process import BackendProcess, backends
+from tests.support.fake_label_studio import CONFIG, brush, picture
 from tools import brush as sdk_brush
 from tools.label_studio_server import LabelStudio, label_studio
 from tools.servers import ServerError

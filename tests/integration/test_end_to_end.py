@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from tests.integration.conftest import Project
-from tests.integration.pictures import LABELS, scene, turned_jpeg
+from tests.support.pictures import LABELS, scene, turned_jpeg
 from tools import brush
 from tools.backend_server import backend
 from tools.demo.pictures import COLOURS, Picture

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page
 
-from tests.integration.backend_process import ROOT, BackendProcess, backends
-from tests.unit.backend.conftest import wait_for
-from tests.unit.backend.fake_label_studio import brush, picture
+from tests.support.backend import wait_for
+from tests.support.backend_process import ROOT, BackendProcess, backends
+from tests.support.fake_label_studio import brush, picture
 from tools import brush as sdk_brush
 from tools.editor import settled, show_task, signed_in
 from tools.label_studio_server import LabelStudio

@@ -15,10 +15,10 @@ import requests
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from backend.thumbnails import OPACITY
-from tests.integration.backend_process import ENDLESS, BackendProcess
-from tests.unit.backend.conftest import wait_for
-from tests.unit.backend.fake_label_studio import CAT, FakeLabelStudio, brush, picture
+from backend.web.thumbnails import OPACITY
+from tests.support.backend import wait_for
+from tests.support.backend_process import ENDLESS, BackendProcess
+from tests.support.fake_label_studio import CAT, FakeLabelStudio, brush, picture
 
 pytestmark = pytest.mark.integration
 

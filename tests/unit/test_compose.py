@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from backend.doctor import SWITCHES
+from backend.commands.doctor import SWITCHES
 from backend.settings import unknown_variables
 
 ROOT = Path(__file__).resolve().parents[2]

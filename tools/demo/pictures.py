@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cavsam import synth
+from research import synth
 
 COLOURS = ("#ff1f4b", "#00a2ff")  # of labels, in the editor and on the contact sheet
 

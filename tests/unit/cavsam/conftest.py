@@ -12,10 +12,10 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from cavsam.diffusion import LatentDiffusion, ddim_schedule
-from cavsam.models import build_sam2
-from cavsam.sources import NANO
 from cavsam.tracking import Tracker
 from cavsam.types import Reference
+from cavsam.weights.loading import build_sam2
+from cavsam.weights.sources import NANO
 
 # the models are so small that a second thread costs more than it brings
 torch.set_num_threads(1)

@@ -10,8 +10,7 @@ import torch
 
 from cavsam import AdaptedReference, CavSam, Recipe, Reference
 from cavsam.tracking import Tracker
-
-from .conftest import blob_picture
+from tests.unit.cavsam.conftest import blob_picture
 
 
 @pytest.fixture

@@ -26,8 +26,7 @@ from cavsam.alignment import (
 from cavsam.errors import NumericalError
 from cavsam.recipe import Recipe
 from cavsam.tracking import Tracker
-
-from .conftest import blob_picture
+from tests.unit.cavsam.conftest import blob_picture
 
 PAPER = Recipe.preset("paper")
 """What the tests start from, whatever the defaults become."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .conftest import blob_picture
+from tests.unit.cavsam.conftest import blob_picture
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "library.md"
 

@@ -22,14 +22,14 @@ from safetensors.torch import save_file
 from scipy.ndimage import label as connected_components
 from skimage.filters import threshold_otsu
 
-from cavsam import AdaptedReference, CavSam, Recipe, Reference, TargetResult, alignment, appearance, pipeline
-from cavsam.calibration import Calibration, Logistic
+from cavsam import AdaptedReference, CavSam, Recipe, Reference, TargetResult, alignment, pipeline
 from cavsam.diffusion import LatentDiffusion
 from cavsam.errors import CavSamError, ImageError, InvalidReference, ModelError, UsageError
 from cavsam.recipe import Mode
+from cavsam.scoring import appearance
+from cavsam.scoring.calibration import Calibration, Logistic
 from cavsam.tracking import Prompt, Tracker
-
-from .conftest import blob_picture
+from tests.unit.cavsam.conftest import blob_picture
 
 QUICK = Recipe.preset("paper").replace(
     frames=3, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3, min_separation=0.0, min_cycle_iou=0.0

@@ -11,10 +11,10 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from cavsam.calibration import Calibration
 from cavsam.errors import ModelError, RecipeError
 from cavsam.recipe import PRESETS, Recipe
-from cavsam.sources import NANO, ModelSources, fingerprint
+from cavsam.scoring.calibration import Calibration
+from cavsam.weights.sources import NANO, ModelSources, fingerprint
 
 
 def test_the_numbers_are_the_papers() -> None:
@@ -118,10 +118,12 @@ def test_nano_is_known_for_what_it_is() -> None:
 
 def test_settings_and_images_do_not_load_torch() -> None:
     """A web process that imports the package must stay small."""
-    code = "import sys, cavsam, cavsam.errors, cavsam.images, cavsam.sources; cavsam.ModelSources.named('nano'); "
-    code += (
-        "cavsam.sources.fingerprint(cavsam.ModelSources.named('nano'), cavsam.Recipe()); print('torch' in sys.modules)"
-    )
+    code = """if True:
+        import sys, cavsam, cavsam.errors, cavsam.images
+        from cavsam.weights import sources
+        sources.fingerprint(cavsam.ModelSources.named('nano'), cavsam.Recipe())
+        print('torch' in sys.modules)
+    """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -1,0 +1,1 @@
+"""Label Studio's API, its label configuration, and its regions."""

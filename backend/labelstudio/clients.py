@@ -1,0 +1,50 @@
+"""The connections to Label Studio, one for each address and key."""
+
+from __future__ import annotations
+
+import threading
+
+from backend.errors import LabelStudioDenied
+from backend.labelstudio.client import LabelStudio
+from backend.settings import Settings
+from backend.store.ledger import Ledger
+
+
+class Clients:
+    """Gives a project's connection: with the address and key that are configured, else those that /setup handed over.
+
+    May be used by several threads.
+    """
+
+    def __init__(self, settings: Settings, ledger: Ledger):
+        self._settings, self._ledger = settings, ledger
+        self._granted = ledger.grants()  # project -> address and token that /setup handed over
+        self._clients: dict[tuple[str, str, str], LabelStudio] = {}
+        self._lock = threading.Lock()
+
+    def grant(self, project: int, hostname: str, token: str) -> None:
+        """Remember what /setup handed over; `keep` makes it last."""
+        with self._lock:
+            self._granted[project] = (hostname, token)
+
+    def keep(self, project: int) -> None:
+        """Write to the ledger what was handed over for a project, if it is new."""
+        granted = self._granted.get(project)
+        if granted is not None and granted != self._ledger.grants().get(project):
+            self._ledger.set_grant(project, *granted)
+
+    def of(self, project: int) -> LabelStudio:
+        """A connection for a project; raises `LabelStudioDenied` where there is no address or key for one."""
+        settings = self._settings
+        with self._lock:
+            hostname, token = self._granted.get(project, ("", ""))
+            url = settings.label_studio_url or hostname
+            key = settings.label_studio_api_key or token
+            if not url or not key:
+                raise LabelStudioDenied(
+                    "The backend has no address or key of Label Studio; set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY."
+                )
+            identity = (url, key, hostname)
+            if identity not in self._clients:
+                self._clients[identity] = LabelStudio(url, key, timeout=settings.api_timeout, public_url=hostname)
+            return self._clients[identity]

@@ -1,0 +1,1 @@
+"""Bringing each project into line with Label Studio."""

@@ -1,0 +1,1 @@
+"""The HTTP layer: Label Studio's routes, the status page, and its controls."""

@@ -1,0 +1,200 @@
+"""The HTTP side: what Label Studio calls a machine learning backend for, and nothing of the model."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Flask, Response, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from backend.errors import (
+    BackendError,
+    CrossSiteRequest,
+    ImageUnavailable,
+    InvalidRequest,
+    LabelStudioDenied,
+    LabelStudioError,
+    NotKnown,
+    NotPossibleNow,
+    TooBusy,
+)
+from backend.labelstudio.events import is_number, read_event
+from backend.service import Service
+from backend.settings import Settings
+from backend.web.status_page import create_page, refuse_other_sites
+
+log = logging.getLogger(__name__)
+
+MODEL_CLASS = "CavSam"
+TRIAL_NOTICE = "try-out models (nano): for trying the backend out, not for real work"
+DEAD_NOTICE = "The backend's {} has ended unexpectedly; the log says why. Start the backend again."
+EVENT_READ_NOW = 100_000
+"""Bytes up to which an event is read before it is answered; Label Studio gives up on an answer after a second."""
+OPEN_PATHS = frozenset({"/health", "/webhook"})
+"""Called without basic auth: by health checks, and by Label Studio's webhooks, which only bring about a look."""
+
+STATUS_OF: tuple[tuple[type[BackendError], int], ...] = (
+    (InvalidRequest, 400),
+    (CrossSiteRequest, 403),
+    (NotKnown, 404),
+    (ImageUnavailable, 404),
+    (NotPossibleNow, 409),
+    (TooBusy, 503),
+    (LabelStudioDenied, 502),
+    (LabelStudioError, 502),
+    (BackendError, 500),
+)
+
+
+def create_app(settings: Settings, service: Service) -> Flask:
+    """The application over a service; whoever starts the service also stops it."""
+    app = Flask(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = int(settings.max_request_mb * 1e6)
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # the provider Flask installs has it
+    app.before_request(refuse_other_sites)
+    _guard(app, settings)
+    _handle_errors(app)
+
+    def overview() -> dict[str, Any]:
+        answer: dict[str, Any] = {
+            "status": "UP",
+            "model_class": MODEL_CLASS,
+            "model_version": service.base_version,
+            "work": service.worker.activity.state,
+        }
+        if service.trial_models:
+            answer["notice"] = TRIAL_NOTICE
+        if service.worker.activity.error:
+            answer["error"] = service.worker.activity.error
+        dead = service.dead_threads()
+        if dead:
+            answer |= {"status": "DOWN", "dead": dead, "error": DEAD_NOTICE.format(" and ".join(dead))}
+        return answer
+
+    @app.get("/health")
+    def health() -> tuple[Response, int]:
+        answer = overview()
+        return jsonify(answer), 200 if answer["status"] == "UP" else 503
+
+    @app.post("/setup")
+    def setup() -> Response:
+        body = _body()
+        project = _project_number(body.get("project"))
+        extra_params = body.get("extra_params")
+        version = service.setup(project, _text(body, "hostname"), _text(body, "access_token"), extra_params)
+        _, problems = settings.for_project(extra_params)
+        service.interactive.prepare(_text(body, "schema"))
+        return jsonify({"model_version": version} | ({"notice": " ".join(problems)} if problems else {}))
+
+    @app.post("/predict")
+    def predict() -> Response:
+        body = _body()
+        tasks = _task_numbers(body.get("tasks"))
+        project = _project_number(body.get("project"))
+        if _is_interactive(body) and tasks:
+            regions, score = service.interactive.answer(
+                project, body["tasks"][0], _text(body, "label_config"), body["params"]["context"]
+            )
+            answer = {"result": regions, "score": score, "model_version": service.version_of(project)}
+            results = [json.dumps(answer), *["[]"] * (len(tasks) - 1)]  # the editor asks for one
+        else:
+            results = service.predict(project, tasks)
+        return Response('{"results": [' + ", ".join(results) + "]}", mimetype="application/json")
+
+    @app.post("/webhook")
+    def webhook() -> tuple[Response, int]:
+        raw = request.get_data(cache=False)
+        if len(raw) > EVENT_READ_NOW:
+            service.coordinator.note_event(raw)
+        else:
+            service.coordinator.take_event(read_event(raw))
+        return jsonify({"status": "ok"}), 201
+
+    @app.get("/versions")
+    def versions() -> Response:
+        return jsonify({"versions": service.versions()})
+
+    app.register_blueprint(create_page(service, overview))
+    return app
+
+
+def _guard(app: Flask, settings: Settings) -> None:
+    if not settings.basic_auth_user:
+        return
+
+    @app.before_request
+    def check() -> Response | None:
+        if request.path in OPEN_PATHS:
+            return None
+        given = request.authorization
+        user = (given.username or "") if given else ""
+        password = (given.password or "") if given else ""
+        user_right = hmac.compare_digest(user.encode(), settings.basic_auth_user.encode())
+        password_right = hmac.compare_digest(password.encode(), settings.basic_auth_password.encode())
+        if given is not None and given.type == "basic" and user_right and password_right:
+            return None
+        answer = jsonify({"error": "Give the backend's user name and password (CAVSAM_BASIC_AUTH_USER)."})
+        answer.status_code = 401
+        answer.headers["WWW-Authenticate"] = 'Basic realm="cavsam"'
+        return answer
+
+
+def _handle_errors(app: Flask) -> None:
+    """Every error becomes one sentence for the caller; what a developer needs goes to the log."""
+
+    @app.errorhandler(BackendError)
+    def known(error: BackendError) -> tuple[Response, int]:
+        status = next(code for kind, code in STATUS_OF if isinstance(error, kind))
+        log.warning("%s %s: %s", request.method, request.path, error)
+        return jsonify({"error": str(error)}), status
+
+    @app.errorhandler(HTTPException)
+    def http(error: HTTPException) -> tuple[Response, int]:
+        if error.code == 413:
+            return jsonify({"error": "The request is larger than CAVSAM_MAX_REQUEST_MB allows."}), 413
+        return jsonify({"error": error.description or error.name}), error.code or 500
+
+    @app.errorhandler(Exception)
+    def unknown(error: Exception) -> tuple[Response, int]:
+        log.error("%s %s failed.", request.method, request.path, exc_info=error)
+        return jsonify({"error": "The backend failed on this request; its log says why."}), 500
+
+
+def _body() -> dict[str, Any]:
+    body = request.get_json(force=True, silent=True)
+    if not isinstance(body, dict):
+        raise InvalidRequest("The body must be a JSON object.")
+    return body
+
+
+def _project_number(value: Any) -> int:
+    """The number in Label Studio's `"number.created"`; a bare number works too."""
+    number = str(value).partition(".")[0]
+    if isinstance(value, bool) or not number.isascii() or not number.isdigit() or len(number) > 19:
+        raise InvalidRequest("The field project must be like '12.1700000000', as Label Studio sends it.")
+    if not is_number(int(number)):
+        raise InvalidRequest(f"There is no project {number}.")
+    return int(number)
+
+
+def _task_numbers(tasks: Any) -> list[int]:
+    if not isinstance(tasks, list) or not all(isinstance(task, Mapping) for task in tasks):
+        raise InvalidRequest("The field tasks must be a list of tasks.")
+    numbers = [task.get("id") for task in tasks]
+    if not all(map(is_number, numbers)):
+        raise InvalidRequest("Each task must have its number in the field id.")
+    return numbers
+
+
+def _is_interactive(body: Mapping[str, Any]) -> bool:
+    params = body.get("params")
+    return isinstance(params, Mapping) and params.get("context") is not None
+
+
+def _text(body: Mapping[str, Any], name: str) -> str:
+    value = body.get(name)
+    return value if isinstance(value, str) else ""

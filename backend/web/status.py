@@ -1,0 +1,221 @@
+"""What the backend is doing, as plain dictionaries without secrets: what /api answers and the status page shows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict
+from typing import Any, get_args
+from urllib.parse import unquote, urlsplit
+
+from backend.errors import InvalidRequest, LabelStudioError, NotKnown
+from backend.labelstudio.label_config import LabelConfig, image_url
+from backend.service import Service
+from backend.store.ledger import ALL_PROJECTS, Project, References, Task, TaskFilter, TaskOrder, TaskState
+from backend.sync.project_sync import known_config, known_settings
+
+PER_PAGE = 20
+MOST_PER_PAGE = 500
+STATES = {None: "not queued", "queued": "queued", "running": "running", "done": "done", "failed": "failed"}
+
+
+def backend_status(service: Service) -> dict[str, Any]:
+    """All there is to say but the single tasks: `work` (what the lane does now), `lane` (its load), `projects`."""
+    work = asdict(service.worker.activity)
+    del work["since"]
+    return {"work": work, "lane": lane_status(service), "projects": project_states(service)}
+
+
+def lane_status(service: Service) -> dict[str, Any]:
+    """The lane's load: how much waits for it, for how long its job has been in work, its memory, device and models."""
+    activity, sources = service.worker.activity, service.settings.sources()
+    working = activity.task is not None
+    return {
+        "queue": service.ledger.queue_length(),
+        "paused": service.ledger.is_paused(ALL_PROJECTS),
+        "state": activity.state,
+        "project": activity.project,
+        "task": activity.task,
+        "job_seconds": round(time.monotonic() - activity.since, 1) if working else None,
+        "device": service.lane.device or None,
+        "wanted_device": service.settings.device,
+        "memory_bytes": service.lane.resident_bytes,
+        "gpu_memory_bytes": service.lane.gpu_bytes,
+        "models": {"name": sources.name, "try_out": service.trial_models}
+        | ({} if service.trial_models else {"sam2": sources.sam2, "diffusion": sources.diffusion}),
+        "mode": service.settings.method().mode,
+    }
+
+
+def project_states(service: Service) -> list[dict[str, Any]]:
+    """All projects in the order in which the lane comes to them; the time left counts those before as well."""
+    states = []
+    ahead = 0.0
+    for project in service.ledger.projects():
+        states.append(_project_state(service, project, ahead))
+        own = states[-1]["seconds_of_work"]
+        if own is not None and not states[-1]["paused"]:
+            ahead += own
+    return states
+
+
+def project_state(service: Service, project: int) -> dict[str, Any]:
+    """One of `project_states`; raises `NotKnown`."""
+    for state in project_states(service):
+        if state["id"] == project:
+            return state
+    raise NotKnown(f"The backend does not know project {project}; connect it in Label Studio.")
+
+
+def _project_state(service: Service, project: Project, ahead: float) -> dict[str, Any]:
+    ledger = service.ledger
+    settings = known_settings(ledger, service.settings, project.id)
+    references = ledger.references(project.id)
+    jobs = ledger.counts(project.id, project.version)
+    jobs["low"] = ledger.low_scores(project.id, project.version, settings.review_below)
+    waiting = jobs["queued"] + jobs["running"]
+    mean = ledger.mean_seconds(project.id, project.version)
+    work = None if mean is None or not waiting else mean * waiting
+    held = project.paused or ledger.is_paused(ALL_PROJECTS)
+    config = known_config(ledger, project.id)
+    tasks = {number: ledger.task(project.id, number) for number in (references.tasks if references else ())}
+    learned_from = [
+        {
+            "annotation": annotation.annotation,
+            "task": annotation.task,
+            "name": _name(config, tasks[annotation.task]),
+            "image": _picture(project.id, annotation.task, "image", _digest(tasks[annotation.task])),
+            "masks": _picture(project.id, annotation.task, "masks", annotation.key),
+            "link": _link(service, project.id, annotation.task),
+        }
+        for annotation in (references.annotations if references else ())
+    ]
+    return {
+        "id": project.id,
+        "title": project.title,
+        "version": project.version,
+        "policy": settings.reference_policy,
+        "reference": {name: learned_from[0][name] for name in ("annotation", "task")} if learned_from else None,
+        "references": learned_from,
+        "why_no_reference": None if learned_from else service.why_no_reference(project.id),
+        "paused": project.paused,
+        "predicting_again": project.id in ledger.wanted_again(),
+        "error": project.error,
+        "notices": _notices(service, project.id),
+        "jobs": jobs,
+        "total": waiting + jobs["done"] + jobs["failed"],
+        "over": jobs["done"] + jobs["failed"],
+        "low_score": settings.review_below,
+        "seconds_per_task": None if mean is None else round(mean, 2),
+        "seconds_of_work": None if work is None else round(work, 1),
+        "seconds_left": None if work is None or held else round(ahead + work, 1),
+        "link": _link(service, project.id),
+    }
+
+
+def task_page(
+    service: Service, project: int, *, page: int = 1, per_page: int = PER_PAGE, show: str = "all", order: str = "task"
+) -> dict[str, Any]:
+    """One page of a project's tasks: `show` and `order` as the ledger has them (`TaskFilter`, `TaskOrder`).
+
+    Raises `InvalidRequest` for a page, size, filter or order that there is not, and `NotKnown`.
+    """
+    if show not in get_args(TaskFilter):
+        raise InvalidRequest(f"show must be one of {', '.join(get_args(TaskFilter))}.")
+    if order not in get_args(TaskOrder):
+        raise InvalidRequest(f"order must be one of {', '.join(get_args(TaskOrder))}.")
+    if not 1 <= per_page <= MOST_PER_PAGE or not 1 <= page <= 10**9:
+        raise InvalidRequest(f"page must be 1 or more, per_page between 1 and {MOST_PER_PAGE}.")
+    known = service.ledger.project(project)
+    if known is None:
+        raise NotKnown(f"The backend does not know project {project}; connect it in Label Studio.")
+    settings = known_settings(service.ledger, service.settings, project)
+    found, total = service.ledger.task_states(
+        project,
+        known.version,
+        show=show,  # type: ignore[arg-type]  # checked above
+        order=order,  # type: ignore[arg-type]
+        low=settings.review_below,
+        limit=per_page,
+        offset=(page - 1) * per_page,
+    )
+    references, config = service.ledger.references(project), known_config(service.ledger, project)
+    return {
+        "tasks": [_task(service, known, config, state, settings.review_below, references) for state in found],
+        "page": page,
+        "pages": max(1, -(-total // per_page)),
+        "per_page": per_page,
+        "total": total,
+        "show": show,
+        "order": order,
+    }
+
+
+def _task(
+    service: Service,
+    project: Project,
+    config: LabelConfig | None,
+    state: TaskState,
+    low: float,
+    references: References | None,
+) -> dict[str, Any]:
+    known = service.ledger.task(project.id, state.task)
+    learned = {r.task: r.key for r in references.annotations} if references else {}
+    name = STATES[state.state]
+    if state.task in learned:
+        name = "reference"
+    elif state.state == "done" and state.delivery == "delivered":
+        name = "delivered"
+    masks = learned.get(state.task) or (f"{project.version}-{state.updated_at}" if state.has_result else None)
+    return {
+        "task": state.task,
+        "name": _name(config, known),
+        "state": name,
+        "score": state.score,
+        "low": state.state == "done" and state.score is not None and state.score < low,
+        "seconds": state.seconds,
+        "error": state.error,
+        "attempts": state.attempts,
+        "image": _picture(project.id, state.task, "image", _digest(known)),
+        "masks": _picture(project.id, state.task, "masks", masks) if masks else None,
+        "link": _link(service, project.id, state.task),
+    }
+
+
+def _name(config: LabelConfig | None, task: Task | None) -> str:
+    """The file name of a task's first image, for people to recognise it; empty where it has none."""
+    for expression in config.images.values() if config and task else ():
+        address = image_url(expression, task.data) if task else None
+        if address and not address.startswith("data:"):
+            return unquote(address.partition("?")[0].rpartition("/")[2])[:100]
+    return ""
+
+
+def _digest(task: Task | None) -> str:
+    """Changes with the task's data."""
+    return hashlib.sha256(json.dumps(task.data if task else None).encode()).hexdigest()[:8]
+
+
+def _picture(project: int, task: int, kind: str, state: str) -> str:
+    """The path of a thumbnail; it changes with what is shown, so that a browser may keep the picture."""
+    return f"api/projects/{project}/tasks/{task}/{kind}?of={state}"
+
+
+def _notices(service: Service, project: int) -> list[str]:
+    """What the configuration holds that is not supported, and what else was noted (`Ledger.set_notices`)."""
+    config = known_config(service.ledger, project)
+    noted = [text for texts in service.ledger.notices(project).values() for text in texts]
+    return list(dict.fromkeys([*(config.notices if config else ()), *noted]))
+
+
+def _link(service: Service, project: int, task: int | None = None) -> str | None:
+    """Where people open a project or a task of it in Label Studio; whoever calls /setup names that address."""
+    try:
+        client = service.clients.of(project)
+    except LabelStudioError:
+        return None
+    address = client.public_url or client.url
+    if urlsplit(address).scheme not in ("http", "https"):
+        return None
+    return f"{address}/projects/{project}/data" + (f"?task={task}" if task is not None else "")

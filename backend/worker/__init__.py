@@ -1,0 +1,1 @@
+"""The model process and the worker that feeds it."""

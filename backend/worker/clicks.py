@@ -1,0 +1,103 @@
+"""The second, small process: SAM2 alone, for a person who clicks and cannot wait until the lane has finished a target.
+
+It runs as the lane does, `python -m backend.worker.model_server`, with `Clicks` to do its jobs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from backend.labelstudio.regions import BoolMask, Slot, prediction_regions, reference_masks
+from backend.labelstudio.shapes import Box, box_corners
+from backend.worker.model_server import Lane
+from cavsam.errors import CavSamError, InvalidReference
+from cavsam.images import read_image
+from cavsam.interactive import Box as PixelBox
+from cavsam.interactive import Click, EncodedImage, Refiner
+from cavsam.pipeline import CavSam
+from cavsam.recipe import Recipe
+from cavsam.types import Progress
+from cavsam.weights.sources import ModelSources
+
+ENCODED_KEPT = 8
+"""Encoded images kept; with a SAM2 of 1024 pixels each takes some 17 MB."""
+
+
+def open_sam2(options: Mapping[str, Any]) -> CavSam:
+    """Load CAV-SAM in its quickest mode, which needs SAM2 alone, as `options` (sources, recipe, device) say."""
+    recipe = Recipe.from_dict(options["recipe"]).replace(mode="concat")
+    return CavSam.from_pretrained(ModelSources(**options["sources"]), device=options["device"], recipe=recipe)
+
+
+class Clicks:
+    """SAM2, and the images that were clicked last, encoded."""
+
+    def __init__(self, cavsam: CavSam):
+        self._refiner = Refiner(cavsam.tracker)
+        self._quick = Lane(cavsam)
+        self._encoded: OrderedDict[str, EncodedImage] = OrderedDict()
+
+    def run(self, job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        """Correct a mask, or do a job of the lane's in the quickest mode where there is none yet; see `Lane.run`.
+
+        Args:
+            job: with a `reference`, the lane's. Else `image` (a path), `slot` (the fields of `regions.Slot`), `start`
+                (the usable regions that draw the mask), `clicks` ([x, y, positive] in percent) and `boxes`
+                (`shapes.Box`).
+            progress: told of the steps of the lane's job.
+
+        Returns:
+            `{"event": "result", "regions", "score", "seconds", "notes"}` or `{"event": "failed", "message"}`.
+        """
+        if "reference" in job:
+            return self._quick.run(job, progress)
+        started = time.monotonic()
+        slot = Slot(**job["slot"])
+        try:
+            encoded = self._encode(job["image"])
+            height, width = encoded.size
+            clicks = [Click(x * width / 100, y * height / 100, positive) for x, y, positive in job["clicks"]]
+            boxes = [_bounds(Box(*box), height, width) for box in job["boxes"]]
+            mask, score = self._refiner.refine(encoded, clicks, boxes, _drawn(job["start"], slot, encoded.size))
+        except CavSamError as error:
+            return {"event": "failed", "message": str(error)}
+        regions, notes = prediction_regions(slot, mask, score) if mask.any() else ([], [])
+        seconds = time.monotonic() - started
+        return {"event": "result", "regions": regions, "score": score, "seconds": seconds, "notes": notes}
+
+    def _encode(self, path: str) -> EncodedImage:
+        if path not in self._encoded:
+            self._encoded[path] = self._refiner.encode(read_image(path))
+            while len(self._encoded) > ENCODED_KEPT:
+                self._encoded.popitem(last=False)
+        self._encoded.move_to_end(path)
+        return self._encoded[path]
+
+
+def _drawn(regions: Sequence[Mapping[str, Any]], slot: Slot, size: tuple[int, int]) -> BoolMask | None:
+    """The mask, bool (H, W), that some usable regions draw; `None` where they draw nothing.
+
+    Raises `InvalidReference` where they were drawn on an image of another size.
+    """
+    drawn_on = {(region["original_height"], region["original_width"]) for region in regions}
+    if not regions:
+        return None
+    try:
+        masks = reference_masks(regions, slot.to_name, size)
+    except InvalidReference:
+        if drawn_on == {size}:
+            return None  # rubbed out
+        raise
+    mask: BoolMask = np.logical_or.reduce(list(masks.values()))
+    return mask
+
+
+def _bounds(box: Box, height: int, width: int) -> PixelBox:
+    """The upright box in pixels around a box that may be turned."""
+    x, y = zip(*box_corners(box, height, width), strict=True)
+    return min(x), min(y), max(x), max(y)

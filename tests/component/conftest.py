@@ -1,0 +1,8 @@
+"""The fixtures of tests that start a backend and the peer that plays Label Studio."""
+
+from __future__ import annotations
+
+from tests.support.backend import label_studio, make_settings, start_backend
+from tests.unit.backend.conftest import ledger
+
+__all__ = ["label_studio", "ledger", "make_settings", "start_backend"]

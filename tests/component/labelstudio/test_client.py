@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import base64
+import contextlib
+import logging
+import resource
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from flask import Flask, redirect, request
+from werkzeug.serving import make_server
+
+from backend.errors import (
+    BackendError,
+    ImageNotKept,
+    ImageUnavailable,
+    LabelStudioDenied,
+    LabelStudioError,
+    LabelStudioNotFound,
+    LabelStudioRejected,
+    LabelStudioUnreachable,
+)
+from backend.labelstudio.client import LabelStudio
+from tests.support.fake_label_studio import LEGACY_KEY, PERSONAL_TOKEN, FakeLabelStudio, picture
+
+IMAGE = picture((1, 9, 1, 9))
+LIMIT = 10**6
+
+
+@pytest.fixture
+def client(label_studio: FakeLabelStudio) -> LabelStudio:
+    return LabelStudio(label_studio.url, LEGACY_KEY, timeout=5)
+
+
+class OtherHost:
+    """A storage host: serves pictures, and notes whether it was shown a key."""
+
+    def __init__(self, back_to: str = ""):
+        app = Flask("other-host")
+        self.authorizations: list[str | None] = []
+
+        @app.get("/<path:name>")
+        def serve(name: str):
+            self.authorizations.append(request.headers.get("Authorization"))
+            if name == "there":
+                return redirect(back_to)
+            if name == "missing.png":
+                return "gone", 404
+            return IMAGE
+
+        self.server = make_server("127.0.0.1", 0, app, threaded=True)
+        self.url = f"http://localhost:{self.server.server_port}"  # another host name than Label Studio's
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def other_host() -> Iterator[OtherHost]:
+    host = OtherHost()
+    yield host
+    host.server.shutdown()
+    host.server.server_close()
+
+
+def test_lists_all_pages(label_studio: FakeLabelStudio, client: LabelStudio, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("backend.labelstudio.client.PAGE_SIZE", 3)
+    project = label_studio.add_project()
+    numbers = [label_studio.add_task(project, IMAGE) for _ in range(6)]
+    assert [task["id"] for task in client.tasks(project)] == numbers
+    assert [call[1] for call in label_studio.calls].count("/api/tasks") == 2
+
+
+def test_finds_the_tasks_that_hold_a_version(label_studio: FakeLabelStudio, client: LabelStudio):
+    project = label_studio.add_project()
+    a, b, c = (label_studio.add_task(project, IMAGE) for _ in range(3))
+    for task, version in ((a, "v1"), (b, "v2"), (c, "v1")):
+        label_studio.store(task, [], 0.5, version)
+    assert client.tasks_with_prediction(project, "v1") == {a, c}
+    assert client.tasks_with_prediction(project, "v1", between=(b, c)) == {c}
+
+
+def test_a_personal_token_is_exchanged_once_and_renewed(label_studio: FakeLabelStudio):
+    client = LabelStudio(label_studio.url, PERSONAL_TOKEN, timeout=5)
+    project = label_studio.add_project()
+    for _ in range(3):
+        client.project(project)
+    assert label_studio.exchanges == 1
+    assert set(label_studio.authorizations(f"/api/projects/{project}/")) == {
+        f"Bearer {token}" for token in label_studio.access_tokens
+    }
+    label_studio.access_tokens.clear()  # revoked before its time
+    assert client.project(project)["id"] == project
+    assert label_studio.exchanges == 2
+
+
+def test_a_short_lived_token_is_renewed_before_it_ends(label_studio: FakeLabelStudio):
+    label_studio.token_life = 5.0  # less than the margin kept
+    client = LabelStudio(label_studio.url, PERSONAL_TOKEN, timeout=5)
+    project = label_studio.add_project()
+    client.project(project)
+    client.project(project)
+    assert label_studio.exchanges == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("", "no API key"),
+        ("f" * 40, "does not accept the API key"),
+        (PERSONAL_TOKEN + "x", "does not accept the personal access token"),
+    ],
+)
+def test_a_bad_key_is_told_plainly(label_studio: FakeLabelStudio, key: str, words: str):
+    with pytest.raises(LabelStudioDenied, match=words):
+        LabelStudio(label_studio.url, key).project(1)
+
+
+def test_keys_never_reach_the_log(label_studio: FakeLabelStudio, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.DEBUG)
+    project = label_studio.add_project()
+    for key in (LEGACY_KEY, PERSONAL_TOKEN):
+        LabelStudio(label_studio.url, key).project(project)
+    secrets = [LEGACY_KEY, PERSONAL_TOKEN, *label_studio.access_tokens]
+    assert not any(secret in caplog.text for secret in secrets)
+
+
+def test_errors_have_types(label_studio: FakeLabelStudio, client: LabelStudio):
+    with pytest.raises(LabelStudioNotFound):
+        client.project(77)
+    project = label_studio.add_project()
+    with pytest.raises(LabelStudioRejected, match="not found in project"):
+        client.import_predictions(project, '[{"task": 99, "result": [], "score": 0, "model_version": "v"}]')
+    label_studio.failures.drop_import_answers = 1
+    with pytest.raises(LabelStudioUnreachable) as caught:
+        client.import_predictions(project, "[]")
+    assert caught.value.sent
+
+
+def test_nobody_there_means_nothing_was_sent():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(LabelStudioUnreachable, match="Check LABEL_STUDIO_URL") as caught:
+        LabelStudio(f"http://127.0.0.1:{port}", LEGACY_KEY, timeout=1).import_predictions(1, "[]")
+    assert not caught.value.sent
+
+
+def test_something_else_at_the_address(other_host: OtherHost):
+    with pytest.raises(LabelStudioError, match="is not Label Studio's API"):
+        LabelStudio(other_host.url, LEGACY_KEY, timeout=2).project(1)
+
+
+def test_fetches_an_upload_with_the_key(label_studio: FakeLabelStudio, client: LabelStudio, tmp_path: Path):
+    task = label_studio.add_task(label_studio.add_project(), IMAGE)
+    for number, address in enumerate((f"/data/upload/{task}.png", f"{label_studio.url}/data/upload/{task}.png")):
+        client.fetch_image(address, tmp_path / str(number), LIMIT)
+        assert (tmp_path / str(number)).read_bytes() == IMAGE
+
+
+def test_other_hosts_do_not_see_the_key(client: LabelStudio, other_host: OtherHost, tmp_path: Path):
+    client.fetch_image(f"{other_host.url}/a.png?signature=1", tmp_path / "a", LIMIT)
+    assert (tmp_path / "a").read_bytes() == IMAGE
+    assert other_host.authorizations == [None]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/http://{evil}/x",
+        " //{evil}/x",
+        "\t//{evil}/x",
+        "//{evil}/x",
+        "http://{evil}\\@{ours}/x",
+        "http://{ours}@{evil}/x",
+        "http:{evil}/x",
+        "http:////{evil}/x",
+    ],
+)
+def test_no_spelling_of_an_address_takes_the_key_elsewhere(
+    client: LabelStudio, label_studio: FakeLabelStudio, other_host: OtherHost, tmp_path: Path, address: str
+):
+    hosts = {"evil": other_host.url.removeprefix("http://"), "ours": label_studio.url.removeprefix("http://")}
+    with contextlib.suppress(BackendError):
+        client.fetch_image(address.format(**hosts), tmp_path / "a", LIMIT)
+    assert not any(LEGACY_KEY in (authorization or "") for authorization in other_host.authorizations)
+
+
+def test_a_redirect_to_another_host_loses_the_key(other_host: OtherHost, tmp_path: Path):
+    relay = OtherHost(back_to=f"{other_host.url}/a.png")
+    relay_url = relay.url.replace("localhost", "127.0.0.1")
+    LabelStudio(relay_url, LEGACY_KEY).fetch_image("/there", tmp_path / "a", LIMIT)
+    relay.server.shutdown()
+    relay.server.server_close()
+    assert relay.authorizations == [f"Token {LEGACY_KEY}"]
+    assert other_host.authorizations == [None]
+    assert (tmp_path / "a").read_bytes() == IMAGE
+
+
+def test_the_address_that_people_use_leads_to_the_configured_one(label_studio: FakeLabelStudio, tmp_path: Path):
+    client = LabelStudio(label_studio.url, LEGACY_KEY, public_url="https://labels.example.org/")
+    task = label_studio.add_task(label_studio.add_project(), IMAGE)
+    client.fetch_image(f"https://labels.example.org/data/upload/{task}.png", tmp_path / "a", LIMIT)
+    assert (tmp_path / "a").read_bytes() == IMAGE
+
+
+def test_an_image_inside_its_address(client: LabelStudio, tmp_path: Path):
+    text = base64.b64encode(IMAGE).decode()
+    client.fetch_image(f"data:image/png;base64,{text}", tmp_path / "a", LIMIT)
+    assert (tmp_path / "a").read_bytes() == IMAGE
+    with pytest.raises(ImageUnavailable, match="not valid base64"):
+        client.fetch_image("data:image/png;base64,???", tmp_path / "b", LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("s3://bucket/a.png", "Cloud Storage"),
+        ("/data/upload/none.png", "status 404"),
+        ("file:///etc/x", "not resolved"),
+    ],
+)
+def test_images_that_never_come(client: LabelStudio, tmp_path: Path, address: str, words: str):
+    with pytest.raises(ImageUnavailable, match=words) as caught:
+        client.fetch_image(address, tmp_path / "a", LIMIT)
+    assert caught.value.permanent
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_image_elsewhere_is_permanent_and_an_absent_host_is_not(
+    client: LabelStudio, other_host: OtherHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("backend.labelstudio.client.PAUSES", (0.0, 0.0, 0.0))
+    with pytest.raises(ImageUnavailable) as caught:
+        client.fetch_image(f"{other_host.url}/missing.png", tmp_path / "a", LIMIT)
+    assert caught.value.permanent
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(ImageUnavailable) as caught:
+        client.fetch_image(f"http://localhost:{port}/a.png", tmp_path / "a", LIMIT)
+    assert not caught.value.permanent
+
+
+def test_a_file_that_is_too_large_is_not_kept(label_studio: FakeLabelStudio, client: LabelStudio, tmp_path: Path):
+    task = label_studio.add_task(label_studio.add_project(), IMAGE)
+    with pytest.raises(ImageUnavailable, match="CAVSAM_MAX_IMAGE_MB"):
+        client.fetch_image(f"/data/upload/{task}.png", tmp_path / "a", len(IMAGE) - 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def small_files() -> Iterator[None]:
+    """No file of this process may grow beyond 10 bytes: the system refuses to write, as on a full disk.
+
+    Not a fixture: pytest reports before these end, and may do so into a file.
+    """
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("kind", ["upload", "data address", "web address"])
+def test_an_image_for_which_there_is_no_room_leaves_nothing(
+    client: LabelStudio,
+    label_studio: FakeLabelStudio,
+    other_host: OtherHost,
+    tmp_path: Path,
+    kind: str,
+):
+    task = label_studio.add_task(label_studio.add_project(), IMAGE)
+    address = {
+        "upload": f"/data/upload/{task}.png",
+        "data address": f"data:image/png;base64,{base64.b64encode(IMAGE).decode()}",
+        "web address": f"{other_host.url}/a.png",
+    }[kind]
+    told = r"The folder .* cannot be written \(File too large\); make room"
+    with small_files(), pytest.raises(ImageNotKept, match=told) as caught:
+        client.fetch_image(address, tmp_path / "a", LIMIT)
+    assert not caught.value.permanent
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_broken_off_leaves_nothing(client: LabelStudio, label_studio: FakeLabelStudio, tmp_path: Path):
+    label_studio.failures.cut_files = True
+    task = label_studio.add_task(label_studio.add_project(), IMAGE)
+    with pytest.raises(LabelStudioUnreachable, match="broke off"):
+        client.fetch_image(f"/data/upload/{task}.png", tmp_path / "a", LIMIT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_threads_may_fetch_the_same_image(client: LabelStudio, label_studio: FakeLabelStudio, tmp_path: Path):
+    task = label_studio.add_task(label_studio.add_project(), IMAGE)
+    label_studio.failures.slow = 0.05
+    threads = [
+        threading.Thread(target=client.fetch_image, args=(f"/data/upload/{task}.png", tmp_path / "a", LIMIT))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == IMAGE
+
+
+@pytest.mark.parametrize("presigned", [True, False])
+@pytest.mark.parametrize("path", ["/tasks/7/resolve/?fileuri=czM6Ly9iL2EucG5n", "/tasks/7/presign/?fileuri=czM6Ly9i"])
+def test_cloud_storage_through_label_studio(other_host: OtherHost, tmp_path: Path, path: str, presigned: bool):
+    """Label Studio either sends on to the storage, which must not see the key, or passes the file through."""
+    app = Flask("storage-proxy")
+    asked: list[tuple[str, str | None]] = []
+
+    @app.get("/tasks/<int:task>/<way>/")
+    def proxy(task: int, way: str):
+        asked.append((request.args["fileuri"], request.headers.get("Authorization")))
+        return redirect(f"{other_host.url}/a.png?X-Amz-Signature=secret", 303) if presigned else IMAGE
+
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        ours = LabelStudio(f"http://127.0.0.1:{server.server_port}", LEGACY_KEY)
+        ours.fetch_image(path, tmp_path / "a", LIMIT)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (tmp_path / "a").read_bytes() == IMAGE
+    assert asked == [(path.rpartition("=")[2], f"Token {LEGACY_KEY}")]
+    assert other_host.authorizations == ([None] if presigned else [])

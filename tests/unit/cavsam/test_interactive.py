@@ -1,0 +1,151 @@
+"""Clicks and boxes: the same as SAM2's own predictor, and only where a person points."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from skimage.measure import label as components
+
+from cavsam.interactive import Click, Refiner
+from cavsam.tracking import Tracker
+from cavsam.weights.loading import load_tracker
+from cavsam.weights.sources import ModelSources
+
+
+def scene(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """An orange disc on noise, and its mask."""
+    rng = np.random.default_rng(4)
+    rows, columns = np.mgrid[:height, :width]
+    disc = ((rows / height - 0.45) / 0.22) ** 2 + ((columns / width - 0.4) / 0.22) ** 2 < 1
+    image = rng.normal(110, 10, (height, width, 3))
+    image[disc] = np.array([235, 140, 20]) + rng.normal(0, 6, (int(disc.sum()), 3))
+    return image.clip(0, 255).astype(np.uint8), disc
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> float:
+    return float((one & other).sum() / (one | other).sum())
+
+
+@pytest.fixture(scope="module")
+def nano() -> Refiner:
+    """The bundled weights, which know what an object is."""
+    return Refiner(load_tracker(ModelSources.named("nano"), torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    ("clicks", "box"),
+    [
+        ([Click(100, 115)], None),
+        ([Click(100, 115), Click(20, 30, positive=False)], None),
+        ([], (45.0, 60.0, 160.0, 172.0)),
+        ([Click(100, 115)], (45.0, 60.0, 160.0, 172.0)),
+    ],
+)
+def test_prompts_mean_what_they_mean_to_the_video_predictor(
+    tracker: Tracker, clicks: list[Click], box: tuple[float, float, float, float] | None
+) -> None:
+    size = tracker.image_size
+    image, _ = scene(size, size)
+    refiner = Refiner(tracker)
+    found, _ = refiner.refine(refiner.encode(image), clicks, [box] if box else [])
+    state = tracker._state(tracker.trunk(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255), None)
+    _, _, logits = tracker.predictor.add_new_points_or_box(
+        state,
+        0,
+        0,
+        points=[(click.x, click.y) for click in clicks] if clicks else None,
+        labels=[int(click.positive) for click in clicks] if clicks else None,
+        box=box,
+    )
+    expected = (logits[0, 0] > 0).numpy()
+    assert expected.any()
+    assert (found == expected).mean() > 0.999  # interpolated in one step instead of two
+
+
+def test_a_mask_and_clicks_are_what_the_video_predictor_makes_of_them(tracker: Tracker) -> None:
+    size = tracker.image_size
+    image, disc = scene(size, size)
+    refiner = Refiner(tracker)
+    clicks = [Click(100, 115), Click(20, 30, positive=False)]
+    found, _ = refiner._decode(refiner.encode(image), clicks, start=disc)
+    state = tracker._state(tracker.trunk(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255), None)
+    tracker.predictor.add_new_mask(state, 0, 0, torch.from_numpy(disc))
+    _, _, logits = tracker.predictor.add_new_points_or_box(
+        state, 0, 0, points=[(c.x, c.y) for c in clicks], labels=[int(c.positive) for c in clicks]
+    )
+    assert (found == (logits[0, 0] > 0).numpy()).mean() > 0.999
+
+
+@pytest.mark.parametrize("size", [(256, 256), (150, 400), (333, 90)])
+def test_a_click_finds_the_object_in_a_picture_of_any_shape(nano: Refiner, size: tuple[int, int]) -> None:
+    image, disc = scene(*size)
+    mask, score = nano.refine(nano.encode(image), [Click(0.4 * size[1], 0.45 * size[0])])
+    assert mask.shape == size
+    assert iou(mask, disc) > 0.8
+    assert 0 <= score <= 1
+
+
+def test_a_box_finds_the_object_and_replaces_what_the_mask_had_there(nano: Refiner) -> None:
+    image, disc = scene(200, 300)
+    rows, columns = np.nonzero(disc)
+    box = (columns.min() - 3, rows.min() - 3, columns.max() + 4, rows.max() + 4)
+    start = np.zeros_like(disc)
+    start[:, int(box[0]) : int(box[0]) + 20] = True  # wrong in the box, and something far from it
+    start[190:, 250:] = True
+    mask, _ = nano.refine(nano.encode(image), [], [box], start)
+    assert mask[190:, 250:].all()
+    inside = np.zeros_like(disc)
+    inside[int(box[1]) : int(box[3]), int(box[0]) : int(box[2])] = True
+    assert iou(mask & inside, disc) > 0.8
+
+
+def test_a_click_repairs_the_part_it_points_at_and_leaves_the_others(nano: Refiner) -> None:
+    image, disc = scene(200, 300)
+    other = np.zeros_like(disc)
+    other[180:198, 270:298] = True  # another object of the mask, which SAM2 does not answer with this one
+    half = disc.copy()
+    half[:, :120] = False
+    stray = np.zeros_like(disc)
+    stray[5:25, 5:40] = True
+    start = half | other | stray
+    encoded = nano.encode(image)
+    left = Click(100, 90)
+    assert disc[90, 100]
+    assert not half[90, 100]
+    added, _ = nano.refine(encoded, [left], start=start)
+    assert added[other | stray].all()
+    assert iou(added & ~other & ~stray, disc) > iou(half, disc) + 0.2
+    removed, _ = nano.refine(encoded, [left, Click(20, 15, positive=False)], start=start)
+    assert removed[other].all()
+    assert not removed[stray].any()
+    assert iou(removed & ~other, disc) > iou(half, disc) + 0.2
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_only_connected_parts_of_the_change_that_were_clicked_are_taken(tracker: Tracker, seed: int) -> None:
+    """With random weights, whose answer is anything: by another library's components."""
+    generator = np.random.default_rng(seed)
+    image, _ = scene(120, 170)
+    start = ndimage.gaussian_filter(generator.random((120, 170)), 6) > 0.5
+    clicks = [Click(float(generator.uniform(0, 170)), float(generator.uniform(0, 120)), bool(i % 2)) for i in range(6)]
+    refiner = Refiner(tracker)
+    mask, _ = refiner.refine(refiner.encode(image), clicks, start=start)
+    for positive in (True, False):
+        changed = (mask & ~start) if positive else (start & ~mask)
+        parts = components(changed, connectivity=1)
+        clicked = {parts[int(c.y), int(c.x)] for c in clicks if c.positive == positive}
+        assert set(np.unique(parts)) - {0} <= clicked
+
+
+def test_the_same_mask_comes_back_where_a_click_agrees_with_it(nano: Refiner) -> None:
+    image, disc = scene(200, 300)
+    mask, _ = nano.refine(nano.encode(image), [Click(120, 90), Click(5, 5, positive=False)], start=disc)
+    assert (mask == disc).all()
+
+
+def test_nothing_to_go_by_is_refused(nano: Refiner) -> None:
+    image, disc = scene(60, 60)
+    with pytest.raises(ValueError, match="neither a click nor a box"):
+        nano.refine(nano.encode(image), [], start=disc)

@@ -1,0 +1,205 @@
+"""Loading: strict, from files and folders made here, and clear about what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, PNDMScheduler
+from safetensors.torch import save_file
+
+from cavsam.diffusion import LatentDiffusion
+from cavsam.errors import ModelError
+from cavsam.scoring.calibration import Calibration, Logistic
+from cavsam.tracking import Tracker
+from cavsam.weights.loading import (
+    SAM2_CHECKPOINTS,
+    SAM2_PACKAGE,
+    build_sam2,
+    download,
+    find_diffusion,
+    find_sam2,
+    load_calibration,
+    load_diffusion,
+    load_tracker,
+    select_device,
+)
+from cavsam.weights.sources import NANO, ModelSources
+
+CPU = torch.device("cpu")
+NANO_CONFIG = str(NANO / "sam2" / "sam2_nano.yaml")
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine that has nothing of the hub and cannot reach it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def checkpoints(tracker: Tracker, tmp_path: Path) -> dict[str, Path]:
+    """The same weights as Meta stores them, as safetensors, and in half precision."""
+    weights = tracker.predictor.state_dict()
+    paths = {"pt": tmp_path / "mine.pt", "safetensors": tmp_path / "mine.safetensors"}
+    torch.save({"model": weights}, paths["pt"])
+    save_file({name: tensor.contiguous().half() for name, tensor in weights.items()}, paths["safetensors"])
+    return paths
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_a_checkpoint_file_loads_strictly(tracker: Tracker, checkpoints: dict[str, Path], kind: str) -> None:
+    loaded = load_tracker(ModelSources(sam2=str(checkpoints[kind]), sam2_config=NANO_CONFIG), CPU)
+    expected = tracker.predictor.state_dict()
+    for name, tensor in loaded.predictor.state_dict().items():
+        assert tensor.dtype == torch.float32
+        torch.testing.assert_close(
+            tensor, expected[name], atol=0 if kind == "pt" else 1e-2, rtol=0 if kind == "pt" else 1e-3
+        )
+    assert not loaded.predictor.training
+    assert not any(parameter.requires_grad for parameter in loaded.predictor.parameters())
+
+
+def test_a_folder_with_configuration_beside_the_weights(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    checkpoints["pt"].rename(folder / "mine.pt")
+    (folder / "mine.yaml").write_text(Path(NANO_CONFIG).read_text())
+    assert find_sam2(ModelSources(sam2=str(folder))) == (folder / "mine.pt", folder / "mine.yaml")
+
+
+def test_a_published_checkpoint_finds_its_configuration_by_name(tmp_path: Path) -> None:
+    for stem, config in SAM2_CHECKPOINTS.items():
+        file = tmp_path / stem / f"{stem}.pt"
+        file.parent.mkdir()
+        file.touch()
+        (file.parent / "model.safetensors").touch()  # the hub's repositories hold a second copy under another name
+        for source in (file, file.parent):
+            assert find_sam2(ModelSources(sam2=str(source))) == (file, SAM2_PACKAGE / config)
+
+
+@pytest.mark.parametrize("stem", ["sam2_hiera_tiny", "sam2.1_hiera_tiny"])
+def test_a_published_configuration_builds_the_predictor_with_metas_defaults(stem: str) -> None:
+    from sam2.build_sam import build_sam2_video_predictor
+
+    config = SAM2_CHECKPOINTS[stem]
+    theirs = build_sam2_video_predictor(config, None, device="cpu")
+    ours = build_sam2(SAM2_PACKAGE / config, None).eval()
+    assert type(ours) is type(theirs)
+    shapes = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in ours.state_dict().items()} == shapes
+
+    def settings(model: torch.nn.Module) -> dict[str, object]:
+        plain = (bool, int, float, str, type(None))
+        return {
+            f"{name}.{key}": value
+            for name, part in [("", model), ("decoder", model.sam_mask_decoder)]
+            for key, value in vars(part).items()
+            if isinstance(value, plain)
+        }
+
+    assert settings(ours) == settings(theirs) | {".fill_hole_area": 0}
+
+
+def test_wrong_configuration_is_named(tmp_path: Path) -> None:
+    torch.save(
+        {"model": build_sam2(SAM2_PACKAGE / SAM2_CHECKPOINTS["sam2_hiera_tiny"], None).state_dict()}, tmp_path / "x.pt"
+    )
+    sources = ModelSources(sam2=str(tmp_path / "x.pt"), sam2_config=SAM2_CHECKPOINTS["sam2.1_hiera_tiny"])
+    with pytest.raises(ModelError, match=r"x\.pt does not fit .*2\.0 and 2\.1"):
+        load_tracker(sources, CPU)
+
+
+def test_broken_and_missing_checkpoints_say_so(tmp_path: Path) -> None:
+    for name in ("broken.pt", "broken.safetensors"):
+        (tmp_path / name).write_bytes(b"\x00" * 100)
+        with pytest.raises(ModelError, match="not a SAM2 checkpoint"):
+            load_tracker(ModelSources(sam2=str(tmp_path / name), sam2_config=NANO_CONFIG), CPU)
+    torch.save({"epoch": 3, "state_dict": {}}, tmp_path / "trainer.pt")
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    for name in ("trainer.pt", "text.pt"):
+        with pytest.raises(ModelError, match="not a SAM2 checkpoint") as caught:
+            load_tracker(ModelSources(sam2=str(tmp_path / name), sam2_config=NANO_CONFIG), CPU)
+        assert "\n" not in str(caught.value)
+    cases = {
+        "weights/mine.pt": "no SAM2 checkpoint",
+        str(tmp_path / "absent.pt"): "no SAM2 checkpoint",
+        str(tmp_path): "one SAM2 checkpoint",
+        str(tmp_path / "broken.pt"): "does not tell its configuration",
+        "someone/else": "not a SAM2 model on the hub",
+    }
+    for source, message in cases.items():
+        with pytest.raises(ModelError, match=message):
+            find_sam2(ModelSources(sam2=source))
+    with pytest.raises(ModelError, match="no SAM2 configuration"):
+        find_sam2(ModelSources(sam2=str(tmp_path / "broken.pt"), sam2_config="nowhere.yaml"))
+    (tmp_path / "odd.yaml").write_text("model: {_target_: sam2.nothing.Here}\n")
+    with pytest.raises(ModelError, match="not a configuration"):
+        load_tracker(ModelSources(sam2=str(tmp_path / "broken.pt"), sam2_config=str(tmp_path / "odd.yaml")), CPU)
+
+
+@pytest.mark.usefixtures("offline")
+def test_without_a_network_one_sentence_says_what_to_do() -> None:
+    sources = ModelSources.named("default")
+    for load in (find_sam2, find_diffusion, download):
+        with pytest.raises(ModelError, match="cavsam download") as caught:
+            load(sources)
+        assert str(caught.value).count("\n") == 0
+
+
+def save_pipeline(diffusion: LatentDiffusion, folder: Path) -> None:
+    """As diffusers lays a Stable Diffusion model out."""
+    for name in ("vae", "unet", "text_encoder", "tokenizer"):
+        getattr(diffusion, name).save_pretrained(folder / name)
+    PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, set_alpha_to_one=False
+    ).save_pretrained(folder / "scheduler")
+
+
+def test_a_diffusion_folder_loads_and_predicts_the_same(diffusion: LatentDiffusion, tmp_path: Path) -> None:
+    save_pipeline(diffusion, tmp_path)
+    loaded = load_diffusion(ModelSources(diffusion=str(tmp_path)), CPU)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    prompts = ["cell", "a road"]
+    with torch.no_grad():
+        expected = diffusion.predict(latents, 100, diffusion.embed(prompts))
+        torch.testing.assert_close(loaded.predict(latents, 100, loaded.embed(prompts)), expected)
+    # the schedule is read from another kind of scheduler, without the settings that break an inversion
+    schedule = DDIMScheduler.from_config(loaded.schedule)
+    torch.testing.assert_close(schedule.alphas_cumprod, DDIMScheduler.from_config(diffusion.schedule).alphas_cumprod)
+    assert not schedule.config.clip_sample
+
+
+def test_an_incomplete_diffusion_folder_says_what_is_missing(diffusion: LatentDiffusion, tmp_path: Path) -> None:
+    save_pipeline(diffusion, tmp_path)
+    weights = next((tmp_path / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="unet cannot be loaded"):
+        load_diffusion(ModelSources(diffusion=str(tmp_path)), CPU)
+    with pytest.raises(ModelError, match="no vae/"):
+        load_diffusion(ModelSources(diffusion=str(tmp_path / "unet")), CPU)
+    with pytest.raises(ModelError, match="no diffusion model"):
+        load_diffusion(ModelSources(diffusion=str(tmp_path / "absent")), CPU)
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "tpu", "meta", "nonsense"])
+def test_a_device_that_is_not_there_says_so(name: str) -> None:
+    with pytest.raises(ModelError, match="no device"):
+        select_device(name)
+    assert select_device("cpu").type == "cpu"
+    assert select_device("auto").type in ("cpu", "cuda", "mps")
+
+
+def test_the_calibration_lies_beside_the_checkpoint(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "sam2.1_hiera_tiny.pt"
+    checkpoint.write_bytes(b"not read")
+    for sources in (ModelSources(sam2=str(checkpoint)), ModelSources(sam2=str(tmp_path))):
+        assert load_calibration(sources) == Calibration()
+    fitted = Calibration({"concat": Logistic(0.5, {"cycle": 1.0}, {"cycle": 0.1})}, {}, "here")
+    fitted.save(tmp_path / "calibration.json")
+    for sources in (ModelSources(sam2=str(checkpoint)), ModelSources(sam2=str(tmp_path))):
+        assert load_calibration(sources) == fitted
+    (tmp_path / "calibration.json").write_text("[]")
+    with pytest.raises(ModelError, match="calibration"):
+        load_calibration(ModelSources(sam2=str(tmp_path)))

@@ -1,0 +1,147 @@
+"""The training of SAM2-nano: batches and losses against computations of their own, and a resumed run."""
+
+import argparse
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from research import synth
+from research.train_nano import train_sam2
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    first, again = (train_sam2.make_batch(3, 11, 128) for _ in range(2))
+    other = train_sam2.make_batch(3, 12, 128)
+    assert np.array_equal(first.frames, again.frames)
+    assert np.array_equal(first.single.points, again.single.points)
+    assert first.frames.shape != other.frames.shape or not np.array_equal(first.frames, other.frames)
+
+
+def test_prompts_lie_where_they_should():
+    rng = np.random.default_rng(0)
+    clip = synth.clip(synth.classes("textures", "train")[0], seed=5, size=128, length=2)
+    masks = clip.masks[:1].repeat(40, axis=0)
+    points, labels = train_sam2._drawn_points(rng, "points", masks)
+    for mask, spots, kinds in zip(masks, points, labels, strict=True):
+        for (x, y), kind in zip(spots.astype(int), kinds, strict=True):
+            assert mask[y, x] == bool(kind)
+    boxes, labels = train_sam2._drawn_points(rng, "box", masks)
+    assert (labels == [2, 3]).all()
+    ys, xs = np.nonzero(masks[0])
+    assert np.allclose(boxes.mean(axis=0), [[xs.min(), ys.min()], [xs.max(), ys.max()]], atol=0.03 * 128)
+
+
+def test_frame_loss_by_hand():
+    """Against numpy, for one frame with the object and one without, whose masks must not count."""
+    rng = np.random.default_rng(1)
+    side = 32
+    logits = rng.normal(0, 2, (2, 3, side // 2, side // 2)).astype(np.float32)
+    ious = rng.random((2, 3)).astype(np.float32)
+    presence = np.array([[1.3], [-0.4]], dtype=np.float32)
+    truth = np.zeros((2, side, side), dtype=np.float32)
+    truth[0, 5:20, 7:29] = 1
+    output = train_sam2.FrameOutput(*(torch.from_numpy(a) for a in (logits, ious, presence)), chosen=torch.empty(0))
+    loss, parts = train_sam2.frame_loss(output, torch.from_numpy(truth))
+
+    small = truth[0].reshape(side // 2, 2, side // 2, 2).mean(axis=(1, 3))
+    per_mask, actual = [], []
+    for mask in logits[0].astype(np.float64):
+        p = 1 / (1 + np.exp(-mask))
+        entropy = -(train_sam2.POSITIVE_WEIGHT * small * np.log(p) + (1 - small) * np.log(1 - p)).mean()
+        dice = 1 - (2 * (p * small).sum() + 1) / (p.sum() + small.sum() + 1)
+        per_mask.append(entropy + dice)
+        actual.append(((mask > 0) & (small > 0.5)).sum() / ((mask > 0) | (small > 0.5)).sum())
+    expected_presence = (np.log1p(np.exp(-1.3)) + np.log1p(np.exp(-0.4))) / 2
+    expected_iou = np.mean((ious[0] - np.array(actual)) ** 2)
+    expected_mask = (min(per_mask) + np.mean(per_mask)) / 2
+    assert parts["mask"] == pytest.approx(expected_mask, rel=1e-4)
+    assert parts["iou_head"] == pytest.approx(expected_iou, rel=1e-4)
+    assert parts["presence"] == pytest.approx(expected_presence, rel=1e-4)
+    assert loss.item() == pytest.approx(expected_mask + expected_iou + expected_presence, rel=1e-4)
+
+
+def test_the_image_size_can_be_changed_as_if_built_with_it():
+    torch.manual_seed(0)
+    model = train_sam2.build_model()
+    train_sam2.set_image_size(model, 128)
+    batch = train_sam2.make_batch(0, 2, 128)
+    output = train_sam2.single(model, train_sam2.encode(model, batch), batch.single)
+    assert output.masks.shape[-2:] == (32, 32)
+    assert output.chosen.shape[-2:] == (128, 128)
+    encoder = model.sam_prompt_encoder
+    assert (encoder.input_image_size, encoder.mask_input_size) == ((128, 128), (32, 32))
+
+
+def test_tracking_hands_no_output_for_frames_whose_mask_was_given():
+    torch.manual_seed(0)
+    model = train_sam2.build_model()
+    train_sam2.set_image_size(model, 128)
+    for step in range(20):
+        batch = train_sam2.make_batch(0, step, 128)
+        if batch.prompt == "mask":
+            break
+    outputs = train_sam2.track(model, batch, train_sam2.encode(model, batch))
+    assert [output is None for output in outputs] == [t in batch.prompted for t in range(len(outputs))]
+
+
+def options(out, steps: int, resume: bool) -> argparse.Namespace:
+    return argparse.Namespace(
+        out=out,
+        steps=steps,
+        small_steps=steps,
+        lr=1e-3,
+        device="cpu",
+        ema=0.9,
+        seed=4,
+        evaluate_every=1000,
+        resume=resume,
+        init=None,
+        workers=1,
+        threads=1,
+    )
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    train_sam2.train(options(whole, 3, resume=False))
+    train_sam2.train(options(parts, 2, resume=False))
+    halfway = load_file(parts / train_sam2.EXPORT)
+    train_sam2.train(options(parts, 3, resume=True))
+    expected, resumed = load_file(whole / train_sam2.EXPORT), load_file(parts / train_sam2.EXPORT)
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert any(not torch.equal(halfway[name], resumed[name]) for name in expected)
+
+
+def test_the_learning_rate_warms_up_stays_and_falls():
+    rates = [train_sam2.learning_rate(step, 1000, 1.0) for step in range(1000)]
+    assert rates[0] < rates[100] < rates[199] == 1.0
+    assert rates[600] == 1.0
+    assert 0 < rates[-1] < 0.01
+
+
+def test_better_weights_replace_the_packaged_ones_and_worse_do_not(tmp_path):
+    """The bundled, trained weights against fresh ones."""
+    trained, fresh = tmp_path / "trained", tmp_path / "fresh"
+    trained.mkdir()
+    fresh.mkdir()
+    (trained / train_sam2.EXPORT).write_bytes(train_sam2.PACKAGED.read_bytes())
+    torch.manual_seed(0)
+    train_sam2.export(train_sam2.build_model().state_dict(), fresh / train_sam2.EXPORT)
+    packaged = tmp_path / "packaged.safetensors"
+    assert train_sam2.decide(fresh, packaged, episodes=2), "anything is better than nothing"
+    assert train_sam2.decide(trained, packaged, episodes=2)
+    assert not train_sam2.decide(fresh, packaged, episodes=2)
+    assert packaged.read_bytes() == train_sam2.PACKAGED.read_bytes()
