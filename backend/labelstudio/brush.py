@@ -113,7 +113,7 @@ class _Code:
         header = int.from_bytes(code[:7], "big") >> (56 - HEADER_BITS)
         self.total = header >> 21
         self.value_bits = (header >> 16 & 31) + 1
-        self.count_bits = np.array([(header >> shift & 15) + 1 for shift in (12, 8, 4, 0)])
+        self.count_bits = [(header >> shift & 15) + 1 for shift in (12, 8, 4, 0)]
         self._bytes = code
         # eight bytes from every byte on, without a copy of them
         self._words: NDArray[np.uint64] = np.ndarray(len(code), dtype=">u8", buffer=code + bytes(8), strides=(1,))
@@ -159,7 +159,7 @@ class _Code:
         """
         heads = self._words[starts >> 3].astype(np.uint64) << (starts & 7).astype(np.uint64)
         repeated = heads >> np.uint64(63) == 1
-        count_bits = self.count_bits[(heads >> np.uint64(61) & np.uint64(3)).astype(np.intp)]
+        count_bits = np.array(self.count_bits)[(heads >> np.uint64(61) & np.uint64(3)).astype(np.intp)]
         counts = (heads << np.uint64(3) >> (64 - count_bits).astype(np.uint64)).astype(np.int64) + 1
         ends = np.cumsum(counts)
         if ends[-1] > most:
@@ -177,7 +177,7 @@ class _Code:
 
     def _token_length(self, bits: int, known: int) -> int:
         """Return the length of the token that begins with these 32 bits; 0 if the first `known` do not tell."""
-        count_bits = int(self.count_bits[bits >> 29 & 3])
+        count_bits = self.count_bits[bits >> 29 & 3]
         if bits >> 31:
             return 3 + count_bits + self.value_bits
         if 3 + count_bits > known:

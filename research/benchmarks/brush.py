@@ -46,12 +46,12 @@ def masks(height: int, width: int) -> dict[str, BoolMask]:
     return {"smooth": smooth, "ragged": ragged, "empty": np.zeros((height, width), bool)}
 
 
-def timed(function: Callable[[], Any], runs: int) -> tuple[Any, list[float]]:
+def timed(runs: int, function: Callable[..., Any], *arguments: Any) -> tuple[Any, list[float]]:
     """Return a function's answer and the seconds of each run."""
     seconds = []
     for _ in range(runs):
         start = time.perf_counter()
-        answer = function()
+        answer = function(*arguments)
         seconds.append(time.perf_counter() - start)
     return answer, seconds
 
@@ -72,13 +72,12 @@ def main() -> None:
     height, width = options.height, options.width
     print(f"{'':<16}{'SDK, s':>9}{'ours, s':>9}{'min':>8}{'median':>8}")
     for kind, mask in masks(height, width).items():
-        grey = mask.astype(np.uint8) * 255
-        rle, sdk = timed(lambda grey=grey: mask2rle(grey), options.runs)
-        own, ours = timed(lambda mask=mask: encode_mask(mask), options.runs)
+        rle, sdk = timed(options.runs, mask2rle, mask.astype(np.uint8) * 255)
+        own, ours = timed(options.runs, encode_mask, mask)
         assert own == rle
         print(row(f"{kind}, encode", sdk, ours), flush=True)
-        rgba, sdk = timed(lambda rle=rle: decode_rle(rle), options.runs)
-        alpha, ours = timed(lambda rle=rle: decode_alpha(rle, height, width), options.runs)
+        rgba, sdk = timed(options.runs, decode_rle, rle)
+        alpha, ours = timed(options.runs, decode_alpha, rle, height, width)
         assert (rgba.reshape(height, width, 4)[..., 3] == alpha).all()
         print(row(f"{kind}, decode", sdk, ours), f"  ({len(rle):,} bytes)", flush=True)
 
