@@ -57,7 +57,10 @@ class KeyAuth(AuthBase):
         try:
             with session(RETRY) as opened:
                 answer = opened.post(
-                    f"{self._url}/api/token/refresh/", json={"refresh": self._key}, timeout=(5.0, self._timeout)
+                    f"{self._url}/api/token/refresh/",
+                    json={"refresh": self._key},
+                    timeout=(5.0, self._timeout),
+                    allow_redirects=False,  # a 307 would have the key sent wherever it points
                 )
         except requests.RequestException as error:
             raise unreachable(self._url, error) from error

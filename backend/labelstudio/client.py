@@ -181,7 +181,8 @@ class LabelStudio:
     def _request(self, method: str, path: str, *, timeout: float | None = None, **kwargs: Any) -> requests.Response:
         wait = self._timeout if timeout is None else timeout
         opened = self._session(repeats=method == "GET" and timeout is None)
-        arguments: dict[str, Any] = {"auth": self._auth, "timeout": (min(5.0, wait), wait)} | kwargs
+        arguments: dict[str, Any] = {"auth": self._auth, "timeout": (min(5.0, wait), wait), "allow_redirects": False}
+        arguments |= kwargs
         try:
             response = opened.request(method, self.url + path, **arguments)
             if response.status_code == 401 and self._auth.renew():

@@ -42,8 +42,13 @@ def session(retry: Retry | None = None) -> requests.Session:
 def check_status(response: requests.Response, path: str) -> None:
     """Raise the `LabelStudioError` of an answer's status."""
     status = response.status_code
-    if status < 400:
+    if status < 300:
         return
+    if status < 400:  # never followed: the key and what is stored belong to the configured address
+        raise LabelStudioError(
+            f"Label Studio sends {path} on to {shown(response.headers.get('Location', 'nowhere'))} ({status}); set "
+            "LABEL_STUDIO_URL to the address that answers by itself, such as https instead of http."
+        )
     if status == 401:
         raise LabelStudioDenied(
             "Label Studio does not accept the API key (401). Copy the token again from Account & Settings; a legacy "

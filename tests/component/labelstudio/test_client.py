@@ -360,3 +360,26 @@ def test_a_busy_server_is_asked_again_when_it_says_and_told_once():
         with pytest.raises(LabelStudioUnreachable, match="429"):
             client.set_model_version(1, "v")
     assert calls == ["GET", "GET", "PATCH"]
+
+
+@pytest.mark.parametrize("key", [LEGACY_KEY, PERSONAL_TOKEN])
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_of_the_api_is_not_followed(key: str, status: int):
+    """A 307 would pass the token exchange's body, which is the personal access token, to any host."""
+    seen: list[bytes] = []
+    elsewhere, here = Flask("elsewhere"), Flask("here")
+
+    @elsewhere.route("/<path:path>", methods=["GET", "POST"])
+    def take(path: str):
+        seen.append(request.get_data())
+        return {"id": 1, "access": "x"}
+
+    with serving(elsewhere) as other:
+
+        @here.route("/<path:path>", methods=["GET", "POST"])
+        def send_on(path: str):
+            return redirect(f"{other}/{path}", status)
+
+        with serving(here) as url, pytest.raises(LabelStudioError, match="set LABEL_STUDIO_URL"):
+            LabelStudio(url, key, timeout=5).project(1)
+    assert seen == []
