@@ -185,7 +185,7 @@ def _nano(peer: Peer, folder: Path) -> Entries:
         peer.add_task(project, surface.png(surface.drawn("textures", names, seed)[0]))
     cat, dog = (masks[name] for name in names)
     recorder = Recorder(peer)
-    recipe = json.dumps({**SHORT, "instances": "split"})
+    recipe = json.dumps(surface.renamed({**SHORT, "instances": "split"}))
     with surface.running_backend(
         peer, folder, threshold=False, mode="full", recipe=recipe, old_predictions="remove", review_below=1.0
     ) as backend:

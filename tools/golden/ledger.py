@@ -1,7 +1,10 @@
 """A ledger that the version before left in the middle of jobs: whether it opens, and goes on as it did then.
 
-`ledger-before.sql` is the ledger; its project is paused. A first start settles what was under way with Label Studio, a
-second one is resumed and works.
+`ledger-before.sql` is the ledger, dumped after a backend had listed the project, learned its reference and queued the
+tasks, and the jobs had gone through the calls that the worker, the coordinator and /predict make. The script that made
+it is in the history of this folder (`before.py`); the times were moved to the past. The project is paused.
+
+A first start settles what was under way with Label Studio; a second one is resumed and works.
 """
 
 from __future__ import annotations

@@ -101,6 +101,8 @@ PLAN: dict[str, dict[str, tuple[str, ...]]] = {
 VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "split": ("components", "full", {**SHORT, "instances": "split"}),
     "split-ttga": ("components", "ttga", {**SHORT, "instances": "split"}),
+    "split-tracked": ("components", "concat", {**SHORT, "instances": "split"}),
+    "split-incomplete": ("incomplete", "concat", {**SHORT, "instances": "split"}),
     "split-labels": ("two-labels", "auto", {**SHORT, "instances": "split", "auto_threshold": 1.0}),
     "boxes": ("prompts", "full", {**SHORT, "reference_prompt": "box", "pseudo_label": "box", "min_separation": 0.0}),
     "points": ("prompts", "full", {**SHORT, "target_prompt": "point", "min_cycle_iou": 0.0, "min_separation": 0.0}),
@@ -113,8 +115,8 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "seed-7": ("satellite", "full", {**SHORT, "seed": 7, "alpha_min": 0.1, "alpha_max": 0.9}),
     "presence": ("absent", "full", {**SHORT, "min_presence": 1.0}),
     "small-diffusion": ("lesions", "dbst", {**SHORT, "diffusion_size": 64, "prompted_fraction": 1.0}),
-    "calibrated": ("lesions", "full", {}),
-    "held-back": ("lesions", "dbst", {}),
+    "held-back": ("lesions", "concat", {**SHORT, "min_score": 0.9}),
+    "calibrated": ("lesions", "ttga", {}),
 }
 """Name -> episode, mode and options. With none, `quick` runs as it is: the recipe that the scores are fitted for."""
 
@@ -127,6 +129,7 @@ def task_of(name: str) -> Task:
 def segment() -> Entries:
     """Every mode and preset on some of the episodes, and single options on one each."""
     for preset, modes in PLAN.items():
+        assert set(modes) == set(surface.MODES), "a mode came, went or was renamed"
         for mode, names in modes.items():
             model = surface.open_model(preset, {**SHORT, "mode": mode})
             for name in names:
@@ -144,7 +147,7 @@ def _segmented(key: str, model: Any, task: Task, shots: int = 0) -> Entries:
 
 
 def adapted() -> Entries:
-    """Saved adapted references, and what they are worth after loading: on two targets, and after an unreadable one."""
+    """Saved adapted references, and what they give after loading: on two targets with an unreadable one between."""
     for preset, mode, name in (
         ("default", "full", "incomplete"),
         ("paper", "full", "cells"),
@@ -159,7 +162,8 @@ def adapted() -> Entries:
         key = f"{preset}/{mode}/{name}"
         yield f"{key}/tensors", text_of(tensors)
         yield f"{key}/metadata", text_of(metadata)
-        results = surface.segment(model, loaded, [task_of(name).target, task_of("oblong").target])
+        targets = [task_of(name).target, b"no picture", task_of("oblong").target]
+        results = surface.segment(model, loaded, targets)
         for index, result in enumerate(results):
             for facet, value in result.items():
                 yield f"{key}/target{index}/{facet}", text_of(value)
@@ -174,7 +178,7 @@ def explain() -> Entries:
         for path, picture in zip(paths, (task.images[0], mask, task.target), strict=True):
             Image.fromarray(picture).save(path)
         out = Path(folder) / "report.html"
-        options = [f"--set={name}={value}" for name, value in SHORT.items()]
+        options = [f"--set={name}={value}" for name, value in surface.renamed(SHORT).items()]
         code = surface.explain(
             [*map(str, paths), f"--out={out}", "--model=nano", "--device=cpu", "--class-name=lesion", *options]
         )
