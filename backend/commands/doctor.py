@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from backend.errors import BackendError, LabelConfigError, LabelStudioError
+from backend.labelstudio.brush import encode_mask
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.label_config import parse_label_config
 from backend.settings import Settings, unknown_variables
@@ -257,8 +258,6 @@ def _model(settings: Settings, segmenter: str) -> Iterator[Finding]:
 
 def _trial_job(folder: Path) -> dict[str, Any]:
     """A disc on a plain ground to learn, and the same disc elsewhere to find."""
-    from backend.labelstudio.brush import encode_mask  # loads the SDK, which only this check needs
-
     grid_y, grid_x = np.mgrid[:TRIAL_SIZE, :TRIAL_SIZE]
     masks = {}
     for name, (y, x) in (("reference", (40, 40)), ("target", (52, 56))):
