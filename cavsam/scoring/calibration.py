@@ -1,4 +1,4 @@
-"""From the signs that speak for a mask to an estimate of its IoU; fitted once per pair of models, free of torch."""
+"""The calibrated score: from cues to an estimate of the IoU; fitted once per pair of models, free of torch."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ OPTIONS = {
 """Kind of candidate -> the options of the recipe that its masks and their cues depend on."""
 
 Features = Mapping[str, float]
-"""What is known about one mask without truth, by name; the higher a value the better. A sign may be missing."""
+"""Cues of one mask by name, see `cues`; the higher a value the better. One may be missing."""
 
 
 @dataclass(frozen=True)
 class Logistic:
-    """A logistic function that rises with every feature, so that it can turn no order of a single sign around.
+    """A logistic function that rises with every feature, so that it can turn no order of a single cue around.
 
     Attributes:
         bias: its value in the middle.

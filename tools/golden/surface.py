@@ -24,19 +24,20 @@ from label_studio_sdk.converter.brush import mask2rle
 from safetensors import safe_open
 from werkzeug.serving import make_server
 
-from backend.app import create_app
 from backend.service import Service
 from backend.settings import Settings
 from backend.version import base_version
-from cavsam import cli, synth
+from backend.web.app import create_app
+from cavsam import cli
 from cavsam.adapted import AdaptedReference
-from cavsam.evaluation.episodes import episode
 from cavsam.pipeline import CavSam
 from cavsam.recipe import PRESETS, Recipe, choices_of
 from cavsam.types import Reference, TargetResult
-from tests.unit.backend.fake_label_studio import LEGACY_KEY, FakeLabelStudio, brush, picture, png
+from research import synth
+from research.episodes import episode
+from tests.support.fake_label_studio import LEGACY_KEY, FakeLabelStudio, brush, picture, png
 
-THRESHOLD = "tests.unit.backend.threshold:open_threshold"
+THRESHOLD = "tests.support.threshold:open_threshold"
 """Name of the segmenter whose answer anyone can compute, for the model process."""
 MODES: tuple[str, ...] = choices_of("mode")
 PRESET_NAMES = {name: name for name in ("default", "quick", "paper")}
@@ -105,7 +106,7 @@ def _plain(result: TargetResult) -> dict[str, Any]:
                 "mask": one.mask,
                 "score": one.score,
                 "presence": one.presence,
-                "signs": dict(one.signs),
+                "signs": dict(one.cues),
                 "chosen": one.chosen,
             }
             for one in found
