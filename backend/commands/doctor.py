@@ -21,6 +21,7 @@ from backend.errors import BackendError, LabelConfigError, LabelStudioError
 from backend.labelstudio.brush import encode_mask
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.label_config import parse_label_config
+from backend.labelstudio.regions import Brush, Region
 from backend.settings import Settings, unknown_variables
 from backend.worker.model_process import CAVSAM, LaneProcess, LaneSpec
 
@@ -264,16 +265,8 @@ def _trial_job(folder: Path) -> dict[str, Any]:
         masks[name] = (grid_y - y) ** 2 + (grid_x - x) ** 2 < 20**2
         image = np.where(masks[name][..., None], (220, 60, 50), (40, 70, 90))
         Image.fromarray(image.astype(np.uint8)).save(folder / f"{name}.png")
-    region = {
-        "from_name": "mask",
-        "to_name": "image",
-        "kind": "brushlabels",
-        "labels_name": None,
-        "labels": ["disc"],
-        "original_width": TRIAL_SIZE,
-        "original_height": TRIAL_SIZE,
-        "rle": encode_mask(masks["reference"]),
-    }
+    size, code = (TRIAL_SIZE, TRIAL_SIZE), Brush(bytes(encode_mask(masks["reference"])))
+    region = Region("mask", "image", ("disc",), size, code).to_json()
     example = {"annotation": 0, "regions": [region], "images": {"image": str(folder / "reference.png")}}
     return {
         "reference": {"key": "trial", "shots": 0, "examples": [example]},

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from backend.errors import BackendError
 from backend.labelstudio.label_config import LabelConfig
-from backend.labelstudio.regions import mask_names, reference_masks
+from backend.labelstudio.masks import mask_names, reference_masks
+from backend.labelstudio.regions import read_regions
 from backend.settings import Settings
 from backend.store.ledger import Job, Ledger
 from backend.sync.project_sync import known_config
-from backend.sync.references import usable_regions
 from cavsam.errors import InvalidReference
 from cavsam.images import write_mask
 
@@ -63,10 +63,10 @@ def export_masks(settings: Settings, project: int, folder: Path) -> Iterator[Exp
 
 def _export(job: Job, config: LabelConfig, folder: Path) -> ExportedTask:
     exported = ExportedTask(job.task, job.version, job.score)
-    regions, _ = usable_regions(json.loads(job.result or "[]"), config)
-    several = len({region["to_name"] for region in regions}) > 1
-    for to_name in sorted({region["to_name"] for region in regions}):
-        size = next((r["original_height"], r["original_width"]) for r in regions if r["to_name"] == to_name)
+    regions, _ = read_regions(json.loads(job.result or "[]"), config)
+    several = len({region.to_name for region in regions}) > 1
+    for to_name in sorted({region.to_name for region in regions}):
+        size = next(region.size for region in regions if region.to_name == to_name)
         try:
             masks = reference_masks(regions, to_name, size)
         except InvalidReference as error:

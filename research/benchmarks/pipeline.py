@@ -183,7 +183,13 @@ def measure_backend(options: argparse.Namespace) -> dict[str, float]:
             )
         )
         try:
-            job = {"reference": {"key": "bench", "regions": regions, "images": {"image": paths[0]}}}
+            job = {
+                "reference": {
+                    "key": "bench",
+                    "regions": [region.to_json() for region in regions],
+                    "images": {"image": paths[0]},
+                }
+            }
             answer = lane.run({**job, "images": {"image": paths[1]}}, lambda *_: None)
             if answer["event"] != "result":
                 raise RuntimeError(str(answer))

@@ -27,7 +27,7 @@ def settings(make_settings: Callable[..., Settings]) -> Settings:
     ledger.note_project(1, "uid")
     ledger.describe_project(1, "cats", CONFIG)
     ledger.replace_tasks(1, [Task(1, n, {}, False, "") for n in range(1, 5)])
-    ledger.set_references(1, VERSION, learned_from(ReferenceAnnotation(1, "r1", 9, 1, [])))
+    ledger.set_references(1, VERSION, learned_from(ReferenceAnnotation(1, "r1", 9, 1, ())))
     ledger.queue(1, VERSION, [2, 3, 4])
     regions = [brush((0, 5, 0, 7), "cat", origin="prediction"), brush((10, 12, 0, 96), "dog", origin="prediction")]
     for result in (regions, []):
