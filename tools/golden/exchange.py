@@ -199,5 +199,5 @@ def _nano(peer: Peer, folder: Path) -> Entries:
 
 
 def project_event(backend: Backend, action: str, peer: Peer, project: int) -> None:
-    event = {"action": action, "project": peer.projects[project]}
+    event: Any = {"action": action, "project": peer.projects[project]}
     requests.post(f"{backend.url}/webhook", json=event, timeout=60).raise_for_status()

@@ -162,7 +162,7 @@ def adapted() -> Entries:
         key = f"{preset}/{mode}/{name}"
         yield f"{key}/tensors", text_of(tensors)
         yield f"{key}/metadata", text_of(metadata)
-        targets = [task_of(name).target, b"no picture", task_of("oblong").target]
+        targets: list[np.ndarray | bytes] = [task_of(name).target, b"no picture", task_of("oblong").target]
         results = surface.segment(model, loaded, targets)
         for index, result in enumerate(results):
             for facet, value in result.items():
