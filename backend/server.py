@@ -17,7 +17,7 @@ from gunicorn.workers.base import Worker as GunicornWorker
 from backend.errors import BackendError
 from backend.service import Service
 from backend.settings import Settings, unknown_variables
-from backend.web.app import TRIAL_NOTICE, create_app
+from backend.web.app import TRIAL_WARNING, create_app
 from backend.worker.model_process import CAVSAM
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class _Server(BaseApplication):
 
         signal.signal(signal.SIGTERM, end)
         service.start()
-        log.info("Model version %s%s.", service.base_version, f" - {TRIAL_NOTICE}" if service.trial_models else "")
+        log.info("Model version %s%s.", service.base_version, f" - {TRIAL_WARNING}" if service.trial_models else "")
 
     def _before_end(self, arbiter: Arbiter, worker: GunicornWorker) -> None:
         if self._service is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import json
 import os
 import re
@@ -26,8 +25,6 @@ IP_OR_NAME = re.compile(r"[\w.-]+|[\da-fA-F]*:[\da-fA-F:.]*(%[\w.-]+)?")
 OLD_PREDICTIONS = ("keep", "remove")
 REFERENCE_POLICIES = ("first", "pinned", "latest-k", "nearest-k")
 PROJECT_VERSION = ("follow", "leave")
-PRIVATE_DOMAINS = (".localhost", ".local", ".internal", ".home.arpa")
-"""Never given to anybody by the public DNS."""
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -216,22 +213,6 @@ class Settings:
         """Host and port as an address is written, an IPv6 host in brackets; `host` instead of where we listen."""
         host = self.host if host is None else host
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
-
-    def knows_host(self, host: str) -> bool:
-        """Whether a host name that a browser called us by can only be ours.
-
-        Any site may have its own name lead to our address once its page is loaded (DNS rebinding), but it cannot have
-        an address for a name, nor a name that the public DNS does not give.
-        """
-        host = host.lower().rstrip(".")
-        own = (self.host, urlsplit(self.label_studio_url).hostname or "", *self.allowed_hosts.split(","))
-        if "." not in host or host.endswith(PRIVATE_DOMAINS) or host in {name.strip().lower() for name in own}:
-            return True
-        try:
-            ipaddress.ip_address(host.partition("%")[0])
-        except ValueError:
-            return False
-        return True
 
     def method(self) -> Recipe:
         """The method's hyperparameters."""

@@ -50,7 +50,7 @@ def test_the_command_serves_the_bundled_models_and_leaves_nothing_behind(
     backend = serve(command=[sys.executable, "-m", "backend.cli", "serve"])
     health = backend.health()  # answered while the model is being loaded
     assert health["status"] == "UP"
-    assert "try-out" in health["notice"]
+    assert "try-out" in health["warning"]
     assert "nano" in label_studio.setup(project, backend.url)["model_version"]
     backend.wait_until_idle()
     everyone = family(backend.process.pid)

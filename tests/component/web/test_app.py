@@ -38,7 +38,7 @@ def test_health_and_front_page_announce_the_try_out_models(backend: RunningBacke
         assert answer.status_code == 200
         assert answer.json()["status"] == "UP"
         assert answer.json()["model_class"] == "CavSam"
-        assert "try-out" in answer.json()["notice"]
+        assert "try-out" in answer.json()["warning"]
         assert "nano" in answer.json()["model_version"]
 
 
@@ -78,7 +78,7 @@ def test_setup_takes_any_extra_params(backend: RunningBackend, label_studio: Fak
     }
     answer = post(backend, "/setup", body)
     assert answer.json()["model_version"] == backend.service.base_version
-    assert ("notice" in answer.json()) == bool(extra)
+    assert ("warning" in answer.json()) == bool(extra)
 
 
 @pytest.mark.parametrize(

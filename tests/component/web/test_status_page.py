@@ -102,15 +102,15 @@ def test_the_page_and_the_api_say_the_same(label_studio: FakeLabelStudio, projec
         task["seconds"] for task in get(backend, f"api/projects/{project}/tasks", show="predicted").json()["tasks"]
     ]
     assert described["seconds_per_task"] == pytest.approx(sum(seconds) / 4, abs=0.006)
-    assert any("VectorLabels" in notice for notice in described["notices"])
-    assert described["notices"][-1] == "<b>noted</b>"
+    assert any("VectorLabels" in warning for warning in described["warnings"])
+    assert described["warnings"][-1] == "<b>noted</b>"
     assert get(backend, "api/projects").json()["projects"] == [described]
     whole = get(backend, "api/status").json()
     assert whole["projects"] == [described]
     assert get(backend, "").json()["projects"] == [described]  # not a browser
-    assert whole["lane"]["models"] == {"name": "nano", "try_out": True}
-    assert (whole["lane"]["queue"], whole["lane"]["paused"]) == (0, False)
-    assert whole["lane"]["memory_bytes"] > 10_000_000
+    assert whole["model"]["models"] == {"name": "nano", "try_out": True}
+    assert (whole["model"]["queue"], whole["model"]["paused"]) == (0, False)
+    assert whole["model"]["memory_bytes"] > 10_000_000
 
     listed = {task["task"]: task for task in get(backend, f"api/projects/{project}/tasks").json()["tasks"]}
     assert list(listed) == tasks
@@ -323,7 +323,7 @@ class TestButtons:
         assert "whole backend is paused" in post(backend, f"api/projects/{project}/resume").json()["done"]
         assert ledger.counts(project, version)["queued"] == 5
         whole = get(backend, "api/status").json()
-        assert (whole["lane"]["paused"], whole["lane"]["queue"], whole["projects"][0]["paused"]) == (True, 0, False)
+        assert (whole["model"]["paused"], whole["model"]["queue"], whole["projects"][0]["paused"]) == (True, 0, False)
         page = requests.get(backend.url, headers=BROWSER, timeout=5).text
         assert "Paused: no task of any project is begun" in page
         assert post(backend, "api/resume").ok
@@ -361,7 +361,7 @@ class TestButtons:
         label_studio.missing_paths.clear()
         backend.service.coordinator.note(Note(project, "again"))
         wait_for(lambda: not ledger.wanted_again(), "the wish to be dropped")
-        wait_for(lambda: "Settings, Model" in str(get(backend, "api/projects").json()), "the notice")
+        wait_for(lambda: "Settings, Model" in str(get(backend, "api/projects").json()), "the warning")
         assert label_studio.predictions == before
         assert states(backend, project)[1] == "delivered"
 
