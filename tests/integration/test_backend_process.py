@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import requests
 
+from backend.settings import Settings
 from backend.store.ledger import Ledger
 from tests.support.backend import wait_for
 from tests.support.backend_process import ENDLESS, ROOT, SLOW, BackendProcess, family, running
@@ -186,11 +187,11 @@ def test_two_servers_do_not_share_a_data_folder(serve: Callable[..., BackendProc
 def test_more_requests_than_threads_leave_health_and_setup_free(
     serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int
 ):
-    backend = serve(ENDLESS, CAVSAM_THREADS="4", CAVSAM_PREDICT_DEADLINE="20")
+    backend = serve(ENDLESS, CAVSAM_PREDICT_DEADLINE="20")
     label_studio.connect(project, backend.url)
     annotate(label_studio, project)
     wait_for(lambda: backend.health()["work"] == "working", "work")
-    asking = [threading.Thread(target=label_studio.retrieve, args=(project,)) for _ in range(12)]
+    asking = [threading.Thread(target=label_studio.retrieve, args=(project,)) for _ in range(3 * Settings.threads)]
     for thread in asking:
         thread.start()
     for _ in range(10):
