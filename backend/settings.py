@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, get_type_hints
 from urllib.parse import urlsplit
 
 from backend.errors import SettingsError
+from backend.text import read_json
 from cavsam.errors import CavSamError
 from cavsam.recipe import Recipe
 from cavsam.weights.sources import ModelSources
@@ -153,9 +154,9 @@ class Settings:
     basic_auth_password: str = _setting("", "Password to `CAVSAM_BASIC_AUTH_USER`.", secret=True)
     allowed_hosts: str = _setting(
         "",
-        "Host names, comma-separated, under which the status page's buttons work without basic auth. IP addresses, "
-        "`localhost`, names without a dot or in `.local` or `.internal`, `CAVSAM_HOST` and the host of "
-        "`LABEL_STUDIO_URL` always do.",
+        "Host names, comma-separated, under which the backend answers without basic auth; for a backend that has a "
+        "public name. IP addresses, `localhost`, names without a dot or in `.local` or `.internal`, `CAVSAM_HOST` and "
+        "the host of `LABEL_STUDIO_URL` always do.",
     )
     log_level: str = _setting(
         "INFO", "`DEBUG`, `INFO`, `WARNING` or `ERROR`; `DEBUG` for whoever reports a fault, `WARNING` for a quiet log."
@@ -211,8 +212,8 @@ class Settings:
         """
         if isinstance(extra_params, str) and extra_params.strip():
             try:
-                extra_params = json.loads(extra_params)
-            except (ValueError, RecursionError):
+                extra_params = read_json(extra_params)
+            except ValueError:
                 extra_params = [extra_params]
         if not extra_params:
             return self, []

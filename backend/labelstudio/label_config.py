@@ -26,6 +26,13 @@ SMART = 'smart="true" makes them clicks that correct a mask'
 SUPPORTED = "BrushLabels, BitmaskLabels, PolygonLabels, RectangleLabels and their forms with <Labels> are"
 
 
+LONGEST = 1_000_000
+"""Characters of a configuration that is read."""
+MOST_LABELS = 5000
+MOST_CONTROLS = 200
+"""Both bound the work, which grows with their product; a tag on two images counts twice."""
+
+
 @dataclass(frozen=True)
 class Control:
     """One control tag on one `<Image>`.
@@ -80,11 +87,15 @@ class LabelConfig:
 
 
 def parse_label_config(xml: str) -> LabelConfig:
-    """Read a labelling configuration; raises `LabelConfigError` where it is no XML."""
+    """Read a labelling configuration; raises `LabelConfigError` if it is no XML, or larger than any that people use."""
+    if len(xml) > LONGEST:
+        raise LabelConfigError(f"The labelling configuration is longer than {LONGEST:,} characters; shorten it.")
     try:
         root = ET.fromstring(xml)
     except ET.ParseError as error:
         raise LabelConfigError(f"The labelling configuration is not valid XML ({error}).") from error
+    if sum(1 for _ in root.iter("Label")) > MOST_LABELS:
+        raise LabelConfigError(f"The labelling configuration has more than {MOST_LABELS} labels; take some out.")
     warnings: list[str] = []
     images = _images(root, warnings)
     controls: list[Control] = []
@@ -92,6 +103,7 @@ def parse_label_config(xml: str) -> LabelConfig:
     points: list[Control] = []
     smart: set[str] = set()
     written: dict[str, str] = {}
+    drawing = 0
     for tag in root.iter():
         found = hints if tag.tag in HINT_TAGS else points if tag.tag in POINT_TAGS else controls
         if tag.tag in LABELLED_TAGS | {"EllipseLabels", "KeyPointLabels"}:
@@ -100,6 +112,11 @@ def parse_label_config(xml: str) -> LabelConfig:
             found += _drawing_controls(tag, root, images, warnings)
         elif tag.tag in UNSUPPORTED_TAGS and set(_targets(tag)) & set(images):
             warnings.append(f"<{tag.tag} name={tag.get('name', '')!r}> is not supported; {SUPPORTED}.")
+        drawing += tag.tag in DRAWING_TAGS | {"Ellipse", "KeyPoint", "Labels"}
+        if max(len(found), drawing) > MOST_CONTROLS:
+            raise LabelConfigError(
+                f"The labelling configuration has more than {MOST_CONTROLS} control tags on images; take some out."
+            )
         name = tag.get("name", "")
         written[name] = f"<{tag.tag} name={name!r}>"
         if _is_smart(tag):

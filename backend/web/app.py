@@ -24,6 +24,7 @@ from backend.errors import (
 from backend.labelstudio.events import is_number, read_event
 from backend.service import Service
 from backend.settings import Settings
+from backend.text import read_json
 from backend.web.security import secure
 from backend.web.status_page import create_page
 
@@ -141,7 +142,10 @@ def _handle_errors(app: Flask) -> None:
 
 
 def _body() -> dict[str, Any]:
-    body = request.get_json(force=True, silent=True)
+    try:
+        body = read_json(request.get_data(cache=False))
+    except ValueError:
+        body = None
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.")
     return body

@@ -65,12 +65,10 @@ def refuse_other_sites() -> None:
 
 
 def refuse_unknown_hosts(settings: Settings) -> None:
-    """Refuse to press a button under a host name that may be another site's, which to a browser is then our own page.
+    """Refuse every call under a host name that may be another site's, which to a browser is then our own page.
 
     With basic auth there is no need: a browser gives the password to no other name.
     """
-    if request.method in READING or not request.path.startswith("/api"):
-        return
     host = _hostname(f"//{request.host}")
     if not is_ours(host, settings):
         raise CrossSiteRequest(

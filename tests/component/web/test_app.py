@@ -183,6 +183,21 @@ def test_answers_while_label_studio_is_slow(start_backend: StartBackend):
         connection.close()
 
 
+def test_half_a_surrogate_pair_kills_nothing(
+    start_backend: StartBackend, label_studio: FakeLabelStudio, caplog: pytest.LogCaptureFixture
+):
+    """It is legal in JSON, but neither the ledger nor a socket takes it."""
+    backend = start_backend(label_studio_url="", label_studio_api_key="")
+    handed_over = rb'"hostname": "http://\ud800.com", "access_token": "\udfff", "extra_params": "{\"\ud800\": 1}"'
+    raw = rb'{"project": "7.1", ' + handed_over + b"}"
+    assert requests.post(backend.url + "/setup", data=raw, timeout=5).ok
+    wait_for(lambda: "Project 7: Label Studio cannot be reached" in caplog.text, "the error of a failed sync")
+    project = label_studio.add_project()
+    label_studio.connect(project, backend.url)
+    wait_for(lambda: backend.service.ledger.project(project), "another project, read by the same thread")
+    assert requests.get(backend.url + "/health", timeout=5).json()["status"] == "UP"
+
+
 HOLD = (
     "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], isolation_level=None); db.execute('BEGIN IMMEDIATE'); "
     "print('held', flush=True); sys.stdin.readline(); db.execute('ROLLBACK')"

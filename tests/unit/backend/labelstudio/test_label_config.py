@@ -165,3 +165,20 @@ def test_refuses_what_is_no_xml(xml: str):
 )
 def test_finds_the_image_in_the_data(expression: str, data: dict, url: str | None):
     assert image_url(expression, data) == url
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        (
+            '<Brush name="b" toName="image"/>' * 30
+            + '<Labels name="l" toName="image"><Label value="a"/></Labels>' * 30,
+            "control tags",
+        ),
+        ('<BrushLabels name="b" toName="image">' + '<Label value="a"/>' * 5001 + "</BrushLabels>", "labels"),
+        (" " * 1_000_001, "characters"),
+    ],
+)
+def test_a_configuration_that_would_take_minutes_is_refused(tags: str, words: str):
+    with pytest.raises(LabelConfigError, match=words):
+        parse_label_config(f'<View><Image name="image" value="$image"/>{tags}</View>')
