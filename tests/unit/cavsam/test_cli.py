@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,7 +174,7 @@ def test_a_preset_is_where_the_other_options_start() -> None:
 
 
 @pytest.mark.parametrize("value", ["true", "predicted"])
-def test_a_choice_that_looks_like_a_truth_is_a_word(value: str) -> None:
+def test_a_choice_that_looks_like_a_truth_is_a_word(value: Any) -> None:
     arguments = ["segment", "r.png", "m.png", "t.png", "--out", "out", "--set", f"cycle_mask={value}"]
     arguments += ["--set", "region_fallback=false", "--set", "activation_stride=8"]
     recipe = recipe_chosen_by(arguments)

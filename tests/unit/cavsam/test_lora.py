@@ -49,9 +49,9 @@ def test_mixed_bank_equals_merged_weights(diffusion: LatentDiffusion, mix: lora.
         for name, layer in lora.attention_projections(merged).items():
             down, up, w = bank.down[name].double(), bank.up[name].double(), weights[sample].double()
             if mix == "delta":
-                delta = sum(w[n] * up[n] @ down[n] for n in range(3))
+                delta = torch.einsum("n,nor,nri->oi", w, up, down)
             else:
-                delta = sum(w[n] * up[n] for n in range(3)) @ sum(w[n] * down[n] for n in range(3))
+                delta = torch.einsum("n,nor->or", w, up) @ torch.einsum("n,nri->ri", w, down)
             layer.weight.data += delta.float()
         with torch.no_grad():
             expected = merged(latents[sample : sample + 1], 500, embeddings[sample : sample + 1]).sample
@@ -65,7 +65,7 @@ def test_the_two_mixes_differ_between_the_ends(diffusion: LatentDiffusion) -> No
     for mix in ("delta", "factor"):
         with torch.no_grad(), lora.attached(diffusion.unet, bank, torch.tensor([[0.5, 0.5]]), mix):
             results.append(diffusion.predict(latents, 500, embeddings))
-    assert not torch.allclose(*results, atol=1e-4)
+    assert not torch.allclose(results[0], results[1], atol=1e-4)
 
 
 def test_detached_unet_is_as_before(diffusion: LatentDiffusion) -> None:

@@ -50,7 +50,8 @@ def test_frame_loss_by_hand():
     presence = np.array([[1.3], [-0.4]], dtype=np.float32)
     truth = np.zeros((2, side, side), dtype=np.float32)
     truth[0, 5:20, 7:29] = 1
-    output = train_sam2.FrameOutput(*(torch.from_numpy(a) for a in (logits, ious, presence)), chosen=torch.empty(0))
+    said = [torch.from_numpy(array) for array in (logits, ious, presence)]
+    output = train_sam2.FrameOutput(said[0], said[1], said[2], chosen=torch.empty(0))
     loss, parts = train_sam2.frame_loss(output, torch.from_numpy(truth))
 
     small = truth[0].reshape(side // 2, 2, side // 2, 2).mean(axis=(1, 3))

@@ -83,7 +83,7 @@ def test_a_mask_is_filled_outlined_and_ends_at_its_edge(rng: np.random.Generator
 
 def test_a_box_lies_where_it_was_given() -> None:
     picture = np.zeros((50, 100, 3), dtype=np.uint8)
-    drawn = pictures.with_box(picture, (64.0, 128.0, 192.0, 256.0), 256, (9, 9, 9)).any(axis=2)
+    drawn = np.any(pictures.with_box(picture, (64.0, 128.0, 192.0, 256.0), 256, (9, 9, 9)), axis=2)
     rows, columns = np.nonzero(drawn)
     assert (rows.min(), rows.max() + 1) == (25, 50)
     assert (columns.min(), columns.max() + 1) == (25, 75)
@@ -92,7 +92,7 @@ def test_a_box_lies_where_it_was_given() -> None:
 
 def test_a_point_is_a_dot_in_a_ring_where_it_was_given() -> None:
     picture = np.zeros((50, 100, 3), dtype=np.uint8)
-    drawn = pictures.with_point(picture, (192.5, 128.5), 256, (9, 9, 9)).any(axis=2)
+    drawn = np.any(pictures.with_point(picture, (192.5, 128.5), 256, (9, 9, 9)), axis=2)
     rows, columns = np.nonzero(drawn)
     radius = (rows.max() - rows.min()) / 2
     assert 5 <= radius <= 12
@@ -309,7 +309,7 @@ def test_a_mask_that_other_labels_cover_is_no_mask_below_a_bound(tracker: Tracke
 
 def test_a_trace_without_a_target_is_refused(rng: np.random.Generator) -> None:
     blobs = blob_picture(rng, 20, 20)
-    run = Run(blobs, blobs.image, "a", "b", None, QUICK, NAMES["nano"], "cpu", 0)  # type: ignore[arg-type]
+    run = Run(blobs, blobs.image, "a", "b", None, QUICK, NAMES["nano"], "cpu", 0)
     with pytest.raises(ValueError, match="no segmented target"):
         render(Trace(), run)
 

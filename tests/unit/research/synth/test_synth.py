@@ -231,7 +231,7 @@ def test_misuse_is_answered_in_plain_words():
     with pytest.raises(ValueError, match="has no class 'liver'"):
         synth.generate("lungs", ["liver"], seed=0)
     with pytest.raises(ValueError, match="Unknown split"):
-        synth.classes("lungs", "validation")
+        synth.classes("lungs", "validation")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 32 pixels"):
         synth.generate("lungs", ["lung"], seed=0, size=16)
     with pytest.raises(ValueError, match="Unknown motion"):
