@@ -98,14 +98,14 @@ def test_a_batch_of_fits_equals_single_fits(diffusion: LatentDiffusion, count: i
 
 
 def test_fitting_is_reproducible_and_lowers_the_loss(diffusion: LatentDiffusion) -> None:
-    recipe = Recipe(lora_steps=150, lora_rank=8, lora_lr=5e-3)
+    recipe = Recipe(lora_steps=60, lora_rank=8, lora_lr=5e-3)
     latents, embeddings = inputs(diffusion, 1)
     flags = [parameter.requires_grad for parameter in diffusion.unet.parameters()]
     bank, losses = diffusion.fit_loras(latents, embeddings, recipe)
     again, losses_again = diffusion.fit_loras(latents, embeddings, recipe)
     assert losses == losses_again
     assert all(torch.equal(bank.up[name], again.up[name]) for name in bank.up)
-    assert sum(losses[-30:]) < sum(losses[:30])
+    assert sum(losses[-20:]) < sum(losses[:20])
     assert flags == [parameter.requires_grad for parameter in diffusion.unet.parameters()]
     assert not any(tensor.requires_grad for tensor in bank.parameters())
 

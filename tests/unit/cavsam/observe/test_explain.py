@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -359,11 +357,3 @@ def test_bad_input_is_one_sentence(
     assert len(said) == 1
     assert message in said[0]
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
-
-
-def test_the_example_of_the_document_runs(folder: Path) -> None:
-    document = Path(__file__).parents[4] / "docs" / "explain.md"
-    (example,) = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", example], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert re.match(r"concat \[0\.\d+\] \[0, 1\] \[", done.stdout)
