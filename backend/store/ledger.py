@@ -20,12 +20,13 @@ import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from backend.errors import BackendError, LedgerError
+from backend.errors import BackendError, LedgerError, UnusableRegion
+from backend.labelstudio.regions import Region
 from backend.sync.references import Candidate
 
 SCHEMA_VERSION = 3
@@ -188,7 +189,7 @@ class ReferenceAnnotation:
     key: str
     annotation: int
     task: int
-    regions: list[dict[str, Any]]
+    regions: tuple[Region, ...]
 
 
 @dataclass(frozen=True)
@@ -557,7 +558,7 @@ class Ledger:
             db.executemany(
                 "INSERT INTO learned_from VALUES (?, ?, ?, ?, ?, ?)",
                 [
-                    (project, one.annotation, position, one.task, one.key, _packed(one.regions))
+                    (project, one.annotation, position, one.task, one.key, _packed([r.to_json() for r in one.regions]))
                     for position, one in enumerate(references.annotations if references else ())
                 ],
             )
@@ -578,9 +579,7 @@ class Ledger:
             project,
         )
         annotations = tuple(
-            ReferenceAnnotation(
-                project, row["key"], row["annotation"], row["task"], json.loads(zlib.decompress(row["regions"]))
-            )
+            ReferenceAnnotation(project, row["key"], row["annotation"], row["task"], _regions(row["regions"]))
             for row in rows
         )
         return References(rows[0]["reference_key"], annotations, rows[0]["reference_shots"]) if rows else None
@@ -1005,6 +1004,15 @@ def _shown(candidate: Candidate) -> tuple[str, bool]:
 
 def _packed(value: Any) -> bytes:
     return zlib.compress(json.dumps(value, separators=(",", ":")).encode())
+
+
+def _regions(packed: bytes) -> tuple[Region, ...]:
+    """Packed regions; damaged ones are left out, and the next sync finds that the reference has changed."""
+    regions = []
+    for held in json.loads(zlib.decompress(packed)):
+        with suppress(UnusableRegion):
+            regions.append(Region.from_json(held))
+    return tuple(regions)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ class Scene:
         reference, *self.tasks = (label_studio.add_task(self.project, image=b"x") for _ in range(6))
         ledger.note_project(self.project, "uid")
         ledger.replace_tasks(self.project, [Task(self.project, n, {}, False, "") for n in (reference, *self.tasks)])
-        references = learned_from(ReferenceAnnotation(self.project, "r1", 1, reference, []))
+        references = learned_from(ReferenceAnnotation(self.project, "r1", 1, reference, ()))
         ledger.set_references(self.project, VERSION, references)
         ledger.queue(self.project, VERSION, self.tasks)
         for task in self.tasks:

@@ -4,18 +4,20 @@ import random
 import sqlite3
 import threading
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backend.errors import BackendError
+from backend.labelstudio.regions import Brush, Region
 from backend.store.ledger import ALL_PROJECTS, MAX_BEGUN, Job, Ledger, ReferenceAnnotation, References, Task
 from backend.sync.references import Candidate
 from tests.support.backend import learned_from, wait_for
 
 VERSION = "cavsam-r1"
-REGIONS = [{"from_name": "tag", "labels": ["cat"], "rle": [1, 2, 3]}]
+REGIONS = (Region("tag", "image", ("cat",), (64, 96), Brush(bytes([1, 2, 3]))),)
 
 
 def fill(ledger: Ledger, tasks: int = 4) -> None:
@@ -463,7 +465,9 @@ class TestTaskStates:
 
 def test_the_whole_reference_is_kept_and_only_the_present_one(ledger: Ledger):
     fill(ledger)
-    both = tuple(ReferenceAnnotation(1, f"r{n}", n, n - 7, [{"labels": [f"label {n}"]}]) for n in (9, 10))
+    both = tuple(
+        ReferenceAnnotation(1, f"r{n}", n, n - 7, (replace(REGIONS[0], labels=(f"label {n}",)),)) for n in (9, 10)
+    )
     ledger.set_references(1, "cavsam-r3", References("r3", both, 1))
     assert ledger.references(1) == References("r3", both, 1)
     assert References("r3", both).tasks == {2, 3}
