@@ -18,7 +18,8 @@ from PIL import Image, ImageColor
 from scipy import ndimage
 
 from backend.labelstudio.label_config import parse_label_config
-from backend.labelstudio.regions import Slot, prediction_regions, reference_masks
+from backend.labelstudio.masks import prediction_regions, reference_masks
+from backend.labelstudio.regions import Slot
 from backend.sync.references import examine
 from tests.support.backend import wait_for
 from tests.support.backend_process import ROOT, SLOW, BackendProcess, backends
