@@ -99,7 +99,7 @@ class Refiner:
         scores = []
         for box in boxes:
             inside = [click for click in clicks if _holds(box, click)]
-            found, score = self._decode(encoded, inside, box=box)
+            found, score = self.decode(encoded, inside, box=box)
             window = _window(box, encoded.size)
             mask[window] = False
             mask |= found
@@ -107,15 +107,26 @@ class Refiner:
         outside = [click for click in clicks if not any(_holds(box, click) for box in boxes)]
         if outside:
             before = mask if mask.any() else None
-            found, score = self._decode(encoded, outside, start=before)
+            found, score = self.decode(encoded, outside, start=before)
             mask = found if before is None else _taken_over(mask, found, outside)
             scores.append(score)
         return mask, min(1.0, max(0.0, sum(scores) / len(scores)))
 
     @torch.inference_mode()
-    def _decode(
+    def decode(
         self, encoded: EncodedImage, clicks: Sequence[Click], *, box: Box | None = None, start: Mask | None = None
     ) -> tuple[Mask, float]:
+        """Let SAM2 segment one object: its mask, bool (H, W), and its own estimate of the IoU.
+
+        Args:
+            encoded: from `encode` of this object.
+            clicks: on the object and off it.
+            box: around the object.
+            start: a mask of the object that is to be corrected, bool (H, W).
+
+        Raises:
+            NumericalError: SAM2 gave values that are not finite.
+        """
         model, device = self.tracker.predictor, self.tracker.device
         height, width = encoded.size
         points = [(click.x, click.y) for click in clicks]

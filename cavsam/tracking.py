@@ -161,7 +161,7 @@ class Tracker:
             NumericalError: SAM2 gave values that are not finite.
         """
         with self.autocast(), self._predicted_ious() as ious, self._memory_as_computed():
-            state = self._state(trunk, neck_weights)
+            state = self.state(trunk, neck_weights)
             for prompt in sorted(prompts, key=lambda p: (p.label, p.frame)):
                 self._prompt(state, prompt)
             start = max(p.frame for p in prompts) if reverse else min(p.frame for p in prompts)
@@ -230,7 +230,7 @@ class Tracker:
         finally:
             hook.remove()
 
-    def _state(self, trunk: Sequence[Tensor], neck_weights: Mapping[str, Tensor] | None) -> dict[str, Any]:
+    def state(self, trunk: Sequence[Tensor], neck_weights: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
         """Make from features of frames in memory what `SAM2VideoPredictor.init_state` makes from files."""
         size, device = self.image_size, self.device
         count = len(trunk[0])
