@@ -118,16 +118,7 @@ def render(trace: Trace, context: Context) -> str:
     environment.filters["megabytes"] = lambda count: f"{count / 1e6:,.0f} MB"
     return environment.get_template("page.html").render(
         context=context,
-        labels=[
-            {
-                "name": label,
-                "colour": "#{:02x}{:02x}{:02x}".format(*_colour(index)),
-                "score": context.result.scores[label],
-                "share": context.result.masks[label].mean() if label in context.result.masks else None,
-                "dropped": _dropped(context, label),
-            }
-            for index, label in enumerate(video.labels)
-        ],
+        labels=[_label(context, index, label) for index, label in enumerate(video.labels)],
         reference=pictures.data_url(_with_masks(context.reference.image, context.reference.masks, video.labels)),
         target=pictures.data_url(_with_masks(context.target, context.result.masks, video.labels)),
         film=Film(video.heads(len(video)), [video.frames(), *video.activations()]),
@@ -352,6 +343,18 @@ def _kind(prompt: Prompt) -> str:
     if prompt.mask is not None:
         return "mask"
     return "box" if prompt.box is not None else "point"
+
+
+def _label(context: Context, index: int, label: str) -> dict[str, Any]:
+    """Sum up what was found of a label."""
+    mask = context.result.masks.get(label)
+    return {
+        "name": label,
+        "colour": "#{:02x}{:02x}{:02x}".format(*_colour(index)),
+        "score": context.result.scores[label],
+        "share": None if mask is None else mask.mean(),
+        "dropped": _dropped(context, label),
+    }
 
 
 def _dropped(context: Context, label: str) -> str | None:
