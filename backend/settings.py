@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, get_type_hints
 from urllib.parse import urlsplit
 
 from backend.errors import SettingsError
+from backend.logs import FORMATS
 from backend.text import read_json
 from cavsam.errors import CavSamError
 from cavsam.recipe import Recipe
@@ -161,6 +162,7 @@ class Settings:
     log_level: str = _setting(
         "INFO", "`DEBUG`, `INFO`, `WARNING` or `ERROR`; `DEBUG` for whoever reports a fault, `WARNING` for a quiet log."
     )
+    log_format: str = _setting("text", "`text`, or `json` for a program that collects logs: one object per line.")
     threads: int = _constant(16)
     answer_lease: float = _constant(120.0)
     push_batch: int = _constant(50)
@@ -277,6 +279,7 @@ class Settings:
         if not IP_OR_NAME.fullmatch(self.host):
             problems.append(f"CAVSAM_HOST must be an IP address or a host name, such as 127.0.0.1, not {self.host!r}.")
         problems += _not_one_of("log_level", self.log_level, LOG_LEVELS)
+        problems += _not_one_of("log_format", self.log_format, FORMATS)
         problems += _not_one_of("old_predictions", self.old_predictions, OLD_PREDICTIONS)
         problems += _not_one_of("reference_policy", self.reference_policy, REFERENCE_POLICIES)
         problems += _not_one_of("project_version", self.project_version, PROJECT_VERSION)
