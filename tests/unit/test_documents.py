@@ -11,7 +11,7 @@ import pytest
 from backend.settings import settings_table
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_readme_lists_every_setting():
@@ -46,3 +46,12 @@ def test_the_lock_files_cover_the_package_s_dependencies():
 def test_no_lock_file_names_a_host():
     for path in (ROOT / "requirements").glob("*.txt"):
         assert "://" not in path.read_text(encoding="utf-8"), path.name
+
+
+@pytest.mark.parametrize("name", ["architecture.md", "glossary.md", "faq.md"])
+def test_the_files_that_a_document_names_exist(name: str):
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    named = re.findall(r"`((?:backend|cavsam|research|tests|tools)/[\w./-]+)`", text)
+    assert named, name
+    for path in named:
+        assert (ROOT / path).exists(), path
