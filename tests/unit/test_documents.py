@@ -13,7 +13,7 @@ from tests.support.imports import modules_of
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-DOCUMENTS = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 ROOMS = ("cavsam", "backend", "research", "tools", "tests", "docs", "requirements", "label_config")
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 
