@@ -73,7 +73,11 @@ def main() -> int:
         lane = LaneProcess(
             LaneSpec(
                 CAVSAM,
-                {"sources": vars(ModelSources.named("nano")), "recipe": Recipe().to_dict(), "device": "auto"},
+                {
+                    "sources": vars(ModelSources.named("nano")),
+                    "recipe": Recipe.preset("bundled").to_dict(),
+                    "device": "auto",
+                },
                 "WARNING",
             )
         )

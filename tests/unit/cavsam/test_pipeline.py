@@ -34,7 +34,7 @@ from cavsam.transition import DiffusionTransition, Frames
 from cavsam.video import picture_square
 from tests.unit.cavsam.conftest import blob_picture
 
-QUICK = Recipe.preset("paper").replace(
+QUICK = Recipe().replace(
     frames=3, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3, min_separation=0.0, min_cycle_iou=0.0
 )
 MODES: tuple[Mode, ...] = ("concat", "ttga", "dbst", "full", "auto")

@@ -13,13 +13,13 @@ from cavsam.tracking import Tracker
 from cavsam.transition import DiffusionTransition
 from tests.support.candidates import candidate
 
-PAPER = Recipe.preset("paper")
+PUBLISHED = Recipe()
 """What the tests start from, whatever the defaults become."""
 
 
 def test_auto_takes_the_highest_score_of_each_label() -> None:
     found = [candidate("concat", [0.3, 0.7], [4, 4]), candidate("activation", [0.5, 0.7], [4, 2])]
-    assert choose(found, PAPER.replace(mode="auto")) == [found[1], found[0]]
+    assert choose(found, PUBLISHED.replace(mode="auto")) == [found[1], found[0]]
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_auto_takes_the_highest_score_of_each_label() -> None:
 )
 def test_the_activation_steps_in_where_it_disagrees_and_scores_higher(score: float, rows: int, expected: int) -> None:
     found = [candidate("full", [0.4], [8]), candidate("activation", [score], [rows])]
-    recipe = PAPER.replace(region_fallback=True, fallback_iou=0.5)
+    recipe = PUBLISHED.replace(region_fallback=True, fallback_iou=0.5)
     assert choose(found, recipe) == [found[expected]]
     assert choose(found[::-1], recipe) == [found[expected]]
     assert choose(found[:1], recipe) == [found[0]]
@@ -40,7 +40,7 @@ def test_the_activation_steps_in_where_it_disagrees_and_scores_higher(score: flo
 
 def test_generated_frames_are_not_worth_it_where_every_label_is_trusted() -> None:
     found = [candidate("concat", [0.9, 0.1], [4, 4]), candidate("activation", [0.2, 0.6], [4, 4])]
-    recipe = PAPER.replace(mode="auto", auto_threshold=0.6)
+    recipe = PUBLISHED.replace(mode="auto", auto_threshold=0.6)
     assert settled(found, recipe)
     assert not settled(found[:1], recipe)
     assert not settled([], recipe)
@@ -67,8 +67,8 @@ def test_generated_frames_are_not_worth_it_where_every_label_is_trusted() -> Non
 def test_which_strategies_a_recipe_tries(
     tracker: Tracker, diffusion: LatentDiffusion, changes: dict[str, object], expected: list[str]
 ) -> None:
-    recipe = PAPER.replace(**changes)
-    tried = strategies(recipe, tracker, DiffusionTransition(diffusion, recipe))
+    recipe = PUBLISHED.replace(**changes)
+    tried = strategies(recipe, tracker, DiffusionTransition(diffusion, recipe), ALL_KNOWN)
     assert [one.kind for one in tried] == expected
     assert [one.generates_frames for one in tried] == [kind in ("dbst", "full") for kind in expected]
 

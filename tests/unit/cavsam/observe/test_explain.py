@@ -24,7 +24,7 @@ from cavsam.types import TargetResult
 from cavsam.weights.sources import NAMES
 from tests.unit.cavsam.conftest import blob_picture
 
-QUICK = Recipe.preset("paper").replace(frames=2, ddim_steps=1, lora_steps=2, lora_rank=2, ttga_steps=2)
+QUICK = Recipe().replace(frames=2, ddim_steps=1, lora_steps=2, lora_rank=2, ttga_steps=2)
 
 
 def points(line: str) -> np.ndarray:

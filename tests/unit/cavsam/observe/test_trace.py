@@ -18,7 +18,7 @@ from cavsam.tracking import Tracker
 from cavsam.transition import DiffusionTransition
 from tests.unit.cavsam.conftest import blob_picture
 
-QUICK = Recipe.preset("paper").replace(frames=4, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3)
+QUICK = Recipe().replace(frames=4, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3)
 Traced = Callable[..., tuple[Trace, TargetResult]]
 
 
