@@ -14,10 +14,11 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker as GunicornWorker
 
+from backend import logs
 from backend.errors import BackendError
 from backend.service import Service
 from backend.settings import Settings, unknown_variables
-from backend.web.app import TRIAL_NOTICE, create_app
+from backend.web.app import TRIAL_WARNING, create_app
 from backend.worker.model_process import CAVSAM
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,7 @@ def serve(settings: Settings, *, segmenter: str = CAVSAM) -> int:
 
 def configure_logging(settings: Settings) -> None:
     """One line per event on stderr; the libraries' own chatter only where it warns."""
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr, force=True
-    )
+    logs.configure(settings.log_level, settings.log_format)
     for library in ("werkzeug", "requests"):
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns before each repeat, and the last is told anyway
@@ -95,7 +94,7 @@ class _Server(BaseApplication):
 
         signal.signal(signal.SIGTERM, end)
         service.start()
-        log.info("Model version %s%s.", service.base_version, f" - {TRIAL_NOTICE}" if service.trial_models else "")
+        log.info("Model version %s%s.", service.base_version, f" - {TRIAL_WARNING}" if service.trial_models else "")
 
     def _before_end(self, arbiter: Arbiter, worker: GunicornWorker) -> None:
         if self._service is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import requests
 
+from backend.settings import Settings
 from backend.store.ledger import Ledger
 from tests.support.backend import wait_for
 from tests.support.backend_process import ENDLESS, ROOT, SLOW, BackendProcess, family, running
@@ -50,7 +52,7 @@ def test_the_command_serves_the_bundled_models_and_leaves_nothing_behind(
     backend = serve(command=[sys.executable, "-m", "backend.cli", "serve"])
     health = backend.health()  # answered while the model is being loaded
     assert health["status"] == "UP"
-    assert "try-out" in health["notice"]
+    assert "try-out" in health["warning"]
     assert "nano" in label_studio.setup(project, backend.url)["model_version"]
     backend.wait_until_idle()
     everyone = family(backend.process.pid)
@@ -186,11 +188,11 @@ def test_two_servers_do_not_share_a_data_folder(serve: Callable[..., BackendProc
 def test_more_requests_than_threads_leave_health_and_setup_free(
     serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int
 ):
-    backend = serve(ENDLESS, CAVSAM_THREADS="4", CAVSAM_PREDICT_DEADLINE="20")
+    backend = serve(ENDLESS, CAVSAM_PREDICT_DEADLINE="20")
     label_studio.connect(project, backend.url)
     annotate(label_studio, project)
     wait_for(lambda: backend.health()["work"] == "working", "work")
-    asking = [threading.Thread(target=label_studio.retrieve, args=(project,)) for _ in range(12)]
+    asking = [threading.Thread(target=label_studio.retrieve, args=(project,)) for _ in range(3 * Settings.threads)]
     for thread in asking:
         thread.start()
     for _ in range(10):
@@ -212,3 +214,17 @@ def test_long_requests_do_not_end_the_worker(
     assert label_studio.retrieve(project) == [[]] * 6
     assert time.monotonic() - started >= 3
     assert backend.health()["status"] == "UP"
+
+
+def test_the_log_as_json_says_which_task_each_line_is_about(
+    serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int
+):
+    backend = serve(CAVSAM_LOG_FORMAT="json")
+    label_studio.connect(project, backend.url)
+    annotate(label_studio, project)
+    wait_for(lambda: predicted(label_studio, project) == 5, "predictions", 120)
+    assert backend.stop() == 0
+    lines = [json.loads(line) for line in backend.log.read_text().splitlines()]
+    assert {line.get("project") for line in lines} == {None, project}
+    others = set(label_studio.tasks_of(project)[1:])
+    assert {line["task"] for line in lines if "task" in line} == others
