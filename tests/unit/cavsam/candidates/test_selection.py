@@ -9,9 +9,10 @@ from cavsam.candidates.selection import choose, comparable, settled, strategies
 from cavsam.diffusion import LatentDiffusion
 from cavsam.features import without_overlap
 from cavsam.recipe import Recipe
+from cavsam.scoring.calibration import Calibration
 from cavsam.tracking import Tracker
 from cavsam.transition import DiffusionTransition
-from tests.support.candidates import candidate
+from tests.support.candidates import ALL_KNOWN, candidate
 
 PUBLISHED = Recipe()
 """What the tests start from, whatever the defaults become."""
@@ -83,3 +84,13 @@ def test_between_kinds_the_higher_score_takes_what_is_contested() -> None:
     assert apart[:, 0].tolist() == [[True, True, True, False], [False, False, False, True]]
     # no score makes a pixel of one that was not claimed
     assert not without_overlap(comparable(-logits.abs(), [0.9, 0.9])).any()
+
+
+@pytest.mark.parametrize("known", [(), ("full",), ("activation",)])
+def test_no_region_stands_beside_a_tracked_mask_unless_both_scores_are_known(
+    tracker: Tracker, diffusion: LatentDiffusion, known: tuple[str, ...]
+) -> None:
+    recipe = PUBLISHED.replace(region_fallback=True)
+    calibration = Calibration({kind: ALL_KNOWN.overlap[kind] for kind in known})
+    tried = strategies(recipe, tracker, DiffusionTransition(diffusion, recipe), calibration)
+    assert [one.kind for one in tried] == ["full"]
