@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from backend.entities import Job
 from backend.errors import BackendError
 from backend.labelstudio.label_config import LabelConfig
 from backend.labelstudio.regions import mask_names, reference_masks
 from backend.settings import Settings
-from backend.store.ledger import Job, Ledger
+from backend.store.store import Store
 from backend.sync.project_sync import known_config
 from backend.sync.references import usable_regions
 from cavsam.errors import InvalidReference
@@ -40,25 +41,25 @@ def export_masks(settings: Settings, project: int, folder: Path) -> Iterator[Exp
     path = settings.data_dir / "ledger.sqlite3"
     if not path.exists():
         raise BackendError(f"There is no ledger in {settings.data_dir}; set CAVSAM_DATA_DIR to the backend's folder.")
-    ledger = Ledger(path)
+    store = Store(path)
     try:
-        known, config = ledger.project(project), known_config(ledger, project)
+        known, config = store.projects.find(project), known_config(store, project)
         if known is None or config is None:
-            numbers = ", ".join(str(other.id) for other in ledger.projects()) or "none"
+            numbers = ", ".join(str(other.id) for other in store.projects.all()) or "none"
             raise BackendError(f"The ledger does not know project {project}; it knows {numbers}.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BackendError(f"The folder {folder} cannot be made ({error.strerror}); name another.") from error
         exported = []
-        for task in ledger.jobs(project, known.version):
-            job = ledger.job(project, task, known.version)
+        for task in store.jobs(project, known.version).all():
+            job = store.jobs(project, known.version).find(task)
             if job is not None and job.result is not None:
                 exported.append(_export(job, config, folder))
                 yield exported[-1]
         (folder / INDEX).write_text(json.dumps([asdict(task) for task in exported], indent=1) + "\n")
     finally:
-        ledger.close()
+        store.close()
 
 
 def _export(job: Job, config: LabelConfig, folder: Path) -> ExportedTask:

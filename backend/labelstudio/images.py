@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from backend.entities import Task
 from backend.errors import ImageUnavailable
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.label_config import LabelConfig, image_url
-from backend.store.ledger import Task
 
 
 class ImageFolder:

@@ -10,9 +10,10 @@ from PIL import Image
 
 from backend.cli import main
 from backend.commands.export import export_masks
+from backend.entities import ReferenceAnnotation, Task
 from backend.errors import BackendError
 from backend.settings import Settings
-from backend.store.ledger import Ledger, ReferenceAnnotation, Task
+from backend.store.store import Store
 from tests.support.backend import learned_from
 from tests.support.fake_label_studio import CONFIG, brush
 
@@ -23,18 +24,18 @@ VERSION = "cavsam-r1"
 def settings(make_settings: Callable[..., Settings]) -> Settings:
     """Over a ledger of three tasks: two masks on the first target, none on the second, and one not done."""
     made = make_settings()
-    ledger = Ledger(made.data_dir / "ledger.sqlite3")
-    ledger.note_project(1, "uid")
-    ledger.describe_project(1, "cats", CONFIG)
-    ledger.replace_tasks(1, [Task(1, n, {}, False, "") for n in range(1, 5)])
-    ledger.set_references(1, VERSION, learned_from(ReferenceAnnotation(1, "r1", 9, 1, [])))
-    ledger.queue(1, VERSION, [2, 3, 4])
+    store = Store(made.data_dir / "ledger.sqlite3")
+    store.projects.add(1, "uid")
+    store.projects.describe(1, "cats", CONFIG)
+    store.tasks(1).replace([Task(1, n, {}, False, "") for n in range(1, 5)])
+    store.annotations(1).set_references(VERSION, learned_from(ReferenceAnnotation(1, "r1", 9, 1, [])))
+    store.jobs(1, VERSION).queue([2, 3, 4])
     regions = [brush((0, 5, 0, 7), "cat", origin="prediction"), brush((10, 12, 0, 96), "dog", origin="prediction")]
     for result in (regions, []):
-        job = ledger.take_next()
+        job = store.queue.take_next()
         assert job is not None
-        ledger.finish(job, json.dumps(result), 0.5, 1.0)
-    ledger.close()
+        store.queue.finish(job, json.dumps(result), 0.5, 1.0)
+    store.close()
     return made
 
 
@@ -63,12 +64,15 @@ def test_the_command(settings: Settings, tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_labels_whose_file_names_would_be_the_same_get_a_file_each(settings: Settings, tmp_path: Path):
-    ledger = Ledger(settings.data_dir / "ledger.sqlite3")
-    ledger.describe_project(1, "cats", CONFIG.replace("cat", "a/b").replace("dog", "a_b"))
-    ledger.finish(
-        ledger.job(1, 2, VERSION), json.dumps([brush((0, 5, 0, 7), "a/b"), brush((10, 12, 0, 96), "a_b")]), 0.5, 1.0
+    store = Store(settings.data_dir / "ledger.sqlite3")
+    store.projects.describe(1, "cats", CONFIG.replace("cat", "a/b").replace("dog", "a_b"))
+    store.queue.finish(
+        store.jobs(1, VERSION).find(2),
+        json.dumps([brush((0, 5, 0, 7), "a/b"), brush((10, 12, 0, 96), "a_b")]),
+        0.5,
+        1.0,
     )
-    ledger.close()
+    store.close()
     (task, _) = export_masks(settings, 1, tmp_path)
     areas = {label: np.asarray(Image.open(tmp_path / file)).sum() // 255 for label, file in task.masks.items()}
     assert areas == {"a/b": 5 * 7, "a_b": 2 * 96}
