@@ -162,9 +162,9 @@ def test_skipped_and_accepted_annotations_are_passed_over(
     label_studio.annotate(third, [brush((0, 0, 0, 0), "cat")])  # nothing drawn, which only the lane can see
     wanted = label_studio.annotate(second, [brush(target_box(1), "cat")])
     wait_for(lambda: len(predicted(label_studio, project)) == 4, "predictions on all other tasks")
-    reference = backend.service.store.annotations(project).references()
-    assert reference is not None
-    assert reference.annotation == wanted
+    references = backend.service.store.annotations(project).references()
+    assert references is not None
+    assert references.annotations[0].annotation == wanted
     assert predicted(label_studio, project) == [t for t in label_studio.tasks_of(project) if t != second]
 
 
@@ -186,9 +186,9 @@ def test_an_edited_reference_makes_a_new_version_and_a_deleted_one_falls_back(
     second = label_studio.annotate(others[0], [brush(target_box(1), "dog")])
     label_studio.delete_annotation(annotation)
     wait_for(lambda: label_studio.setup(project)["model_version"] not in (old, new), "the next reference")
-    reference = backend.service.store.annotations(project).references()
-    assert reference is not None
-    assert reference.annotation == second
+    references = backend.service.store.annotations(project).references()
+    assert references is not None
+    assert references.annotations[0].annotation == second
     label_studio.delete_annotation(second)
     base = backend.service.base_version
     wait_for(lambda: label_studio.setup(project)["model_version"] == base, "no reference any more")
@@ -377,8 +377,10 @@ class TestNoTaskGetsTwo:
         return backend
 
     def _refused(self, service: Service) -> int:
-        query = "SELECT 1 FROM jobs WHERE state = 'done' AND delivery = 'open' AND not_before > ?"
-        return len(service.store._rows(query, time.time()))
+        """How many results may not be pushed yet."""
+        with closing(sqlite3.connect(service.settings.data_dir / "ledger.sqlite3")) as ledger:
+            query = "SELECT count(*) FROM jobs WHERE state = 'done' AND delivery = 'open' AND not_before > ?"
+            return int(ledger.execute(query, (time.time(),)).fetchone()[0])
 
     def _push_now(self, label_studio: FakeLabelStudio, service: Service, project: int) -> None:
         """Push everything that may be pushed, to the end."""
@@ -663,7 +665,7 @@ def test_what_label_studio_handed_over_lasts_beyond_a_restart(
 def test_a_ledger_that_somebody_holds_stops_nothing_for_good(
     label_studio: FakeLabelStudio, project: int, start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("backend.store.store.LOCK_PATIENCE", 0.2)
+    monkeypatch.setattr("backend.store.database.LOCK_PATIENCE", 0.2)
     backend = start_backend()
     backend.service.worker.ledger_pause = backend.service.coordinator.ledger_pause = 0.2
     label_studio.connect(project, backend.url)

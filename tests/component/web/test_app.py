@@ -192,7 +192,7 @@ HOLD = (
 def test_setup_answers_while_another_process_holds_the_ledger(
     label_studio: FakeLabelStudio, start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("backend.store.store.LOCK_PATIENCE", 600.0)  # longer than any request of this test waits
+    monkeypatch.setattr("backend.store.database.LOCK_PATIENCE", 600.0)  # longer than any request of this test waits
     backend = start_backend()
     project = label_studio.add_project()
     label_studio.connect(project, backend.url)
