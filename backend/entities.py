@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from backend.errors import LabelConfigError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
+from backend.labelstudio.regions import Region
 from backend.settings import Settings
 
 ALL_PROJECTS = 0
@@ -93,7 +94,7 @@ class Task:
 class JudgedAnnotation:
     """One annotation as the reference policies see it.
 
-    `regions` are its usable regions, reduced to what the mask depends on; `key` is a hash of them (8 hex digits);
+    `regions` are those that give a mask; `key` is a hash of them (8 hex digits);
     `reason` says why the annotation cannot be a reference, and is empty if it can. `labels` are what its regions show:
     control tag, image tag and label. `left_out` says which regions of a usable annotation teach nothing, and why.
     """
@@ -103,7 +104,7 @@ class JudgedAnnotation:
     created_at: str
     key: str = ""
     reason: str = ""
-    regions: list[dict[str, Any]] = field(default_factory=list)
+    regions: tuple[Region, ...] = ()
     labels: frozenset[tuple[str, str, str]] = frozenset()
     ground_truth: bool = False
     left_out: tuple[str, ...] = ()
@@ -122,7 +123,7 @@ class ReferenceAnnotation:
     key: str
     annotation: int
     task: int
-    regions: list[dict[str, Any]]
+    regions: tuple[Region, ...]
 
 
 @dataclass(frozen=True)
@@ -172,3 +173,20 @@ class TaskState:
     attempts: int = 0
     has_result: bool = False
     updated_at: float | None = None
+
+
+@dataclass(frozen=True)
+class JobGroup:
+    """Jobs of the projects' present versions that are alike.
+
+    `tenth` is that of their scores, -1 (a score of 0) to 9; `seconds` and `score` are sums; `oldest` is when the first
+    of them changed last.
+    """
+
+    state: JobState
+    delivered: bool
+    tenth: int
+    count: int
+    seconds: float
+    score: float
+    oldest: float

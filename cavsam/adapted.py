@@ -1,4 +1,4 @@
-"""What K references cost once, and its place on disk."""
+"""Everything computed once per reference set, and its file format."""
 
 from __future__ import annotations
 

@@ -16,9 +16,7 @@ PseudoLabel = Literal["mask", "box"]
 CycleMask = Literal["predicted", "true"]
 Activation = Literal["foreground", "contrast"]
 ActivationStride = Literal[0, 16, 8, 4]
-ActivationThreshold = Literal["otsu", "zero"]
 TargetPrompt = Literal["none", "box", "point"]
-RefineActivation = Literal["none", "box"]
 TransitionFrom = Literal["nearest", "all"]
 Instances = Literal["union", "split"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -45,9 +43,7 @@ ALIGNMENT_OPTIONS = (
     "ttga_lr",
     "ttga_weight_decay",
     "activation",
-    "background_prototypes",
     "activation_stride",
-    "activation_threshold",
     "temperature",
     "cycle_mask",
 )
@@ -108,13 +104,9 @@ class Recipe:
     activation: Activation = "contrast"
     """Activation of a label: the cosine with its prototype (the paper), or that minus the highest cosine with a
     prototype of the background or of another label."""
-    background_prototypes: int = 1
-    """Prototypes of the background, with `activation` contrast; more than one parts it by k-means."""
     activation_stride: ActivationStride = 0
     """Pixels of SAM2's square per cell of the activation; 0 takes the stride with 64 x 64 cells: 16 (the paper's) on
     SAM2's usual 1024 pixels, 4 on 256."""
-    activation_threshold: ActivationThreshold = "otsu"
-    """An activation's foreground lies above its own Otsu threshold (the paper), or above 0 (with contrast)."""
     temperature: float = 0.1
     """Divides the activation before the sigmoid; 1 is the released code."""
     cycle_mask: CycleMask = "predicted"
@@ -139,16 +131,12 @@ class Recipe:
     """A label of several components is one object, or each component on the reference most like the target is one."""
 
     # choosing between candidates
-    refine_activation: RefineActivation = "none"
-    """The candidate `activation` is the activation itself, scaled up, or what SAM2 sees in its bounding box."""
     region_fallback: bool = True
     """In `ttga` and `full`, take the activation where it disagrees with the tracked mask and scores higher."""
     fallback_iou: float = 0.5
     """IoU of activation and tracked mask below which they disagree."""
     auto_threshold: float = 0.25
     """In `auto`, a cheap candidate with this score for every label is trusted, and no frames are generated."""
-    auto_floor: float = 0.0
-    """In `auto`, no frames are generated either where no cheap candidate of any label reaches this score."""
     min_presence: float = 0.5
     """Below this estimated probability that the object is on the target no mask is returned."""
     min_score: float = 0.1
@@ -174,12 +162,11 @@ class Recipe:
         _check_range("ttga_steps", self.ttga_steps, 0, 100_000)
         _check_range("ttga_lr", self.ttga_lr, 0.0, 1.0)
         _check_range("ttga_weight_decay", self.ttga_weight_decay, 0.0, 1.0)
-        _check_range("background_prototypes", self.background_prototypes, 1, 64)
         _check_range("temperature", self.temperature, 1e-3, 1e3)
         _check_range("prompted_fraction", self.prompted_fraction, 0.0, 1.0)
         _check_range("min_separation", self.min_separation, 0.0, 1e6)
         _check_range("min_cycle_iou", self.min_cycle_iou, 0.0, 1.0)
-        for share in ("fallback_iou", "auto_threshold", "auto_floor", "min_presence", "min_score"):
+        for share in ("fallback_iou", "auto_threshold", "min_presence", "min_score"):
             _check_range(share, getattr(self, share), 0.0, 1.0)
         _check_range("seed", self.seed, 0, 2**63 - 1)
         for field in dataclasses.fields(self):
@@ -240,7 +227,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ttga_weight_decay": 5e-4,
         "activation": "foreground",
         "activation_stride": 16,
-        "activation_threshold": "otsu",
         "temperature": 1.0,
         "cycle_mask": "predicted",
         "prompted_fraction": 0.5,

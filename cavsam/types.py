@@ -83,7 +83,7 @@ class CandidateMask:
         mask: bool (S, S), on the square that SAM2 sees; `TargetResult.masks` has the chosen one at the target's size.
         score: 0..1, as in `TargetResult.scores`.
         presence: 0..1, estimated probability that the object is on the target.
-        signs: what speaks for the mask, by name; the higher the better.
+        cues: what speaks for the mask, by name; the higher the better.
         chosen: whether the result is this one.
     """
 
@@ -91,7 +91,7 @@ class CandidateMask:
     mask: Mask
     score: float
     presence: float
-    signs: dict[str, float]
+    cues: dict[str, float]
     chosen: bool
 
 

@@ -41,7 +41,7 @@ class Backend:
 
     def seconds_by_task(self, project: int) -> dict[int, float]:
         """Task -> seconds that the model worked on it, as the ledger has it."""
-        (store,) = self.data.glob("*.sqlite*[!lm]")
+        (ledger,) = self.data.glob("*.sqlite*[!lm]")
         with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection:
             found = connection.execute(
                 "SELECT task, seconds FROM jobs WHERE project = ? AND state = 'done'", (project,)

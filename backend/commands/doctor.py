@@ -18,8 +18,10 @@ import numpy as np
 from PIL import Image
 
 from backend.errors import BackendError, LabelConfigError, LabelStudioError
+from backend.labelstudio.brush import encode_mask
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.label_config import parse_label_config
+from backend.labelstudio.regions import Brush, Region
 from backend.settings import Settings, unknown_variables
 from backend.worker.model_process import CAVSAM, LaneProcess, LaneSpec
 
@@ -257,24 +259,14 @@ def _model(settings: Settings, segmenter: str) -> Iterator[Finding]:
 
 def _trial_job(folder: Path) -> dict[str, Any]:
     """A disc on a plain ground to learn, and the same disc elsewhere to find."""
-    from backend.labelstudio.brush import encode_mask  # loads the SDK, which only this check needs
-
     grid_y, grid_x = np.mgrid[:TRIAL_SIZE, :TRIAL_SIZE]
     masks = {}
     for name, (y, x) in (("reference", (40, 40)), ("target", (52, 56))):
         masks[name] = (grid_y - y) ** 2 + (grid_x - x) ** 2 < 20**2
         image = np.where(masks[name][..., None], (220, 60, 50), (40, 70, 90))
         Image.fromarray(image.astype(np.uint8)).save(folder / f"{name}.png")
-    region = {
-        "from_name": "mask",
-        "to_name": "image",
-        "kind": "brushlabels",
-        "labels_name": None,
-        "labels": ["disc"],
-        "original_width": TRIAL_SIZE,
-        "original_height": TRIAL_SIZE,
-        "rle": encode_mask(masks["reference"]),
-    }
+    size, code = (TRIAL_SIZE, TRIAL_SIZE), Brush(bytes(encode_mask(masks["reference"])))
+    region = Region("mask", "image", ("disc",), size, code).to_json()
     example = {"annotation": 0, "regions": [region], "images": {"image": str(folder / "reference.png")}}
     return {
         "reference": {"key": "trial", "shots": 0, "examples": [example]},

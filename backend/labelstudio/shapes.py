@@ -11,7 +11,7 @@ import binascii
 import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,6 +22,7 @@ from PIL import Image
 from scipy import ndimage
 
 from backend.errors import UnusableRegion
+from backend.labelstudio.regions import Ellipse, Polygon, Rectangle
 
 BoolMask = NDArray[np.bool_]
 
@@ -34,26 +35,6 @@ SPECK = 0.01
 THRESHOLD = 128
 ROWS_AT_ONCE = 256
 """Rows of a polygon filled together, which bounds the memory."""
-
-
-class Box(NamedTuple):
-    """A rectangle in percent; `rotation` is clockwise in degrees around its top left corner."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-    rotation: float = 0.0
-
-
-class Ellipse(NamedTuple):
-    """An ellipse in percent: its centre, half its width and half its height; `rotation` is clockwise in degrees."""
-
-    x: float
-    y: float
-    radius_x: float
-    radius_y: float
-    rotation: float = 0.0
 
 
 def mask_to_png(mask: BoolMask) -> str:
@@ -87,10 +68,10 @@ def png_to_mask(address: str, height: int, width: int) -> BoolMask:
     return values >= THRESHOLD
 
 
-def mask_to_polygons(mask: BoolMask) -> tuple[list[list[list[float]]], int]:
-    """The outline of each component as points in percent, simplified within a pixel; and how many holes were filled."""
+def mask_to_polygons(mask: BoolMask) -> tuple[list[Polygon], int]:
+    """The outline of each component, simplified within a pixel; and how many holes were filled."""
     height, width = mask.shape
-    outlines: list[list[list[float]]] = []
+    outlines: list[Polygon] = []
     holes = 0
     for top, left, component in _components(mask):
         # padded, so that outlines close at the border
@@ -100,38 +81,33 @@ def mask_to_polygons(mask: BoolMask) -> tuple[list[list[list[float]]], int]:
         # centres of pixels lie half a pixel inside; the padding moved them by a whole one
         outline = lines[0][:-1] + np.array([left - 0.5, top - 0.5])
         outline = np.clip(_simplified(outline), 0, (width, height))
-        outlines.append([[100 * float(x) / width, 100 * float(y) / height] for x, y in outline])
+        outlines.append(Polygon(tuple((100 * float(x) / width, 100 * float(y) / height) for x, y in outline)))
     return outlines, holes
 
 
 def polygon_to_mask(points: Sequence[Sequence[float]], height: int, width: int) -> BoolMask:
-    """The mask of shape (H, W) inside a polygon in percent; raises `UnusableRegion`."""
-    try:
-        corners = [(float(x) * width / 100, float(y) * height / 100) for x, y in points]
-    except (TypeError, ValueError) as error:
-        raise UnusableRegion("A polygon region's points are not pairs of numbers; draw it again.") from error
-    return _filled(corners, height, width)
+    """The mask of shape (H, W) inside a polygon in percent."""
+    return _filled([(float(x) * width / 100, float(y) * height / 100) for x, y in points], height, width)
 
 
-def mask_to_boxes(mask: BoolMask) -> Iterator[dict[str, Any]]:
+def mask_to_boxes(mask: BoolMask) -> Iterator[Rectangle]:
     """The box around each component."""
     height, width = mask.shape
     for top, left, component in _components(mask):
-        box = Box(
+        yield Rectangle(
             100 * left / width,
             100 * top / height,
             100 * component.shape[1] / width,
             100 * component.shape[0] / height,
         )
-        yield box._asdict()
 
 
-def box_to_mask(box: Box, height: int, width: int) -> BoolMask:
+def box_to_mask(box: Rectangle, height: int, width: int) -> BoolMask:
     """The mask of shape (H, W) inside a box."""
     return _filled(box_corners(box, height, width), height, width)
 
 
-def box_corners(box: Box, height: int, width: int) -> list[tuple[float, float]]:
+def box_corners(box: Rectangle, height: int, width: int) -> list[tuple[float, float]]:
     """The corners (x, y) of a box, in pixels of an image of that size."""
     left, top = box.x * width / 100, box.y * height / 100
     across, down = box.width * width / 100, box.height * height / 100

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from backend.entities import JudgedAnnotation, ReferenceAnnotation, References
+from backend.errors import UnusableRegion
+from backend.labelstudio.regions import Region
 from backend.store.database import Database
 
 
@@ -88,13 +90,20 @@ class Annotations:
         """What the project's predictions are learned from now."""
         rows = self._db.rows("references", self.project)
         annotations = tuple(
-            ReferenceAnnotation(
-                self.project, row["key"], row["annotation"], row["task"], json.loads(zlib.decompress(row["regions"]))
-            )
+            ReferenceAnnotation(self.project, row["key"], row["annotation"], row["task"], _regions(row["regions"]))
             for row in rows
         )
         return References(rows[0]["reference_key"], annotations, rows[0]["reference_shots"]) if rows else None
 
 
-def _packed(value: Any) -> bytes:
-    return zlib.compress(json.dumps(value, separators=(",", ":")).encode())
+def _packed(regions: Iterable[Region]) -> bytes:
+    return zlib.compress(json.dumps([region.to_json() for region in regions], separators=(",", ":")).encode())
+
+
+def _regions(packed: bytes) -> tuple[Region, ...]:
+    """Unpack regions; damaged ones are left out, and the next sync finds that the reference has changed."""
+    regions = []
+    for held in json.loads(zlib.decompress(packed)):
+        with suppress(UnusableRegion):
+            regions.append(Region.from_json(held))
+    return tuple(regions)

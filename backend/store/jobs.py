@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from backend.entities import DeliveryState, Job, JobState, TaskState
+from backend.entities import DeliveryState, Job, JobGroup, JobState, TaskState
 from backend.store.database import Database
 
 TaskOrder = Literal["task", "score", "latest"]
@@ -78,6 +78,13 @@ class JobQueue:
         """Queue the running jobs again, when nobody runs them any more; returns how many there were."""
         with self._db.transaction() as db:
             return db.change("requeue_running")
+
+    def groups(self) -> list[JobGroup]:
+        """The jobs of the projects' present versions, counted."""
+        return [
+            JobGroup(JobState(state), bool(delivered), *numbers)
+            for state, delivered, *numbers in self._db.rows("job_groups")
+        ]
 
     def versions(self) -> list[str]:
         """All versions that have finished jobs, and the present ones."""

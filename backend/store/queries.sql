@@ -193,6 +193,13 @@ UPDATE jobs SET state = 'failed', error = ?, updated_at = ? WHERE state = 'runni
 -- requeue_running: Nobody runs them any more.
 UPDATE jobs SET state = 'queued', not_before = 0 WHERE state = 'running';
 
+-- job_groups: A score on the bound of two tenths belongs to the lower one.
+SELECT j.state, j.delivery = 'delivered' AS delivered,
+coalesce(CAST(j.score * 10 AS INTEGER) - (j.score * 10 = CAST(j.score * 10 AS INTEGER)), 0) AS tenth,
+count(*) AS count, coalesce(sum(j.seconds), 0) AS seconds, coalesce(sum(j.score), 0) AS score,
+min(j.updated_at) AS oldest
+FROM jobs j JOIN projects p ON p.id = j.project AND p.version = j.version GROUP BY 1, 2, 3;
+
 -- versions: All versions that have finished jobs, and the present ones.
 SELECT DISTINCT version FROM jobs WHERE state = 'done' UNION
 SELECT version FROM projects WHERE version != '' ORDER BY version;

@@ -11,7 +11,7 @@ import json
 import threading
 import xml.etree.ElementTree as ET
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from backend.errors import ImageUnavailable, NotKnown, TooBusy
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.images import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig, image_url
+from backend.labelstudio.regions import Region, read_regions
 from backend.store.store import Store
 from backend.sync.project_sync import known_config
 from cavsam.errors import ImageError, InvalidReference
@@ -59,7 +60,7 @@ class Thumbnails:
     def image(self, project: int, task: int) -> bytes:
         """A task's image as a JPEG whose longer side has at most `SIDE` pixels.
 
-        Raises `NotKnown`, `TooBusy`, `ImageUnavailable`, or as `LabelStudio.fetch_image`.
+        Raises `NotKnown`, `TooBusy`, `ImageUnavailable`, or as `images.fetch_image`.
         """
         config, known, tag, address = self._place(project, task)
         return self._kept_or((project, task, address), lambda: self._image(project, config, known, tag, address))
@@ -87,22 +88,20 @@ class Thumbnails:
         config, known = known_config(self._store, project), self._store.tasks(project).find(task)
         if config is None or known is None:
             raise NotKnown(f"The backend does not know a task {task} in project {project}.")
-        drawn_on = sorted({region["to_name"] for r in references(self._store, project) for region in r.regions})
+        drawn_on = sorted({region.to_name for r in references(self._store, project) for region in r.regions})
         for tag in (*drawn_on, *config.images):
             address = image_url(config.images.get(tag, ""), known.data)
             if address is not None:
                 return config, known, tag, address
         raise NotKnown(f"Task {task} has no image for the image tags of project {project}.")
 
-    def _predicted(self, project: int, task: int, config: LabelConfig) -> tuple[str, list[dict[str, Any]]]:
+    def _predicted(self, project: int, task: int, config: LabelConfig) -> tuple[str, tuple[Region, ...]]:
         """What tells this prediction from others, and its regions."""
-        from backend.sync.references import usable_regions
-
         found = self._store.projects.find(project)
         job = self._store.jobs(project, found.version).find(task) if found else None
         if job is None or job.result is None:
             raise NotKnown(f"Task {task} of project {project} has no masks that the backend could show.")
-        return f"{job.version} {job.updated_at}", usable_regions(json.loads(job.result), config)[0]
+        return f"{job.version} {job.updated_at}", tuple(read_regions(json.loads(job.result), config)[0])
 
     def _colours(self, project: int) -> dict[str, RGB]:
         known = self._store.projects.find(project)
@@ -147,16 +146,15 @@ def references(store: Store, project: int) -> list[ReferenceAnnotation]:
     return [] if found is None else list(found.annotations)
 
 
-def masks_of(regions: Sequence[Mapping[str, Any]], to_name: str) -> dict[str, NDArray[np.bool_]]:
-    """The masks of usable regions on one image by label, each bool (H, W); empty where they draw nothing."""
-    from backend.labelstudio.regions import reference_masks
+def masks_of(regions: Iterable[Region], to_name: str) -> dict[str, NDArray[np.bool_]]:
+    """The masks of regions on one image by label, each bool (H, W); empty where they draw nothing."""
+    from backend.labelstudio.masks import reference_masks
 
-    drawn = [region for region in regions if region["to_name"] == to_name]
+    drawn = [region for region in regions if region.to_name == to_name]
     if not drawn:
         return {}
-    size = drawn[0]["original_height"], drawn[0]["original_width"]
     try:
-        masks = reference_masks(drawn, to_name, size)
+        masks = reference_masks(drawn, to_name, drawn[0].size)
     except InvalidReference:
         return {}
     united: dict[str, NDArray[np.bool_]] = {}

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from backend.labelstudio.regions import BoolMask, Slot, prediction_regions, reference_masks
-from backend.labelstudio.shapes import Box, box_corners
+from backend.labelstudio.masks import BoolMask, prediction_regions, reference_masks
+from backend.labelstudio.regions import Rectangle, Region, Slot
+from backend.labelstudio.shapes import box_corners
 from backend.worker.model_server import Lane
 from cavsam.errors import CavSamError, InvalidReference
 from cavsam.images import read_image
-from cavsam.interactive import Box as PixelBox
-from cavsam.interactive import Click, EncodedImage, Refiner
+from cavsam.interactive import Box, Click, EncodedImage, Refiner
 from cavsam.pipeline import CavSam
 from cavsam.recipe import Recipe
 from cavsam.types import Progress
@@ -47,8 +47,8 @@ class Clicks:
 
         Args:
             job: with a `reference`, the lane's. Else `image` (a path), `slot` (the fields of `regions.Slot`), `start`
-                (the usable regions that draw the mask), `clicks` ([x, y, positive] in percent) and `boxes`
-                (`shapes.Box`).
+                (the regions that draw the mask), `clicks` ([x, y, positive] in percent) and `boxes`
+                (`regions.Rectangle`).
             progress: told of the steps of the lane's job.
 
         Returns:
@@ -62,8 +62,9 @@ class Clicks:
             encoded = self._encode(job["image"])
             height, width = encoded.size
             clicks = [Click(x * width / 100, y * height / 100, positive) for x, y, positive in job["clicks"]]
-            boxes = [_bounds(Box(*box), height, width) for box in job["boxes"]]
-            mask, score = self._refiner.refine(encoded, clicks, boxes, _drawn(job["start"], slot, encoded.size))
+            boxes = [_bounds(Rectangle(*box), height, width) for box in job["boxes"]]
+            start = [Region.from_json(region) for region in job["start"]]
+            mask, score = self._refiner.refine(encoded, clicks, boxes, _drawn(start, slot, encoded.size))
         except CavSamError as error:
             return {"event": "failed", "message": str(error)}
         regions, notes = prediction_regions(slot, mask, score) if mask.any() else ([], [])
@@ -79,12 +80,12 @@ class Clicks:
         return self._encoded[path]
 
 
-def _drawn(regions: Sequence[Mapping[str, Any]], slot: Slot, size: tuple[int, int]) -> BoolMask | None:
-    """The mask, bool (H, W), that some usable regions draw; `None` where they draw nothing.
+def _drawn(regions: Sequence[Region], slot: Slot, size: tuple[int, int]) -> BoolMask | None:
+    """The mask, bool (H, W), that some regions draw; `None` where they draw nothing.
 
     Raises `InvalidReference` where they were drawn on an image of another size.
     """
-    drawn_on = {(region["original_height"], region["original_width"]) for region in regions}
+    drawn_on = {region.size for region in regions}
     if not regions:
         return None
     try:
@@ -97,7 +98,7 @@ def _drawn(regions: Sequence[Mapping[str, Any]], slot: Slot, size: tuple[int, in
     return mask
 
 
-def _bounds(box: Box, height: int, width: int) -> PixelBox:
+def _bounds(box: Rectangle, height: int, width: int) -> Box:
     """The upright box in pixels around a box that may be turned."""
     x, y = zip(*box_corners(box, height, width), strict=True)
     return min(x), min(y), max(x), max(y)

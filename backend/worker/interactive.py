@@ -7,14 +7,13 @@ editor shows at that moment it does not say: the start is read from the draft, a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from backend.entities import ReferenceAnnotation, Task
@@ -30,10 +29,9 @@ from backend.errors import (
 from backend.labelstudio.clients import Clients
 from backend.labelstudio.images import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig, image_url, parse_label_config
-from backend.labelstudio.regions import Slot, region_id
+from backend.labelstudio.regions import Region, Slot, read_regions, region_id
 from backend.store.store import Store
 from backend.sync.project_sync import known_config
-from backend.sync.references import usable_regions
 from backend.worker.model_process import LaneProcess
 
 log = logging.getLogger(__name__)
@@ -54,7 +52,7 @@ class NotCorrected(BackendError):
 
 @dataclass(frozen=True)
 class Pointing:
-    """What was pointed at, in percent of the image: `clicks` (x, y, positive) and `boxes` (see `shapes.Box`).
+    """What was pointed at, in percent of the image: `clicks` (x, y, positive) and `boxes` (see `regions.Rectangle`).
 
     `ids` are those of the editor's regions, which stay the same as long as a suggestion is open.
     """
@@ -71,9 +69,9 @@ class _Answered:
     """The last answer for one mask: the clicks, what Label Studio had, where we started, and what we made of it."""
 
     ids: frozenset[str]
-    stored: str
-    start: list[dict[str, Any]]
-    regions: list[dict[str, Any]]
+    stored: list[Region] | None
+    start: list[Region]
+    regions: list[Region]
     at: float
 
 
@@ -117,8 +115,8 @@ def slot_of(pointing: Pointing, config: LabelConfig) -> Slot:
     return Slot(control.name, control.to_name, pointing.label, control.kind, control.labels_name)
 
 
-def stored_regions(task: Mapping[str, Any], slot: Slot, config: LabelConfig) -> list[dict[str, Any]] | None:
-    """The usable regions of a mask as they came with the task; `None` where nobody has drawn or predicted anything.
+def stored_regions(task: Mapping[str, Any], slot: Slot, config: LabelConfig) -> list[Region] | None:
+    """The regions of a mask as they came with the task; `None` where nobody has drawn or predicted anything.
 
     The person's latest draft counts before the task's only annotation, and that before the latest prediction. Of
     several regions those with our prediction's ids are the mask that is corrected.
@@ -184,13 +182,13 @@ class Interactive:
             job = {
                 "image": image,
                 "slot": slot._asdict(),
-                "start": start,
+                "start": [region.to_json() for region in start],
                 "clicks": pointing.clicks,
                 "boxes": pointing.boxes,
             }
             answer = self._run(job, {image: known.id})
             regions = [region | {"origin": "prediction-changed"} for region in answer["regions"]]
-            made, _ = usable_regions(regions, config)
+            made, _ = read_regions(regions, config)
             self._answered[project, known.id, slot] = _Answered(pointing.ids, stored, start, made, time.monotonic())
             while len(self._answered) > ANSWERS_KEPT:
                 self._answered.popitem(last=False)
@@ -216,10 +214,9 @@ class Interactive:
         config: LabelConfig,
         pointing: Pointing,
         image: str,
-    ) -> tuple[list[dict[str, Any]], str]:
-        """The regions to start from, and a hash of what Label Studio had of them."""
-        found = stored_regions(task, slot, config)
-        stored = hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    ) -> tuple[list[Region], list[Region] | None]:
+        """The regions to start from, and what Label Studio had of them."""
+        found = stored = stored_regions(task, slot, config)
         last = self._answered.get((known.project, known.id, slot))
         if last is not None and last.ids & pointing.ids:
             return last.start, stored  # one more click for the same suggestion
@@ -231,13 +228,13 @@ class Interactive:
             found = self._quickly_predicted(known, slot, config, image)
         return found, stored
 
-    def _predicted(self, task: Task, slot: Slot, config: LabelConfig) -> list[dict[str, Any]] | None:
+    def _predicted(self, task: Task, slot: Slot, config: LabelConfig) -> list[Region] | None:
         """The mask of a prediction that is finished and not in Label Studio yet."""
         project = self._store.projects.find(task.project)
         job = self._store.jobs(task.project, project.version).find(task.id) if project else None
         return _of_slot(json.loads(job.result), slot, config) if job is not None and job.result else None
 
-    def _quickly_predicted(self, task: Task, slot: Slot, config: LabelConfig, image: str) -> list[dict[str, Any]]:
+    def _quickly_predicted(self, task: Task, slot: Slot, config: LabelConfig, image: str) -> list[Region]:
         """The mask that the reference leads to in the method's quickest mode; nothing where there is no reference."""
         reference, regions = self._reference_of(task, slot)
         reference_task = self._store.tasks(task.project).find(reference.task) if reference else None
@@ -247,7 +244,8 @@ class Interactive:
         try:
             drawn_on = self._fetch(reference_task, slot.to_name, reference_config)
             self._keep(drawn_on)
-            example = {"annotation": reference.annotation, "regions": regions, "images": {slot.to_name: drawn_on}}
+            drawn = [region.to_json() for region in regions]
+            example = {"annotation": reference.annotation, "regions": drawn, "images": {slot.to_name: drawn_on}}
             learned = {"key": f"{reference.key}-{slot.label}", "shots": 0, "examples": [example]}
             copies = {image: task.id, drawn_on: reference.task}
             answer = self._run({"reference": learned, "images": {slot.to_name: image}}, copies)
@@ -256,11 +254,11 @@ class Interactive:
             return []  # the clicks alone do, too
         return _of_slot(answer["regions"], slot, config)
 
-    def _reference_of(self, task: Task, slot: Slot) -> tuple[ReferenceAnnotation | None, list[dict[str, Any]]]:
+    def _reference_of(self, task: Task, slot: Slot) -> tuple[ReferenceAnnotation | None, list[Region]]:
         """The earliest annotation learned from that shows a slot's label on another task, and its regions of it."""
         references = self._store.annotations(task.project).references()
         for one in references.annotations if references else ():
-            regions = [r for r in one.regions if r["to_name"] == slot.to_name and slot.label in r["labels"]]
+            regions = [r for r in one.regions if r.to_name == slot.to_name and slot.label in r.labels]
             if regions and one.task != task.id:
                 return one, regions
         return None, []
@@ -314,19 +312,13 @@ def _pointed(result: Mapping[str, Any]) -> Pointing | None:
     return Pointing(str(result.get("to_name", "")), label, clicks, boxes, frozenset({str(result.get("id"))}))
 
 
-def _of_slot(results: Sequence[Any], slot: Slot, config: LabelConfig) -> list[dict[str, Any]]:
-    """The usable regions of one mask; only those with our ids, where there are any."""
+def _of_slot(results: Sequence[Any], slot: Slot, config: LabelConfig) -> list[Region]:
+    """The regions of one mask; only those with our ids, where there are any."""
     regions = [result for result in results if isinstance(result, Mapping)]
     ours = {region_id(slot, number) for number in range(len(regions))}
     named = [region for region in regions if str(region.get("id")) in ours]
-    usable, _ = usable_regions(named or regions, config)
-    control = (slot.from_name, slot.to_name, slot.kind, slot.labels_name)
-    return [
-        region | {"labels": [slot.label]}
-        for region in usable
-        if (region["from_name"], region["to_name"], region["kind"], region["labels_name"]) == control
-        and slot.label in region["labels"]
-    ]
+    found, _ = read_regions(named or regions, config)
+    return [replace(region, labels=(slot.label,)) for region in found if slot in region.slots]
 
 
 def _results(task: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:

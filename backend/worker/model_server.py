@@ -23,7 +23,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.labelstudio.regions import BoolMask, Slot, mask_names, prediction_regions, reference_masks
+from backend.errors import UnusableRegion
+from backend.labelstudio.masks import BoolMask, mask_names, prediction_regions, reference_masks
+from backend.labelstudio.regions import Region, Slot
 from cavsam.errors import CavSamError, ImageError, InvalidReference, ModelError
 from cavsam.images import read_image
 from cavsam.recipe import Recipe
@@ -145,8 +147,9 @@ def _read_example(example: Mapping[str, Any], to_name: str) -> tuple[NDArray[np.
         if path is None:
             raise InvalidReference(f"The reference's task has no image for the tag {to_name!r}.")
         image = read_image(path)
-        masks = reference_masks(example["regions"], to_name, (image.shape[0], image.shape[1]))
-    except (InvalidReference, ImageError) as error:
+        regions = [Region.from_json(region) for region in example["regions"]]
+        masks = reference_masks(regions, to_name, (image.shape[0], image.shape[1]))
+    except (InvalidReference, ImageError, UnusableRegion) as error:
         raise _BadExample(example["annotation"], str(error)) from error
     return image, masks
 

@@ -189,7 +189,7 @@ class Worker:
         reference_images, images = paths
         self._fetch_ahead()
         examples = [
-            {"annotation": one.annotation, "regions": one.regions, "images": shown}
+            {"annotation": one.annotation, "regions": [region.to_json() for region in one.regions], "images": shown}
             for one, shown in zip(references.annotations, reference_images, strict=True)
         ]
         request = {
@@ -380,7 +380,7 @@ def flag_low_scores(regions: Iterable[dict[str, Any]], below: float) -> None:
 
 def _to_names(references: Iterable[ReferenceAnnotation]) -> set[str]:
     """The image tags that some references draw on."""
-    return {region["to_name"] for reference in references for region in reference.regions}
+    return {region.to_name for reference in references for region in reference.regions}
 
 
 def _key(job: Job) -> tuple[int, int, str]:

@@ -143,7 +143,7 @@ def keep_busy(lane: LaneProcess, folder: Path, picture: Any, name: str, working:
     xml = CONFIG.replace("Object", name)
     drawn = brush.regions(picture.masks, from_name="tag", to_name="image")
     regions = examine({"id": 1, "task": 1, "result": drawn}, parse_label_config(xml)).regions
-    example = {"annotation": 1, "regions": regions, "images": {"image": str(path)}}
+    example = {"annotation": 1, "regions": [region.to_json() for region in regions], "images": {"image": str(path)}}
     job = {"reference": {"key": "busy", "shots": 0, "examples": [example]}, "images": {"image": str(path)}}
     try:
         while True:

@@ -16,14 +16,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cavsam.alignment import PseudoLabel
-from cavsam.candidates.selection import LINEAR
+from cavsam.features import iou
 from cavsam.images import Mask
 from cavsam.observe.explain import curves, pictures
 from cavsam.observe.explain.pictures import COLOURS, GREY, WHITE, Colour, Picture
 from cavsam.observe.trace import CandidateTrace, Step, Trace
+from cavsam.pseudo_labels import PseudoLabel
 from cavsam.recipe import Recipe
-from cavsam.scoring.cues import iou
 from cavsam.tracking import Prompt
 from cavsam.types import Reference, TargetResult
 from cavsam.weights.sources import ModelSources
@@ -150,12 +149,12 @@ class _Video:
     """The longest pseudo video of a trace, as pictures; candidates show all of it or leave the generated frames out."""
 
     def __init__(self, trace: Trace, recipe: Recipe) -> None:
-        if trace.adapted is None or trace.references is None or trace.target is None:
+        if trace.shown is None or trace.references is None or trace.target is None:
             raise ValueError("the trace holds no segmented target; give it to adapt and to segment")
         self.trace = trace
         self.recipe = recipe
-        self.labels = trace.adapted.labels
-        self.truth = trace.adapted.masks.cpu()[trace.order]  # bool (K, labels, S, S), in the order of the video
+        self.labels = trace.labels
+        self.shown = trace.shown
         generated = trace.references[:0] if trace.generated is None else trace.generated
         frames = torch.cat([trace.references[trace.order], generated, trace.target[None]])
         self.pictures = [_as_picture(frame) for frame in frames]
@@ -166,7 +165,7 @@ class _Video:
     @property
     def references(self) -> int:
         """How many frames are references."""
-        return len(self.truth)
+        return len(self.shown)
 
     def at(self, frame: int, frames: int) -> int:
         """Position in this video of a frame of a video that has only `frames`."""
@@ -219,7 +218,7 @@ class _Video:
             tracked = [self._tracked(candidate, frame) for frame in frames]
             strips.append(Strip(f"{candidate.name}: tracked masks", tracked))
         else:
-            notes.append(_untracked(candidate))
+            notes.append(f"The mask is not tracked: {candidate.origin}.")
         if candidate.backward:
             way_back = [self._back(candidate, frame) for frame in frames]
             strips.append(Strip(f"{candidate.name}: way back", way_back, backwards=True))
@@ -234,7 +233,7 @@ class _Video:
                     "label": label,
                     "picture": pictures.data_url(pictures.with_mask(picture, mask, _colour(index))),
                     "share": mask.mean(),
-                    "signs": candidate.signs[index],
+                    "cues": candidate.cues[index],
                     "score": candidate.scores[index],
                     "chosen": candidate.chosen[index],
                 }
@@ -244,7 +243,7 @@ class _Video:
     def _prompt(self, candidate: CandidateTrace, frame: int) -> Cell:
         """What SAM2 was told on a frame, or why it was told nothing."""
         picture = self.pictures[self.at(frame, candidate.frames)]
-        size = self.truth.shape[-1]
+        size = self.shown.shape[-1]
         notes = []
         prompts = [prompt for prompt in candidate.prompts if prompt.frame == frame]
         for prompt in prompts:
@@ -269,7 +268,7 @@ class _Video:
         if not candidate.tracked:
             return "nothing is tracked from here"
         if frame < self.references:
-            if self.truth[frame].any():
+            if self.shown[frame].any():
                 return "the objects are those of the nearest reference"
             return "this reference shows no label"
         if self.trace.activations is None:
@@ -296,7 +295,7 @@ class _Video:
             return cell
         outlined = _with_all(picture, masks)
         notes = []
-        for label, truth in enumerate(self.truth[frame]):
+        for label, truth in enumerate(self.shown[frame]):
             if truth.any():
                 outlined = pictures.with_outline(outlined, truth.numpy(), WHITE)
                 notes.append(f"{self._named(label)}IoU {iou(masks[label], truth):.3f} with the reference mask (white)")
@@ -349,19 +348,6 @@ def _kind(prompt: Prompt) -> str:
     return "box" if prompt.box is not None else "point"
 
 
-def _untracked(candidate: CandidateTrace) -> str:
-    """Where the mask of a candidate comes from that was not tracked."""
-    if candidate.name == LINEAR:
-        source = "a ridge classifier of SAM2's features, fitted to the references (object against the rest), marks it"
-    elif candidate.prompts:
-        source = "SAM2 sees it in the bounding box of the target's activation"
-    else:
-        source = (
-            "it is where the target's activation, its likeness to the references' prototype, is above its threshold"
-        )
-    return f"The mask is not tracked: {source}."
-
-
 def _dropped(run: Run, label: str) -> str | None:
     """Why the mask that was chosen for a label is not in the result; None where it is, or where it is empty."""
     chosen = next(one for one in run.result.candidates[label] if one.chosen)
@@ -380,11 +366,10 @@ def _numbers(decision: PseudoLabel) -> str:
 
 
 def _curves(trace: Trace) -> list[curves.Curve]:
-    """Diagrams of every fit that took a step."""
-    assert trace.adapted is not None  # checked by `_Video`
+    """Draw diagrams of every fit that took a step."""
     fits = {
-        "TTGA: cyclic consistency on the reference": trace.adapted.alignment.losses if trace.adapted.alignment else [],
-        "LoRA of the reference": trace.adapted.endpoints[trace.order[-1]].losses if trace.adapted.endpoints else [],
+        "TTGA: cyclic consistency on the reference": trace.alignment_losses,
+        "LoRA of the reference": trace.reference_losses,
         "LoRA of the target": trace.target_losses,
     }
     return [curves.curve(title, losses) for title, losses in fits.items() if losses]

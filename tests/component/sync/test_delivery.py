@@ -28,7 +28,7 @@ class Scene:
         reference, *self.tasks = (label_studio.add_task(self.project, image="x") for _ in range(6))
         store.projects.add(self.project, "uid")
         store.tasks(self.project).replace([Task(self.project, n, {}, False, "") for n in (reference, *self.tasks)])
-        references = learned_from(ReferenceAnnotation(self.project, "r1", 1, reference, []))
+        references = learned_from(ReferenceAnnotation(self.project, "r1", 1, reference, ()))
         store.annotations(self.project).set_references(VERSION, references)
         store.jobs(self.project, VERSION).queue(self.tasks)
         for task in self.tasks:

@@ -101,7 +101,7 @@ def test_the_reference_is_fetched_once_and_followed_when_it_changes(
     changed = look(store, client, project)
     assert changed is not None
     assert changed.key != chosen.key
-    assert changed.annotations[0].regions[0]["labels"] == ["dog"]
+    assert changed.annotations[0].regions[0].labels == ("dog",)
 
 
 def test_an_unknown_label_that_comes_and_goes_beside_good_ones_is_told_at_once(
@@ -234,7 +234,7 @@ def test_what_a_reference_holds_beside_its_usable_masks_is_told_once(
     annotation = label_studio.annotate(first, [both, brush(BOX, "horse")])
     chosen = look(store, client, project)
     assert chosen is not None
-    assert [region["labels"] for region in chosen.annotations[0].regions] == [["cat"]]
+    assert [region.labels for region in chosen.annotations[0].regions] == [("cat",)]
     (told,) = store.projects.warnings(project).values()
     assert len(told) == 2
     assert all(f"Annotation {annotation} on task {first}" in text for text in told)

@@ -11,8 +11,7 @@ import pytest
 
 from backend.labelstudio.brush import decode_mask
 from backend.labelstudio.label_config import parse_label_config
-from backend.labelstudio.regions import Slot
-from backend.sync.references import usable_regions
+from backend.labelstudio.regions import Slot, read_regions
 from backend.worker.clicks import ENCODED_KEPT, Clicks, open_sam2
 from cavsam.recipe import Recipe
 from cavsam.weights.sources import ModelSources
@@ -28,9 +27,15 @@ def silent(step: str, done: int, total: int) -> None:
 
 
 def job(path: Path, x: float, y: float, start: list[dict] | None = None, boxes: list | None = None) -> dict[str, Any]:
-    regions, _ = usable_regions(start or [], parse_label_config(CONFIG))
+    regions, _ = read_regions(start or [], parse_label_config(CONFIG))
     clicks = [] if boxes else [[100 * x / SIZE[1], 100 * y / SIZE[0], True]]
-    return {"image": str(path), "slot": SLOT._asdict(), "start": regions, "clicks": clicks, "boxes": boxes or []}
+    return {
+        "image": str(path),
+        "slot": SLOT._asdict(),
+        "start": [region.to_json() for region in regions],
+        "clicks": clicks,
+        "boxes": boxes or [],
+    }
 
 
 def mask_of(answer: dict[str, Any]) -> np.ndarray:
@@ -96,8 +101,12 @@ def test_without_a_mask_the_quickest_mode_makes_one_from_the_reference(clicks: C
     reference, target = tmp_path / "reference", tmp_path / "target"
     reference.write_bytes(picture(CAT))
     target.write_bytes(picture((12, 44, 30, 70)))
-    regions, _ = usable_regions([brush(CAT, "cat")], parse_label_config(CONFIG))
-    example = {"annotation": 1, "regions": regions, "images": {"image": str(reference)}}
+    regions, _ = read_regions([brush(CAT, "cat")], parse_label_config(CONFIG))
+    example = {
+        "annotation": 1,
+        "regions": [region.to_json() for region in regions],
+        "images": {"image": str(reference)},
+    }
     learned = {"key": "k", "shots": 0, "examples": [example]}
     answer = clicks.run({"reference": learned, "images": {"image": str(target)}}, silent)
     assert iou(mask_of(answer), (12, 44, 30, 70)) > 0.6

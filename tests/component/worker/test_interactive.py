@@ -15,7 +15,8 @@ from werkzeug.serving import make_server
 from backend.errors import InvalidRequest
 from backend.labelstudio.brush import decode_mask
 from backend.labelstudio.label_config import parse_label_config
-from backend.labelstudio.regions import Slot, prediction_regions, region_id
+from backend.labelstudio.masks import prediction_regions
+from backend.labelstudio.regions import Brush, Slot, region_id
 from backend.service import Service
 from backend.settings import Settings
 from backend.web.app import create_app
@@ -109,18 +110,18 @@ def test_the_start_is_the_draft_then_the_only_annotation_then_the_prediction():
 
     def start(**task: Any) -> Any:
         found = stored_regions(task, SLOT, LABELS)
-        return found and [region["rle"] for region in found]
+        return found and [region.shape for region in found]
 
-    def rle(box: tuple[int, int, int, int]) -> list:
-        return [brush(box, "cat")["value"]["rle"]]
+    def drawn(box: tuple[int, int, int, int]) -> list:
+        return [Brush(bytes(brush(box, "cat")["value"]["rle"]))]
 
     one, two, three = (1, 5, 1, 5), (2, 6, 2, 6), (3, 7, 3, 7)
     assert start() is None
-    assert start(predictions=[stored(2, two), stored(1, one)]) == rle(two)
-    assert start(predictions=[stored(2, two)], annotations=[stored(1, one)]) == rle(one)
-    assert start(predictions=[stored(2, two)], annotations=[stored(1, one), stored(3, three)]) == rle(two)
-    assert start(predictions=[stored(2, two)], annotations=[stored(1, one, was_cancelled=True)]) == rle(two)
-    assert start(drafts=[stored(3, three)], predictions=[stored(2, two)], annotations=[stored(1, one)]) == rle(three)
+    assert start(predictions=[stored(2, two), stored(1, one)]) == drawn(two)
+    assert start(predictions=[stored(2, two)], annotations=[stored(1, one)]) == drawn(one)
+    assert start(predictions=[stored(2, two)], annotations=[stored(1, one), stored(3, three)]) == drawn(two)
+    assert start(predictions=[stored(2, two)], annotations=[stored(1, one, was_cancelled=True)]) == drawn(two)
+    assert start(drafts=[stored(3, three)], predictions=[stored(2, two)], annotations=[stored(1, one)]) == drawn(three)
     assert start(drafts=[stored(3, three) | {"result": []}], predictions=[stored(2, two)]) == []
 
 
@@ -129,7 +130,7 @@ def test_of_several_regions_ours_is_the_mask_that_is_corrected():
     assert ours["id"] == region_id(SLOT, 0)
     other = brush((50, 60, 70, 90), "cat")
     (region,) = stored_regions({"drafts": [{"id": 1, "result": [other, ours]}]}, SLOT, LABELS) or []
-    assert region["rle"] == ours["value"]["rle"]
+    assert region.shape == Brush(bytes(ours["value"]["rle"]))
 
 
 class Editor:

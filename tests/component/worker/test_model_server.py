@@ -43,7 +43,7 @@ def a_job(folder: Path, target: bytes, regions: list[dict] | None = None, config
             "examples": [
                 {
                     "annotation": 1,
-                    "regions": candidate.regions,
+                    "regions": [region.to_json() for region in candidate.regions],
                     "images": {"image": str(folder / "reference.png")},
                 }
             ],

@@ -12,9 +12,8 @@ from skimage.draw import disk, ellipse, polygon2mask
 from skimage.measure import euler_number, find_contours
 
 from backend.errors import UnusableRegion
+from backend.labelstudio.regions import Ellipse, Rectangle
 from backend.labelstudio.shapes import (
-    Box,
-    Ellipse,
     box_to_mask,
     ellipse_to_mask,
     mask_to_boxes,
@@ -54,7 +53,8 @@ def test_outlines_stay_within_a_pixel_of_the_mask(seed: int, grain: float):
     assert len(outlines) == len(kept)
     assert holes == sum(1 - euler_number(np.pad(component, 1), connectivity=2) for component in kept)
     corners = 0
-    for points, component in zip(outlines, kept, strict=True):
+    for outline, component in zip(outlines, kept, strict=True):
+        points = outline.points
         assert all(0 <= x <= 100 and 0 <= y <= 100 for x, y in points)
         found = dense(np.array(points) * (160, 120) / 100)
         traced = find_contours(np.pad(component, 1).astype(float), 0.5, fully_connected="high")
@@ -70,7 +70,8 @@ def test_outlines_stay_within_a_pixel_of_the_mask(seed: int, grain: float):
 def test_parts_that_touch_at_a_corner_are_one_outline():
     mask = np.zeros((20, 20), bool)
     mask[2:8, 2:8] = mask[8:15, 8:15] = True
-    ((points,), holes) = mask_to_polygons(mask)
+    ((outline,), holes) = mask_to_polygons(mask)
+    points = outline.points
     assert holes == 0
     assert within_a_pixel(polygon_to_mask(points, 20, 20), mask)
     assert polygon_to_mask(points, 20, 20).sum() >= 0.9 * mask.sum()
@@ -84,17 +85,17 @@ def test_one_outline_per_component_and_specks_are_dropped():
     outlines, _ = mask_to_polygons(mask)
     assert len(outlines) == 2
     drawn = np.zeros_like(mask)
-    for points in outlines:
-        drawn |= polygon_to_mask(points, 100, 100)
+    for outline in outlines:
+        drawn |= polygon_to_mask(outline.points, 100, 100)
     mask[5, 90] = False
     assert within_a_pixel(drawn, mask)
-    assert [round(b["x"]) for b in mask_to_boxes(mask)] == [11, 51]
+    assert [round(box.x) for box in mask_to_boxes(mask)] == [11, 51]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 2)])
 def test_tiny_masks_have_an_outline(size: tuple[int, int]):
-    (points,), _ = mask_to_polygons(np.ones(size, bool))
-    assert len(points) >= 3
+    (outline,), _ = mask_to_polygons(np.ones(size, bool))
+    assert len(outline.points) >= 3
 
 
 def test_filling_a_polygon_agrees_with_scikit_image():
@@ -106,7 +107,7 @@ def test_filling_a_polygon_agrees_with_scikit_image():
 
 def test_a_turned_box():
     """Turned by 90 degrees clockwise around its top left corner, a box lies to the left of it."""
-    mask = box_to_mask(Box(50, 20, 30, 10, 90), 100, 100)
+    mask = box_to_mask(Rectangle(50, 20, 30, 10, 90), 100, 100)
     expected = np.zeros((100, 100), bool)
     expected[20:50, 40:50] = True
     assert (mask ^ expected).sum() == 0
@@ -133,7 +134,7 @@ def test_a_straight_box_is_exact():
     mask = np.zeros((64, 96), bool)
     mask[8:30, 20:50] = True
     (box,) = mask_to_boxes(mask)
-    assert (box_to_mask(Box(**box), 64, 96) == mask).all()
+    assert (box_to_mask(box, 64, 96) == mask).all()
 
 
 def test_a_bitmask_is_transparent_outside():

@@ -4,17 +4,19 @@ import random
 import sqlite3
 import threading
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from backend.entities import ALL_PROJECTS, Job, JudgedAnnotation, ReferenceAnnotation, References, Task
 from backend.errors import BackendError
+from backend.labelstudio.regions import Brush, Region
 from backend.store.store import MAX_BEGUN, Store
 from tests.support.backend import learned_from
 
 VERSION = "cavsam-r1"
-REGIONS = [{"from_name": "tag", "labels": ["cat"], "rle": [1, 2, 3]}]
+REGIONS = (Region("tag", "image", ("cat",), (64, 96), Brush(bytes([1, 2, 3]))),)
 
 
 def fill(store: Store, tasks: int = 4) -> None:
@@ -455,7 +457,9 @@ class TestTaskStates:
 
 def test_the_whole_reference_is_kept_and_only_the_present_one(store: Store):
     fill(store)
-    both = tuple(ReferenceAnnotation(1, f"r{n}", n, n - 7, [{"labels": [f"label {n}"]}]) for n in (9, 10))
+    both = tuple(
+        ReferenceAnnotation(1, f"r{n}", n, n - 7, (replace(REGIONS[0], labels=(f"label {n}",)),)) for n in (9, 10)
+    )
     store.annotations(1).set_references("cavsam-r3", References("r3", both, 1))
     assert store.annotations(1).references() == References("r3", both, 1)
     assert References("r3", both).tasks == {2, 3}

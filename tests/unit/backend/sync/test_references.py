@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from backend.labelstudio.label_config import parse_label_config
-from backend.labelstudio.regions import reference_masks
+from backend.labelstudio.masks import reference_masks
+from backend.labelstudio.regions import Bitmask, Polygon, Rectangle, Shape
 from backend.sync.references import examine, needs_prediction
 from tests.support.fake_label_studio import CONFIG, brush
 
@@ -30,7 +31,7 @@ def test_a_drawn_mask_is_usable():
     candidate = examine(annotation(), LABELS)
     assert candidate.usable
     assert (candidate.annotation, candidate.task) == (1, 11)
-    assert [region["labels"] for region in candidate.regions] == [["cat"]]
+    assert [region.labels for region in candidate.regions] == [("cat",)]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_says_why_an_annotation_cannot_be_the_reference(changes: dict[str, Any],
 def test_a_good_region_beside_bad_ones_suffices():
     result = [brush(BOX, "horse"), brush(BOX, "cat"), {"type": "textarea"}, brush(BOX, "dog", origin="prediction")]
     candidate = examine(annotation(result=result), LABELS)
-    assert [region["labels"] for region in candidate.regions] == [["cat"], ["dog"]]
+    assert [region.labels for region in candidate.regions] == [("cat",), ("dog",)]
 
 
 def test_key_follows_the_masks_and_nothing_else():
@@ -90,23 +91,24 @@ def shape(kind: str, from_name: str, **value: Any) -> dict[str, Any]:
 def test_two_results_of_one_id_are_one_region():
     result = [shape("brush", "b", **RLE), shape("labels", "l", **RLE, labels=["cat"])]
     (region,) = examine(annotation(result=result), MIXED).regions
-    assert (region["kind"], region["labels_name"], region["labels"]) == ("brush", "l", ["cat"])
+    assert (region.kind, region.labels_name, region.labels) == ("brush", "l", ("cat",))
     candidate = examine(annotation(result=result[:1]), MIXED)
     assert "brush region has no label" in candidate.reason
 
 
 @pytest.mark.parametrize(
-    ("result", "field"),
+    ("result", "drawn"),
     [
-        (shape("polygonlabels", "p", **POINTS, polygonlabels=["cat"]), "points"),
-        (shape("rectanglelabels", "r", x=1, y=2, width=3, height=4, rectanglelabels=["cat"]), "rotation"),
-        (shape("bitmasklabels", "m", imageDataURL="data:image/png;base64,", bitmasklabels=["cat"]), "imageDataURL"),
+        (shape("polygonlabels", "p", **POINTS, polygonlabels=["cat"]), Polygon(((1, 1), (5, 1), (5, 5)))),
+        (shape("rectanglelabels", "r", x=1, y=2, width=3, height=4, rectanglelabels=["cat"]), Rectangle(1, 2, 3, 4, 0)),
+        (shape("bitmasklabels", "m", imageDataURL="data:,", bitmasklabels=["cat"]), Bitmask("data:,")),
     ],
 )
-def test_every_shape_is_reduced_to_what_its_mask_depends_on(result: dict[str, Any], field: str):
+def test_every_shape_is_reduced_to_what_its_mask_depends_on(result: dict[str, Any], drawn: Shape):
     (region,) = examine(annotation(result=[result]), MIXED).regions
-    assert field in region
-    assert region["labels"] == ["cat"]
+    assert region.shape == drawn
+    assert region.labels == ("cat",)
+    assert region.size == (64, 96)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def drawn_with(kind: str, name: str, label: str, **value: Any) -> dict[str, Any]
 def test_an_ellipse_teaches_what_a_mask_tag_will_say():
     drawn = drawn_with("ellipselabels", "ellipse", "cat", x=50, y=50, radiusX=20, radiusY=10, rotation=0)
     (region,) = examine(annotation(result=[drawn]), HINTS).regions
-    assert (region["from_name"], region["kind"], region["labels"]) == ("tag", "brushlabels", ["cat"])
+    assert (region.from_name, region.kind, region.labels) == ("tag", "brushlabels", ("cat",))
     (mask,) = reference_masks([region], "image", (64, 96)).values()
     assert abs(mask.sum() - np.pi * 0.2 * 96 * 0.1 * 64) < 12
 

@@ -21,6 +21,7 @@ from cavsam.observe.explain import Run, curves, pictures, render
 from cavsam.observe.trace import Trace
 from cavsam.scoring.calibration import Calibration, Logistic
 from cavsam.tracking import Tracker
+from cavsam.transition import DiffusionTransition
 from cavsam.types import TargetResult
 from cavsam.weights.sources import NAMES
 from tests.unit.cavsam.conftest import blob_picture
@@ -142,7 +143,7 @@ def page(tracker: Tracker, diffusion: LatentDiffusion, rng: np.random.Generator)
     blobs = blob_picture(rng, 200, 260)
     reference = Reference(blobs.image, {"<b>bright</b>": blobs.masks["bright"], "dark": blobs.masks["dark"]})
     target = blob_picture(rng, 256, 256).image
-    model, trace = CavSam(tracker, diffusion, QUICK), Trace()
+    model, trace = CavSam(tracker, DiffusionTransition(diffusion, QUICK), QUICK), Trace()
     adapted = model.adapt([reference], trace=trace)
     steps = len(trace.steps)
     (result,) = model.segment(adapted, [target], trace=trace)
@@ -185,7 +186,7 @@ def test_the_strips_show_what_the_trace_holds(page: tuple[_Page, str, Trace]) ->
         assert changed[~shown].mean() < 0.2
     assert "no prompt: beyond the first 50%" in parsed.text
     assert "no prompt: the target is what is looked for" in parsed.text
-    consistency = candidate.signs[1]["consistency"]
+    consistency = candidate.cues[1]["consistency"]
     assert f"dark: IoU {consistency:.3f} with the reference mask" in parsed.text
     assert "try-out models" in parsed.text
     for option in ("lora_steps", "ttga_steps", "seed"):
@@ -214,7 +215,7 @@ def test_every_candidate_of_auto_has_its_strips(
 ) -> None:
     reference = blob_picture(rng, 100, 100)
     recipe = QUICK.replace(mode="auto", auto_threshold=1.0)
-    model, trace = CavSam(tracker, diffusion, recipe), Trace()
+    model, trace = CavSam(tracker, DiffusionTransition(diffusion, recipe), recipe), Trace()
     adapted = model.adapt([reference], trace=trace)
     (result,) = model.segment(adapted, [reference.image], trace=trace)
     run = Run(reference, reference.image, "a", "b", result, recipe, NAMES["nano"], "cpu", len(trace.steps))
@@ -250,14 +251,6 @@ def test_points_are_shown_as_such(tracker: Tracker, rng: np.random.Generator) ->
     column, row = (int(value * strip[1].shape[0] / tracker.image_size) for value in point)
     dot = strip[1][row - 1 : row + 2, column - 1 : column + 2].astype(int)
     assert np.abs(dot - pictures.COLOURS[0]).max() < 60  # JPEG
-
-
-def test_the_box_that_an_activation_gives_is_said_to_be_refined(tracker: Tracker, rng: np.random.Generator) -> None:
-    blobs = blob_picture(rng, 100, 100)
-    recipe = QUICK.replace(mode="ttga", region_fallback=True, refine_activation="box")
-    parsed, trace, _ = explained(CavSam(tracker, None, recipe), [blobs], blobs.image)
-    assert any(prompt.box for prompt in trace.candidates[1].prompts)
-    assert "SAM2 sees it in the bounding box of the target's activation" in parsed.text
 
 
 def test_a_reference_before_the_first_prompt_is_not_visited(tracker: Tracker, rng: np.random.Generator) -> None:

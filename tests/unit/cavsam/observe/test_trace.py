@@ -15,6 +15,7 @@ from cavsam.diffusion import LatentDiffusion
 from cavsam.observe.trace import Trace
 from cavsam.recipe import Mode
 from cavsam.tracking import Tracker
+from cavsam.transition import DiffusionTransition
 from tests.unit.cavsam.conftest import blob_picture
 
 QUICK = Recipe.preset("paper").replace(frames=4, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3)
@@ -38,7 +39,7 @@ def look(tracker: Tracker, diffusion: LatentDiffusion, reference: Reference, tar
 
     def run(*more: Reference, **changes: object) -> tuple[Trace, TargetResult]:
         recipe = QUICK.replace(**changes)
-        model = CavSam(tracker, diffusion if recipe.generates_frames else None, recipe)
+        model = CavSam(tracker, DiffusionTransition(diffusion, recipe) if recipe.generates_frames else None, recipe)
         trace = Trace()
         adapted = model.adapt([reference, *more], trace=trace)
         (result,) = model.segment(adapted, [target], trace=trace)
@@ -74,7 +75,7 @@ def test_the_way_back_gives_the_consistency_of_the_score(look: Look, reference: 
     for index, (label, truth) in enumerate(reference.masks.items()):
         back = candidate.backward[0][index].numpy()
         expected = (back & truth).sum() / (back | truth).sum() if label in result.masks else 0.0
-        assert candidate.signs[index]["consistency"] == pytest.approx(expected, abs=1e-6)
+        assert candidate.cues[index]["consistency"] == pytest.approx(expected, abs=1e-6)
     # the way back begins with what was found
     for index, label in enumerate(result.masks):
         assert candidate.backward[5][index].any(), label
@@ -150,7 +151,8 @@ def test_auto_keeps_every_candidate(look: Look) -> None:
 def test_looking_changes_nothing_and_only_the_first_target_is_kept(
     tracker: Tracker, diffusion: LatentDiffusion, reference: Reference, target: np.ndarray
 ) -> None:
-    model = CavSam(tracker, diffusion, QUICK.replace(frames=2, ddim_steps=1))
+    recipe = QUICK.replace(frames=2, ddim_steps=1)
+    model = CavSam(tracker, DiffusionTransition(diffusion, recipe), recipe)
     other = np.ascontiguousarray(target[::-1])
     plain = list(model.segment(model.adapt([reference]), [target, other]))
     trace = Trace()
@@ -164,15 +166,18 @@ def test_looking_changes_nothing_and_only_the_first_target_is_kept(
     np.testing.assert_array_equal(pixels, target)
 
 
-def test_the_steps_are_those_of_the_timings(look: Look) -> None:
-    trace, result = look(mode="full")
-    assert trace.adapted is not None
+def test_the_steps_are_those_of_the_timings(
+    tracker: Tracker, diffusion: LatentDiffusion, reference: Reference, target: np.ndarray
+) -> None:
+    model, trace = CavSam(tracker, DiffusionTransition(diffusion, QUICK), QUICK), Trace()
+    adapted = model.adapt([reference], trace=trace)
+    (result,) = model.segment(adapted, [target], trace=trace)
     together: dict[str, float] = {}
     for step in trace.steps:
         together[step.name] = together.get(step.name, 0.0) + step.seconds
         assert step.peak_rss > 10_000_000
         assert (step.peak_cuda is None) == (not torch.cuda.is_available())
-    both = trace.adapted.timings, result.timings
+    both = adapted.timings, result.timings
     expected = {name: sum(part.get(name, 0.0) for part in both) for name in {*both[0], *both[1]}}
     assert together == pytest.approx(expected)
 
