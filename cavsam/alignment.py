@@ -121,7 +121,7 @@ def cyclic_loss(
     rest = background_prototype(augmented, returning, recipe)
     backward = activation(features, prototypes(augmented, returning), rest)  # (K, labels, h, w)
     loss = _bce(forward, augmented_masks, recipe.temperature)
-    # a label that the augmented reference does not show cannot find its way back
+    # a label that the augmented reference does not show cannot find the references again
     shown = augmented_masks.flatten(2).any(dim=2)[0]
     if shown.any():
         loss = loss + _bce(backward[:, shown], masks[:, shown], recipe.temperature)

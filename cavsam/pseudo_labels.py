@@ -59,7 +59,7 @@ def pseudo_labels(
     """Decide for each frame and label whether its binarised activation may prompt SAM2.
 
     A cell that several labels claim goes to the highest activation. A label is refused on a frame where its activation
-    marks nothing or everything, is not clearly bimodal, or does not find its way back to the references: a wrong
+    marks nothing or everything, is not clearly bimodal, or does not find the references again: a wrong
     prompt hurts more than a missing one.
 
     Args:
@@ -86,7 +86,7 @@ def pseudo_labels(
             if not refused:
                 found_again = cycle_iou(known, reference_masks[:, label], cells, mask, recipe)
                 if found_again < recipe.min_cycle_iou:
-                    refused = f"the way back to the reference misses: IoU {found_again:.2f} < {recipe.min_cycle_iou:g}"
+                    refused = f"it does not find the reference again: IoU {found_again:.2f} < {recipe.min_cycle_iou:g}"
             peak = _peak(full[label], mask)
             found.append(PseudoLabel(frame, label, threshold, parted, found_again, mask, peak, refused))
     return found

@@ -41,12 +41,8 @@ def to_result(
     holds = [one.holds(calibration, recipe) for one in chosen]
     missed = [_bound_missed(one, label, holds[label], recipe) for label, one in enumerate(chosen)]
     kept = [label for label, why in enumerate(missed) if not why]
-    scores = {}
-    for label, (name, one) in enumerate(zip(labels, chosen, strict=True)):
-        if missed[label]:
-            full[label] = -1
-        absent = one.presence[label] < recipe.min_presence
-        scores[name] = round(min(one.scores[label], one.presence[label]) if absent else one.scores[label], 6)
+    full[[label for label, why in enumerate(missed) if why]] = -1
+    scores = {name: _score(one, label, recipe) for label, (name, one) in enumerate(zip(labels, chosen, strict=True))}
     if mixed:
         full = comparable(full, list(scores.values()))
     masks = without_overlap(full).numpy()
@@ -66,6 +62,12 @@ def to_result(
             for label, name in enumerate(labels)
         },
     )
+
+
+def _score(candidate: Candidate, label: int, recipe: Recipe) -> float:
+    """Give a label's score; one that is probably not on the target scores no more than that probability."""
+    score, presence = candidate.scores[label], candidate.presence[label]
+    return round(min(score, presence) if presence < recipe.min_presence else score, 6)
 
 
 def _bound_missed(candidate: Candidate, label: int, holds: bool, recipe: Recipe) -> str:

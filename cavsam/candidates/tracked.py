@@ -70,8 +70,8 @@ class Tracked:
                 )
             tracks.append(track)
         mean = mean_track(tracks)
-        told = [*prompts, *pseudo, *corrections]
-        return Proposal(self.kind, video, neck, objects, mean.logits, track_cues(mean), self.kind, told)
+        given = [*prompts, *pseudo, *corrections]
+        return Proposal(self.kind, video, neck, objects, mean.logits, track_cues(mean), self.kind, given)
 
     def _videos(self, scene: Scene, run: Run) -> Iterator[Video]:
         """Make the pseudo videos, one after another; the one from the reference most like the target comes last."""

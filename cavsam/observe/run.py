@@ -96,13 +96,13 @@ class Run:
             self._watched[0].decided(labels)
 
     def tracked(self, frame: int, logits: Tensor) -> None:
-        """Note the logits (objects, S, S) of a frame on the way to the target."""
+        """Note the logits (objects, S, S) of a frame tracked forward."""
         if self._watched:
             candidate, objects = self._watched
             candidate.forward(frame, objects.per_label(logits))
 
-    def tracked_back(self, frame: int, masks: Tensor) -> None:
-        """Note the masks (objects, S, S) of a frame on the way back to the references."""
+    def tracked_backward(self, frame: int, masks: Tensor) -> None:
+        """Note the masks (objects, S, S) of a frame tracked backward."""
         if self._watched:
             candidate, objects = self._watched
             candidate.back(frame, objects.per_label(masks))

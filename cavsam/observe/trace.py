@@ -1,4 +1,4 @@
-"""What happened inside one run of the method, kept for whoever wants to look (`cavsam explain`)."""
+"""The trace: everything that happened inside one run of the method, for `cavsam explain`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Step:
     Attributes:
         name: as `Progress` is told.
         seconds: it took.
-        peak_rss: bytes, the most memory the process held during the step; since its start where the system cannot
+        peak_rss: bytes, the most memory the process held during the step; since its start if the system cannot
             count a step alone (`Trace.rss_per_step`).
         peak_cuda: bytes, the most that torch held on the GPU during the step; None without one.
     """
@@ -35,7 +35,7 @@ class Step:
 
 @dataclass
 class CandidateTrace:
-    """One way to a mask on the target.
+    """What happened to one candidate.
 
     Frames are counted in the candidate's own video: the references in `Trace.order`, then its generated frames, then
     the target.
@@ -44,10 +44,10 @@ class CandidateTrace:
         name: the mode, or what else tells it from other candidates.
         frames: length of its video.
         origin: in words, where its masks come from if they are not tracked.
-        prompts: what SAM2 was told.
+        prompts: of SAM2, of labels.
         pseudo_labels: what was decided on each frame that might have been prompted by its activation.
-        tracked: frame -> logits, float (labels, S, S), on the way forward.
-        backward: frame -> masks, bool (labels, S, S), on the way back from the target.
+        tracked: frame -> logits, float (labels, S, S), tracked forward.
+        backward: frame -> masks, bool (labels, S, S), tracked backward from the target.
         masks: bool (labels, S, S) on the target; None until `close`.
         cues: of each label, what speaks for its mask, by name.
         scores: of each label, 0..1.
@@ -71,20 +71,20 @@ class CandidateTrace:
         self.pseudo_labels += [replace(label, mask=label.mask.cpu()) for label in labels]
 
     def forward(self, frame: int, logits: Tensor) -> None:
-        """Note a frame on the way to the target."""
+        """Note a frame tracked forward."""
         self.tracked[frame] = logits.cpu()
 
     def back(self, frame: int, masks: Tensor) -> None:
-        """Note a frame on the way back."""
+        """Note a frame tracked backward."""
         self.backward[frame] = masks.cpu()
 
     def close(self, prompts: Sequence[Prompt], masks: Tensor) -> None:
-        """Note what came out, as in the attributes."""
+        """Note prompts and masks, as in the attributes."""
         self.prompts = [replace(p, mask=None if p.mask is None else p.mask.cpu()) for p in prompts]
         self.masks = masks.cpu()
 
     def judged(self, cues: Sequence[dict[str, float]], scores: Sequence[float], chosen: Sequence[bool]) -> None:
-        """Note what was thought of it beside the other candidates, as in the attributes."""
+        """Note how it compares with the other candidates, as in the attributes."""
         self.cues, self.scores, self.chosen = [dict(one) for one in cues], list(scores), list(chosen)
 
 
@@ -152,7 +152,7 @@ class Trace:
 
 
 def peak_rss() -> int:
-    """Bytes, the most memory this process held since its start or since the last reset."""
+    """Read the most memory, in bytes, that this process held since its start or since the last reset."""
     try:
         (line,) = (one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
@@ -162,7 +162,7 @@ def peak_rss() -> int:
 
 
 def _reset_peak_rss() -> bool:
-    """Let the peak start anew from what is held now; False where the system cannot (only Linux can)."""
+    """Let the peak start anew from what is held now; False if the system cannot (only Linux can)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -48,7 +48,7 @@ class Form:
 
     @classmethod
     def of(cls, mask: Mask) -> Form:
-        """Of a non-empty mask, bool (H, W)."""
+        """Measure a non-empty mask, bool (H, W)."""
         area = int(mask.sum())
         # the edge of the picture is an outside too
         depth = ndimage.distance_transform_edt(np.pad(mask, 1)).max()
@@ -67,7 +67,8 @@ class LabelAppearance:
 
     Attributes:
         palette: of its pixels on all of them, see `palette`.
-        colour, background: mean colours of its pixels and of all others, float (3,) in 0..1.
+        colour: mean of its pixels, float (3,) in 0..1.
+        background: mean of all other pixels, float (3,) in 0..1.
         forms: of its mask on each reference that shows it.
     """
 
@@ -78,7 +79,7 @@ class LabelAppearance:
 
     @classmethod
     def of(cls, pictures: Floats, masks: NDArray[np.bool_]) -> LabelAppearance:
-        """From the references: float (K, GRID, GRID, 3) in 0..1 and bool (K, GRID, GRID), not all empty."""
+        """Measure references: float (K, GRID, GRID, 3) in 0..1 and bool (K, GRID, GRID), not all empty."""
         inside, outside = pictures[masks], pictures[~masks]
         background = outside if len(outside) else inside
         return cls(
@@ -87,7 +88,7 @@ class LabelAppearance:
 
 
 def pictures_of(images: Tensor) -> Tensor:
-    """Images, float (N, 3, S, S) in 0..1, as small as they are compared: uint8 (N, 3, GRID, GRID)."""
+    """Shrink images, float (N, 3, S, S) in 0..1, to the size they are compared at: uint8 (N, 3, GRID, GRID)."""
     return (F.adaptive_avg_pool2d(images.float(), GRID) * 255).round().to(torch.uint8)
 
 
@@ -111,7 +112,7 @@ def appearance_cues(labels: list[LabelAppearance], picture: Tensor, predicted: T
         predicted: bool (labels, S, S).
 
     Returns:
-        For each label, empty where nothing was predicted:
+        For each label, empty if nothing was predicted:
         `colour`: IoU of the mask with the pixels that are nearer to the label's mean colour than to the background's,
         by Otsu's threshold, 0..1;
         `palette`: what the palettes of mask and references share, 0..1;
@@ -149,7 +150,7 @@ def appearance_cues(labels: list[LabelAppearance], picture: Tensor, predicted: T
 
 
 def palette(pixels: Floats) -> Floats:
-    """Histogram of colours, float (N, 3) in 0..1: (BINS, BINS, BINS) of sum 1, blurred so that near colours meet."""
+    """Count colours, float (N, 3) in 0..1: (BINS, BINS, BINS) of sum 1, blurred so that near colours meet."""
     bins = np.minimum((pixels * BINS).astype(int), BINS - 1)
     counts = np.zeros((BINS, BINS, BINS))
     np.add.at(counts, tuple(bins.T), 1.0)
@@ -175,12 +176,12 @@ def _fullness(mask: Mask) -> float:
 
 
 def _array(pictures: Tensor) -> Floats:
-    """uint8 (N, 3, GRID, GRID) as float (N, GRID, GRID, 3) in 0..1."""
+    """Turn uint8 (N, 3, GRID, GRID) into float (N, GRID, GRID, 3) in 0..1."""
     scaled: Floats = pictures.permute(0, 2, 3, 1).cpu().numpy() / 255
     return scaled
 
 
 def _small_masks(masks: Tensor) -> NDArray[np.bool_]:
-    """bool (..., S, S) to (..., GRID, GRID)."""
+    """Shrink bool (..., S, S) to (..., GRID, GRID)."""
     small: NDArray[np.bool_] = covered_cells(masks, (GRID, GRID)).cpu().numpy()
     return small

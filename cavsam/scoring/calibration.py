@@ -50,7 +50,7 @@ class Logistic:
     usual: dict[str, float]
 
     def __call__(self, features: Features) -> float:
-        """The estimate, 0..1."""
+        """Estimate a value in 0..1."""
         value = self.bias + sum(weight * features.get(name, self.usual[name]) for name, weight in self.weights.items())
         return 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
 
@@ -60,7 +60,7 @@ class Calibration:
     """Estimates by the kind of candidate; one that was never fitted leaves the uncalibrated values as they are.
 
     Attributes:
-        overlap: kind -> estimate of the IoU with the truth.
+        overlap: kind -> estimate of the IoU with the ground truth.
         presence: kind -> estimate of the probability that the object is on the target.
         fitted: on what, in words.
         recipe: the options of the recipe whose masks it was fitted on.
@@ -84,13 +84,13 @@ class Calibration:
         return kind in self.overlap and all(self.recipe.get(name) == options[name] for name in names)
 
     def score(self, kind: str, features: Features) -> float:
-        """Estimated IoU of a mask, 0..1; uncalibrated: reverse consistency times SAM2's object probability."""
+        """Estimate the IoU of a mask, 0..1; uncalibrated: backward consistency times SAM2's object probability."""
         if kind in self.overlap:
             return self.overlap[kind](features)
         return features.get("consistency", 1.0) * features.get("presence", 1.0)
 
     def present(self, kind: str, features: Features) -> float:
-        """Estimated probability that the object is there, 0..1; uncalibrated: SAM2's own."""
+        """Estimate the probability that the object is there, 0..1; uncalibrated: SAM2's own."""
         return self.presence[kind](features) if kind in self.presence else features.get("presence", 1.0)
 
     def save(self, path: Path) -> None:
@@ -102,7 +102,7 @@ class Calibration:
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Read what `save` wrote; the identity where there is no such file.
+        """Read what `save` wrote; the identity if there is no such file.
 
         Raises:
             ModelError: the file is damaged or of another kind.

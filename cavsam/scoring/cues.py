@@ -32,7 +32,7 @@ def backward_consistency(
         predicted: bool (objects, S, S), the masks found on the target.
         shown: bool (objects, S, S), the true masks of the nearest reference.
         neck: parameters of the neck to track on; SAM2's own when None.
-        run: told of each frame on the way back.
+        run: told of each frame tracked backward.
 
     Returns:
         IoU of each object, float (objects,) in 0..1; 0 for one that was not found, NaN for one that the nearest
@@ -44,7 +44,7 @@ def backward_consistency(
     def note(frame: int, logits: Tensor) -> None:
         masks = torch.zeros_like(predicted)
         masks[found] = logits > 0
-        run.tracked_back(frame, masks)
+        run.tracked_backward(frame, masks)
 
     if found:
         prompts = [Prompt(video.target, number, mask=predicted[index]) for number, index in enumerate(found)]
@@ -70,7 +70,7 @@ def similarity_cues(
         predicted: bool (labels, S, S).
 
     Returns:
-        For each label, empty where nothing was predicted, cosines of the prediction's prototype with the label's:
+        For each label, empty if nothing was predicted, cosines of the prediction's prototype with the label's:
         `similarity` of the features with 64 x 64 cells, `similarity_coarse` of those of stride 16; -1..1.
 
     Raises:

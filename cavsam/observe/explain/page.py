@@ -1,4 +1,4 @@
-"""The page of `cavsam explain`, from a trace."""
+"""The page of `cavsam explain`, made from a trace."""
 
 from __future__ import annotations
 
@@ -31,14 +31,18 @@ NO_PROMPT = "no prompt"
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a trace does not know about the run it was taken from.
+class Context:
+    """Inputs, result and settings of a traced run: what the trace itself does not know.
 
     Attributes:
-        reference, target: what was given; the target uint8 (H, W, 3).
-        reference_name, target_name: what they are called.
+        reference: the annotated image.
+        target: uint8 (H, W, 3).
+        reference_name: of its file.
+        target_name: of its file.
         result: of the target.
-        recipe, models, device: what ran.
+        recipe: the hyperparameters.
+        models: where the weights come from.
+        device: where they ran.
         reference_steps: how many of the trace's steps belong to the reference.
     """
 
@@ -55,7 +59,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Cell:
-    """One frame in one strip: a picture (a data URL; None for none), what it shows, and lines of text below it."""
+    """One frame in one strip: a picture (a data URL, or None), what it shows, and lines of text below it."""
 
     picture: str | None
     alt: str
@@ -95,14 +99,14 @@ class CandidateView:
     notes: list[str]
 
 
-def render(trace: Trace, run: Run) -> str:
-    """The page, HTML that needs nothing else.
+def render(trace: Trace, context: Context) -> str:
+    """Write the page, HTML that needs nothing else.
 
     Args:
         trace: of one `adapt` with one reference or more, and of one target that was segmented.
-        run: the rest.
+        context: the rest.
     """
-    video = _Video(trace, run.recipe)
+    video = _Video(trace, context.recipe)
     folder = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader(folder),
@@ -113,29 +117,20 @@ def render(trace: Trace, run: Run) -> str:
     )
     environment.filters["megabytes"] = lambda count: f"{count / 1e6:,.0f} MB"
     return environment.get_template("page.html").render(
-        run=run,
-        labels=[
-            {
-                "name": label,
-                "colour": "#{:02x}{:02x}{:02x}".format(*_colour(index)),
-                "score": run.result.scores[label],
-                "share": run.result.masks[label].mean() if label in run.result.masks else None,
-                "dropped": _dropped(run, label),
-            }
-            for index, label in enumerate(video.labels)
-        ],
-        reference=pictures.data_url(_with_masks(run.reference.image, run.reference.masks, video.labels)),
-        target=pictures.data_url(_with_masks(run.target, run.result.masks, video.labels)),
+        context=context,
+        labels=[_label(context, index, label) for index, label in enumerate(video.labels)],
+        reference=pictures.data_url(_with_masks(context.reference.image, context.reference.masks, video.labels)),
+        target=pictures.data_url(_with_masks(context.target, context.result.masks, video.labels)),
         film=Film(video.heads(len(video)), [video.frames(), *video.activations()]),
         candidates=[video.candidate(candidate) for candidate in trace.candidates],
         curves=_curves(trace),
         diagram=curves,
-        steps=_steps(trace.steps, run.reference_steps),
+        steps=_steps(trace.steps, context.reference_steps),
         total=sum(step.seconds for step in trace.steps),
         slowest=max((step.seconds for step in trace.steps), default=0.0) or 1.0,
         rss_per_step=trace.rss_per_step,
         cuda=any(step.peak_cuda is not None for step in trace.steps),
-        recipe=_recipe(run.recipe),
+        recipe=_recipe(context.recipe),
         versions={
             "cavsam": metadata.version("cavsam"),
             "torch": torch.__version__,
@@ -168,11 +163,11 @@ class _Video:
         return len(self.shown)
 
     def at(self, frame: int, frames: int) -> int:
-        """Position in this video of a frame of a video that has only `frames`."""
+        """Find the position in this video of a frame of a video that has only `frames`."""
         return frame if frame < self.references else frame + len(self) - frames
 
     def heads(self, frames: int) -> list[str]:
-        """Names of the frames of a video of so many."""
+        """Name the frames of a video of so many."""
         generated = frames - self.references - 1
         alphas = torch.linspace(self.recipe.alpha_min, self.recipe.alpha_max, max(1, generated))
         return [
@@ -182,11 +177,11 @@ class _Video:
         ]
 
     def frames(self) -> Strip:
-        """The frames as they are."""
+        """Show the frames as they are."""
         return Strip("Pseudo video", [Cell(pictures.data_url(p), "the frame itself") for p in self.pictures])
 
     def activations(self) -> list[Strip]:
-        """Heat maps, a strip per label; none without TTGA."""
+        """Show heat maps, a strip per label; none without TTGA."""
         maps = self.trace.activations
         if maps is None:
             return []
@@ -206,7 +201,7 @@ class _Video:
         return strips
 
     def candidate(self, candidate: CandidateTrace) -> CandidateView:
-        """Prompts, tracked masks and the way back of one candidate, and what it scored."""
+        """Show prompts, forward and backward tracking of one candidate, and its scores."""
         if candidate.masks is None:
             raise ValueError(f"the trace of the candidate {candidate.name} was not closed")
         frames = range(candidate.frames)
@@ -220,10 +215,10 @@ class _Video:
         else:
             notes.append(f"The mask is not tracked: {candidate.origin}.")
         if candidate.backward:
-            way_back = [self._back(candidate, frame) for frame in frames]
-            strips.append(Strip(f"{candidate.name}: way back", way_back, backwards=True))
+            backward = [self._back(candidate, frame) for frame in frames]
+            strips.append(Strip(f"{candidate.name}: backward tracking", backward, backwards=True))
         else:
-            notes.append("It found nothing on the target, so there was no way back to follow.")
+            notes.append("It found nothing on the target, so there was nothing to track backward.")
         picture = self.pictures[self.at(last, candidate.frames)]
         rows = []
         for index, label in enumerate(self.labels):
@@ -241,7 +236,7 @@ class _Video:
         return CandidateView(candidate.name, Film(self.heads(candidate.frames), strips), rows, notes)
 
     def _prompt(self, candidate: CandidateTrace, frame: int) -> Cell:
-        """What SAM2 was told on a frame, or why it was told nothing."""
+        """Show what SAM2 was told on a frame, or say why it was told nothing."""
         picture = self.pictures[self.at(frame, candidate.frames)]
         size = self.shown.shape[-1]
         notes = []
@@ -264,7 +259,7 @@ class _Video:
 
     def _why_unasked(self, candidate: CandidateTrace, frame: int) -> str:
         if frame == candidate.frames - 1:
-            return "the target is what is looked for"
+            return "the target is what is segmented"
         if not candidate.tracked:
             return "nothing is tracked from here"
         if frame < self.references:
@@ -276,7 +271,7 @@ class _Video:
         return f"beyond the first {self.recipe.prompted_fraction:.0%} of the generated frames"
 
     def _tracked(self, candidate: CandidateTrace, frame: int) -> Cell:
-        """The masks that SAM2 has on a frame on its way to the target; on the target those of the candidate."""
+        """Show the masks that SAM2 tracked to a frame; on the target those of the candidate."""
         picture = self.pictures[self.at(frame, candidate.frames)]
         if frame == candidate.frames - 1 and candidate.masks is not None:
             return self._masked(picture, candidate.masks, "tracked")
@@ -285,20 +280,22 @@ class _Video:
         return self._masked(picture, candidate.tracked[frame] > 0, "tracked")
 
     def _back(self, candidate: CandidateTrace, frame: int) -> Cell:
-        """The masks on the way back, and on a reference how they fit the true ones, which are outlined."""
+        """Show the masks tracked backward, and on a reference how they fit the true ones, which are outlined."""
         picture = self.pictures[self.at(frame, candidate.frames)]
         if frame not in candidate.backward:
-            return Cell(None, "not visited", ["not visited: the way back ends at the nearest reference"])
+            return Cell(None, "not visited", ["not visited: backward tracking ends at the nearest reference"])
         masks = candidate.backward[frame]
-        cell = self._masked(picture, masks, "on the way back")
+        cell = self._masked(picture, masks, "tracked backward")
         if frame >= self.references:
             return cell
         outlined = _with_all(picture, masks)
         notes = []
-        for label, truth in enumerate(self.shown[frame]):
-            if truth.any():
-                outlined = pictures.with_outline(outlined, truth.numpy(), WHITE)
-                notes.append(f"{self._named(label)}IoU {iou(masks[label], truth):.3f} with the reference mask (white)")
+        for label, annotated in enumerate(self.shown[frame]):
+            if annotated.any():
+                outlined = pictures.with_outline(outlined, annotated.numpy(), WHITE)
+                notes.append(
+                    f"{self._named(label)}IoU {iou(masks[label], annotated):.3f} with the reference mask (white)"
+                )
         return Cell(pictures.data_url(outlined), cell.alt, notes)
 
     def _masked(self, picture: Picture, masks: Tensor, what: str) -> Cell:
@@ -306,7 +303,7 @@ class _Video:
         return Cell(pictures.data_url(_with_all(picture, masks)), f"masks {what}", notes)
 
     def _named(self, label: int) -> str:
-        """What a note begins with, to say which label it is about; nothing where there is only one."""
+        """Begin a note with the label it is about; with nothing if there is only one."""
         return f"{self.labels[label]}: " if len(self.labels) > 1 else ""
 
 
@@ -315,7 +312,7 @@ def _colour(label: int) -> Colour:
 
 
 def _as_picture(frame: Tensor) -> Picture:
-    """float (3, S, S) in 0..1 to uint8, small enough for the page."""
+    """Turn float (3, S, S) in 0..1 into uint8, small enough for the page."""
     return pictures.shrunk((frame.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
 
 
@@ -348,21 +345,33 @@ def _kind(prompt: Prompt) -> str:
     return "box" if prompt.box is not None else "point"
 
 
-def _dropped(run: Run, label: str) -> str | None:
-    """Why the mask that was chosen for a label is not in the result; None where it is, or where it is empty."""
-    chosen = next(one for one in run.result.candidates[label] if one.chosen)
-    if label in run.result.masks or not chosen.mask.any():
+def _label(context: Context, index: int, label: str) -> dict[str, Any]:
+    """Sum up what was found of a label."""
+    mask = context.result.masks.get(label)
+    return {
+        "name": label,
+        "colour": "#{:02x}{:02x}{:02x}".format(*_colour(index)),
+        "score": context.result.scores[label],
+        "share": None if mask is None else mask.mean(),
+        "dropped": _dropped(context, label),
+    }
+
+
+def _dropped(context: Context, label: str) -> str | None:
+    """Say why the mask that was chosen for a label is not in the result; None if it is, or if it is empty."""
+    chosen = next(one for one in context.result.candidates[label] if one.chosen)
+    if label in context.result.masks or not chosen.mask.any():
         return None
-    if label in run.result.held_back:
-        return run.result.held_back[label]
-    if any(label in pair for pair in run.result.contested):
+    if label in context.result.held_back:
+        return context.result.held_back[label]
+    if any(label in pair for pair in context.result.contested):
         return "other labels claim its pixels"
     return "no pixel of the target is left to it"
 
 
 def _numbers(decision: PseudoLabel) -> str:
     text = f"threshold {decision.threshold:.2f}, separation {decision.separation:.2f}"
-    return text if decision.cycle_iou is None else f"{text}, IoU on the way back {decision.cycle_iou:.2f}"
+    return text if decision.cycle_iou is None else f"{text}, IoU found again on the reference {decision.cycle_iou:.2f}"
 
 
 def _curves(trace: Trace) -> list[curves.Curve]:

@@ -25,7 +25,7 @@ class Scene:
         self.label_studio, self.store = label_studio, store
         self.client = LabelStudio(label_studio.url, LEGACY_KEY, timeout=5)
         self.project = label_studio.add_project()
-        reference, *self.tasks = (label_studio.add_task(self.project, image="x") for _ in range(6))
+        reference, *self.tasks = (label_studio.add_task(self.project, image=b"x") for _ in range(6))
         store.projects.add(self.project, "uid")
         store.tasks(self.project).replace([Task(self.project, n, {}, False, "") for n in (reference, *self.tasks)])
         references = learned_from(ReferenceAnnotation(self.project, "r1", 1, reference, ()))

@@ -75,7 +75,7 @@ def test_a_task_missing_from_one_listing_is_kept(
         answer.set_data(json.dumps(body))
         return answer
 
-    label_studio._list_tasks = shifted  # type: ignore[method-assign]
+    label_studio._list_tasks = shifted  # type: ignore[method-assign, assignment]
     read_tasks(store, client, project, LABELS)
     assert left_out
     assert [task.id for task in store.tasks(project).all()] == label_studio.tasks_of(project)

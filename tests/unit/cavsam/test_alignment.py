@@ -77,7 +77,7 @@ def test_alignment_lowers_the_loss_and_is_reproducible(
 def test_loss_written_out(
     tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor], kind: Literal["foreground", "contrast"]
 ) -> None:
-    """L_aug + L_cyc from numpy for one label, with scikit-image's Otsu on the way back."""
+    """L_aug + L_cyc from numpy for one label, with scikit-image's Otsu in the second half."""
     images, masks = reference[0], reference[1][:, :1]
     generator = torch.Generator().manual_seed(3)
     changed, changed_masks = augment(images[0], masks[0], generator)

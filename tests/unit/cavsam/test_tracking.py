@@ -83,13 +83,13 @@ def test_a_correction_equals_the_predictors_own(
     plain = tracker.track(trunk, prompts, 2, read=2)
     if kind == "box":
         correction = Prompt(2, 1, box=(60.0, 70.0, 130.0, 130.0))
-        given = {"box": [60.0, 70.0, 130.0, 130.0]}
+        given: dict[str, list] = {"box": [60.0, 70.0, 130.0, 130.0]}
     else:
         correction = Prompt(2, 1, point=(95.5, 100.5))
         given = {"points": [[95.5, 100.5]], "labels": [1]}
     corrected = tracker.track(trunk, prompts, 2, read=2, corrections=[correction])
 
-    predictor, state = tracker.predictor, tracker._state(trunk, None)
+    predictor, state = tracker.predictor, tracker.state(trunk)
     for prompt in prompts:
         predictor.add_new_mask(state, 0, prompt.label, prompt.mask)
     for frame, _, _ in predictor.propagate_in_video(state):

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,7 +41,12 @@ def test_more_shots_keep_the_target_and_the_first_references():
 def test_episodes_take_their_scenes_from_the_seeds_of_their_split(monkeypatch):
     seeds = []
     generate = synth.generate
-    monkeypatch.setattr(synth, "generate", lambda *a, seed, **k: seeds.append(seed) or generate(*a, seed=seed, **k))
+
+    def noted(*arguments, seed, **options):
+        seeds.append(seed)
+        return generate(*arguments, seed=seed, **options)
+
+    monkeypatch.setattr(synth, "generate", noted)
     for split in ("dev", "test"):
         seeds.clear()
         for domain, index in itertools.product(("cells", "textures"), range(4)):
@@ -130,3 +136,14 @@ def test_a_run_is_resumed_where_it_stopped_and_not_mixed_with_another(finished_r
 def test_no_episodes_is_refused():
     with pytest.raises(CavSamError, match="at least 1"):
         bench.run(parse("--model", "nano", "--episodes", "0"))
+
+
+@pytest.mark.parametrize(("place", "reason"), [("file", "File exists"), ("file/below", "Not a directory")])
+def test_a_benchmark_that_cannot_be_written_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, reason: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert bench.main(["--model", "nano", "--mode", "concat", "--out", str(tmp_path / place)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / place) in line
+    assert reason in line

@@ -5,26 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cavsam.candidates.base import Candidate
 from cavsam.candidates.selection import choose, comparable, settled, strategies
 from cavsam.diffusion import LatentDiffusion
 from cavsam.features import without_overlap
 from cavsam.recipe import Recipe
-from cavsam.scoring.calibration import Calibration, Logistic
 from cavsam.tracking import Tracker
 from cavsam.transition import DiffusionTransition
+from tests.support.candidates import candidate
 
 PAPER = Recipe.preset("paper")
 """What the tests start from, whatever the defaults become."""
-
-
-def candidate(kind: str, scores: list[float], rows: list[int]) -> Candidate:
-    """Each label's mask is the first `rows` rows of its own half of a picture of 8 x 8."""
-    logits = torch.full((len(rows), 8, 8), -1.0)
-    width = 8 // len(rows)
-    for label, count in enumerate(rows):
-        logits[label, :count, width * label : width * (label + 1)] = 1.0
-    return Candidate(kind, logits, [{} for _ in rows], kind, scores=scores, presence=[1.0] * len(rows))
 
 
 def test_auto_takes_the_highest_score_of_each_label() -> None:
@@ -55,12 +45,6 @@ def test_generated_frames_are_not_worth_it_where_every_label_is_trusted() -> Non
     assert not settled(found[:1], recipe)
     assert not settled([], recipe)
     assert not settled(found, recipe.replace(auto_threshold=0.7))
-
-
-def test_only_what_has_a_mask_has_a_score() -> None:
-    sure = Logistic(5.0, {}, {})
-    scored = candidate("full", [], [3, 0]).scored(Calibration({"full": sure, "concat": Logistic(0.0, {}, {})}))
-    assert scored.scores == [pytest.approx(sure({})), 0.0]
 
 
 @pytest.mark.parametrize(
@@ -99,11 +83,3 @@ def test_between_kinds_the_higher_score_takes_what_is_contested() -> None:
     assert apart[:, 0].tolist() == [[True, True, True, False], [False, False, False, True]]
     # no score makes a pixel of one that was not claimed
     assert not without_overlap(comparable(-logits.abs(), [0.9, 0.9])).any()
-
-
-def test_a_claim_is_what_the_candidate_itself_gives_to_the_label() -> None:
-    found = candidate("linear", [0.5, 0.5], [8, 4])
-    found.logits[1, :, :4] = 0.5  # the second label wants the first one's half too, with a lower logit
-    for label in (0, 1):
-        assert torch.equal(found.claim(label) > 0, found.masks[label])
-    assert torch.equal(found.claim(1).abs(), found.logits[1].abs())

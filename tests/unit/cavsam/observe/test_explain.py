@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +15,7 @@ from PIL import Image
 
 from cavsam import CavSam, Recipe, Reference, cli
 from cavsam.diffusion import LatentDiffusion
-from cavsam.observe.explain import Run, curves, pictures, render
+from cavsam.observe.explain import Context, curves, pictures, render
 from cavsam.observe.trace import Trace
 from cavsam.scoring.calibration import Calibration, Logistic
 from cavsam.tracking import Tracker
@@ -84,7 +82,7 @@ def test_a_mask_is_filled_outlined_and_ends_at_its_edge(rng: np.random.Generator
 
 def test_a_box_lies_where_it_was_given() -> None:
     picture = np.zeros((50, 100, 3), dtype=np.uint8)
-    drawn = pictures.with_box(picture, (64.0, 128.0, 192.0, 256.0), 256, (9, 9, 9)).any(axis=2)
+    drawn = np.any(pictures.with_box(picture, (64.0, 128.0, 192.0, 256.0), 256, (9, 9, 9)), axis=2)
     rows, columns = np.nonzero(drawn)
     assert (rows.min(), rows.max() + 1) == (25, 50)
     assert (columns.min(), columns.max() + 1) == (25, 75)
@@ -93,7 +91,7 @@ def test_a_box_lies_where_it_was_given() -> None:
 
 def test_a_point_is_a_dot_in_a_ring_where_it_was_given() -> None:
     picture = np.zeros((50, 100, 3), dtype=np.uint8)
-    drawn = pictures.with_point(picture, (192.5, 128.5), 256, (9, 9, 9)).any(axis=2)
+    drawn = np.any(pictures.with_point(picture, (192.5, 128.5), 256, (9, 9, 9)), axis=2)
     rows, columns = np.nonzero(drawn)
     radius = (rows.max() - rows.min()) / 2
     assert 5 <= radius <= 12
@@ -147,8 +145,8 @@ def page(tracker: Tracker, diffusion: LatentDiffusion, rng: np.random.Generator)
     adapted = model.adapt([reference], trace=trace)
     steps = len(trace.steps)
     (result,) = model.segment(adapted, [target], trace=trace)
-    run = Run(reference, target, "ref.png", "<i>.png", result, QUICK, NAMES["nano"], "cpu", steps)
-    html = render(trace, run)
+    context = Context(reference, target, "ref.png", "<i>.png", result, QUICK, NAMES["nano"], "cpu", steps)
+    html = render(trace, context)
     return _Page(html), html, trace
 
 
@@ -169,14 +167,14 @@ def test_the_strips_show_what_the_trace_holds(page: tuple[_Page, str, Trace]) ->
     (candidate,) = trace.candidates
     frames = parsed.strips["Pseudo video"]
     activations = [title for title in parsed.strips if title.startswith("Activation")]
-    expected = {"Pseudo video", *activations, "full: prompts", "full: tracked masks", "full: way back"}
+    expected = {"Pseudo video", *activations, "full: prompts", "full: tracked masks", "full: backward tracking"}
     assert len(activations) == 2
     assert set(parsed.strips) == expected
     assert all(len(strip) == 4 for strip in parsed.strips.values())
     assert trace.target is not None
     given = (trace.target.permute(1, 2, 0) * 255).numpy()
     assert np.abs(frames[-1] - given).mean() < 8  # JPEG
-    for title, masks in (("tracked masks", candidate.masks), ("way back", candidate.backward[1])):
+    for title, masks in (("tracked masks", candidate.masks), ("backward tracking", candidate.backward[1])):
         at = 3 if title == "tracked masks" else 1
         changed = np.abs(parsed.strips[f"full: {title}"][at].astype(int) - frames[at]).max(axis=2) > 30
         shown = masks.any(dim=0).numpy()
@@ -185,7 +183,7 @@ def test_the_strips_show_what_the_trace_holds(page: tuple[_Page, str, Trace]) ->
         assert changed[shown].mean() > 0.9
         assert changed[~shown].mean() < 0.2
     assert "no prompt: beyond the first 50%" in parsed.text
-    assert "no prompt: the target is what is looked for" in parsed.text
+    assert "no prompt: the target is what is segmented" in parsed.text
     consistency = candidate.cues[1]["consistency"]
     assert f"dark: IoU {consistency:.3f} with the reference mask" in parsed.text
     assert "try-out models" in parsed.text
@@ -201,8 +199,8 @@ def test_fits_without_steps_have_no_curve_and_modes_without_ttga_no_activation(
     model, trace = CavSam(tracker, None, recipe), Trace()
     adapted = model.adapt([reference], trace=trace)
     (result,) = model.segment(adapted, [reference.image], trace=trace)
-    run = Run(reference, reference.image, "a", "b", result, recipe, NAMES["default"], "cpu", len(trace.steps))
-    parsed = _Page(render(trace, run))
+    context = Context(reference, reference.image, "a", "b", result, recipe, NAMES["default"], "cpu", len(trace.steps))
+    parsed = _Page(render(trace, context))
     assert "Nothing was fitted" in parsed.text
     assert "polyline" not in parsed.tags
     assert "no activation to show" in parsed.text
@@ -218,8 +216,8 @@ def test_every_candidate_of_auto_has_its_strips(
     model, trace = CavSam(tracker, DiffusionTransition(diffusion, recipe), recipe), Trace()
     adapted = model.adapt([reference], trace=trace)
     (result,) = model.segment(adapted, [reference.image], trace=trace)
-    run = Run(reference, reference.image, "a", "b", result, recipe, NAMES["nano"], "cpu", len(trace.steps))
-    parsed = _Page(render(trace, run))
+    context = Context(reference, reference.image, "a", "b", result, recipe, NAMES["nano"], "cpu", len(trace.steps))
+    parsed = _Page(render(trace, context))
     lengths = {name: len(parsed.strips[f"{name}: tracked masks"]) for name in ("concat", "ttga", "full")}
     assert lengths == {"concat": 2, "ttga": 2, "full": 4}
     # what is read off the target alone has nothing to show before it
@@ -235,8 +233,8 @@ def explained(model: CavSam, references: list[Reference], target: np.ndarray) ->
     adapted = model.adapt(references, trace=trace)
     (result,) = model.segment(adapted, [target], trace=trace)
     assert result.error is None
-    run = Run(references[0], target, "a", "b", result, model.recipe, NAMES["nano"], "cpu", len(trace.steps))
-    return _Page(render(trace, run)), trace, result
+    context = Context(references[0], target, "a", "b", result, model.recipe, NAMES["nano"], "cpu", len(trace.steps))
+    return _Page(render(trace, context)), trace, result
 
 
 def test_points_are_shown_as_such(tracker: Tracker, rng: np.random.Generator) -> None:
@@ -294,17 +292,17 @@ def test_a_mask_that_other_labels_cover_is_no_mask_below_a_bound(tracker: Tracke
     model = CavSam(tracker, None, recipe)
     (result,) = model.segment(model.adapt([blobs], trace=trace), [blobs.image], trace=trace)
     result = replace(result, masks={"dark": result.masks["dark"]}, contested={("bright", "dark"): 0.9})
-    run = Run(blobs, blobs.image, "a", "b", result, recipe, NAMES["nano"], "cpu", len(trace.steps))
-    parsed = _Page(render(trace, run))
+    context = Context(blobs, blobs.image, "a", "b", result, recipe, NAMES["nano"], "cpu", len(trace.steps))
+    parsed = _Page(render(trace, context))
     assert "chosen, then dropped: other labels claim its pixels" in parsed.text
     assert "min_score 1" not in parsed.text
 
 
 def test_a_trace_without_a_target_is_refused(rng: np.random.Generator) -> None:
     blobs = blob_picture(rng, 20, 20)
-    run = Run(blobs, blobs.image, "a", "b", None, QUICK, NAMES["nano"], "cpu", 0)  # type: ignore[arg-type]
+    context = Context(blobs, blobs.image, "a", "b", None, QUICK, NAMES["nano"], "cpu", 0)
     with pytest.raises(ValueError, match="no segmented target"):
-        render(Trace(), run)
+        render(Trace(), context)
 
 
 @pytest.fixture
@@ -352,11 +350,3 @@ def test_bad_input_is_one_sentence(
     assert len(said) == 1
     assert message in said[0]
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
-
-
-def test_the_example_of_the_document_runs(folder: Path) -> None:
-    document = Path(__file__).parents[4] / "docs" / "explain.md"
-    (example,) = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", example], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert re.match(r"concat \[0\.\d+\] \[0, 1\] \[", done.stdout)
