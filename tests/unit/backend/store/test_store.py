@@ -6,6 +6,7 @@ import threading
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -424,7 +425,7 @@ class TestTaskStates:
         store.deliveries(1, VERSION).mark_delivered([3])
         return store
 
-    def shown(self, store: Store, **choice: object) -> list[int]:
+    def shown(self, store: Store, **choice: Any) -> list[int]:
         return [task.task for task in store.jobs(1, VERSION).task_states(**choice)[0]]
 
     def test_orders_and_filters(self, filled: Store):
