@@ -44,8 +44,8 @@ def store_project(store: Store, project: int, found: Mapping[str, Any], version:
     xml = str(found.get("label_config") or "")
     config = parse_label_config(xml)
     if xml != known.label_config:
-        for notice in config.notices:
-            log.warning("Project %d: %s", project, notice)
+        for warning in config.warnings:
+            log.warning("Project %d: %s", project, warning)
         store.annotations(project).judge_again()
     store.projects.describe(project, str(found.get("title") or ""), xml)
     return known
