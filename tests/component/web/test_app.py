@@ -221,7 +221,7 @@ def test_setup_answers_while_another_process_holds_the_ledger(
         assert other.stdout is not None
         assert other.stdin is not None
         assert other.stdout.readline() == "held\n"
-        writer = threading.Thread(target=store.set_project_error, args=(project, "held up"))
+        writer = threading.Thread(target=store.projects.set_error, args=(project, "held up"))
         writer.start()
         assert label_studio.setup(project)["model_version"] == backend.service.base_version
         assert post(backend, "/webhook", {"action": "PROJECT_UPDATED"}).status_code == 201
