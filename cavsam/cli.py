@@ -10,18 +10,15 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
-from cavsam.errors import CavSamError, InvalidReference, RecipeError
+from cavsam.errors import CavSamError, InvalidReference
 from cavsam.evaluation import evaluate
 from cavsam.images import Mask, read_image, read_mask, write_mask
-from cavsam.recipe import PRESETS, Mode, Recipe, choices_of
+from cavsam.options import add_method_arguments, add_source_arguments, recipe_of, sources_of, warn_about_nano
 from cavsam.types import Reference
-from cavsam.weights.sources import NAMES, ModelSources
-
-TRY_OUT = "These are the bundled try-out models: they show how the method works, they are not for real work."
 
 DONE, SOME_FAILED, REFUSED = 0, 1, 2
 
@@ -89,53 +86,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that choose the models."""
-    parser.add_argument("--model", default="default", choices=NAMES, help="a pair of models (default: default)")
-    parser.add_argument("--sam2", metavar="SOURCE", help="SAM2: hub id, folder or checkpoint file")
-    parser.add_argument("--sam2-revision", metavar="REV", help="revision of the hub id")
-    parser.add_argument("--sam2-config", metavar="YAML", help="configuration of a SAM2 checkpoint file")
-    parser.add_argument("--diffusion", metavar="SOURCE", help="diffusion model: hub id, folder or checkpoint file")
-    parser.add_argument("--diffusion-revision", metavar="REV", help="revision of the hub id")
-
-
-def add_method_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that choose the models, the device and the recipe."""
-    add_source_arguments(parser)
-    parser.add_argument("--mode", choices=get_args(Mode), default="full", help="parts of the method (default: full)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of every random draw (default: 0)")
-    parser.add_argument("--preset", choices=PRESETS, default="default", help="a whole recipe (default: default)")
-    parser.add_argument(
-        "--set",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help="another option of the recipe; repeatable",
-    )
-
-
-def sources_of(options: argparse.Namespace) -> ModelSources:
-    """The models that the options choose."""
-    fields = ("sam2", "sam2_revision", "sam2_config", "diffusion", "diffusion_revision")
-    return ModelSources.named(options.model).replace(**{name: getattr(options, name) for name in fields})
-
-
-def recipe_of(options: argparse.Namespace) -> Recipe:
-    """The recipe that the options choose; raises `RecipeError`."""
-    values = {**Recipe.preset(options.preset).to_dict(), "mode": options.mode, "seed": options.seed}
-    for setting in options.set:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise RecipeError(f"--set needs NAME=VALUE, not {setting!r}.")
-        try:
-            # a word such as `delta`, or `true` where that is a choice and not a truth
-            values[name] = text if text in choices_of(name) else json.loads(text)
-        except json.JSONDecodeError:
-            values[name] = text
-    return Recipe.from_dict(values)
-
-
 def run_download(options: argparse.Namespace) -> int:
     """Fetch both models and say where they lie."""
     from cavsam.weights.loading import download
@@ -147,11 +97,10 @@ def run_download(options: argparse.Namespace) -> int:
 
 def run_segment(options: argparse.Namespace) -> int:
     """Segment every target, write masks and results.json."""
-    recipe, sources = recipe_of(options), sources_of(options)
+    recipe, sources = recipe_of(options, options.mode), sources_of(options)
     reference = _read_reference(options.reference, options.mask, options.class_name)
     outputs = _output_files(options.targets, options.out, [options.reference, options.mask])
-    if sources.is_nano:
-        print(f"cavsam: {TRY_OUT}", file=sys.stderr)
+    warn_about_nano(sources)
 
     from tqdm import tqdm
 
@@ -188,12 +137,11 @@ def run_segment(options: argparse.Namespace) -> int:
 
 def run_explain(options: argparse.Namespace) -> int:
     """Segment one target with a trace and write the page that shows it."""
-    recipe, sources = recipe_of(options), sources_of(options)
+    recipe, sources = recipe_of(options, options.mode), sources_of(options)
     reference = _read_reference(options.reference, options.mask, options.class_name)
     target = read_image(options.target)
     _check_output_file(options.out, [options.reference, options.mask, options.target])
-    if sources.is_nano:
-        print(f"cavsam: {TRY_OUT}", file=sys.stderr)
+    warn_about_nano(sources)
 
     from tqdm import tqdm
 

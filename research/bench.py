@@ -19,7 +19,7 @@ from research.episodes import episode
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the benchmark."""
-    runs.add_method_arguments(parser)
+    runs.add_run_arguments(parser)
     parser.add_argument("--domain", action="append", choices=synth.DOMAINS, help="repeatable (default: all)")
     parser.add_argument("--shots", type=int, default=1, choices=(1, 5), help="references per episode (default: 1)")
     parser.add_argument("--episodes", type=int, default=80, metavar="N", help="per domain (default: 80)")

@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 from cavsam.errors import CavSamError
-from cavsam.evaluation import report, runs
+from cavsam.evaluation import runs
 from cavsam.evaluation.datasets import (
     READERS,
     draw_episodes,
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `cavsam evaluate`."""
     parser.add_argument("dataset", choices=READERS, help="which set")
     parser.add_argument("root", type=Path, metavar="FOLDER", help="where it lies")
-    runs.add_method_arguments(parser)
+    runs.add_run_arguments(parser)
     parser.add_argument("--shots", type=int, default=1, choices=(1, 5), help="references per episode (default: 1)")
     parser.add_argument("--episodes", type=int, metavar="N", help="how many (default: each object is a target once)")
     parser.add_argument("--list", type=Path, metavar="FILE", help="a list of episodes written by an earlier run")
@@ -45,6 +45,9 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         CavSamError: the set is not there, --out holds another run, or the models cannot be had.
     """
+    # The report draws with scipy, which `cavsam --help` need not wait for.
+    from cavsam.evaluation import report
+
     shard, shards = runs.shard_of(options.shard)
     if options.episodes is not None and options.episodes < 1:
         raise CavSamError(f"--episodes must be at least 1, not {options.episodes}.")

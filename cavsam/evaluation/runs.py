@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,8 @@ from cavsam.evaluation.episodes import Episode
 from cavsam.evaluation.frames import FrameStore
 from cavsam.evaluation.metrics import Counts, count
 from cavsam.images import Mask, resize_mask
-from cavsam.recipe import PRESETS, Mode, Recipe
+from cavsam.options import MODES, add_method_arguments, recipe_of, sources_of, warn_about_nano
+from cavsam.recipe import Recipe
 from cavsam.types import CandidateMask
 from cavsam.weights.sources import ModelSources, fingerprint
 
@@ -32,24 +33,14 @@ if TYPE_CHECKING:
     from cavsam.adapted import AdaptedReference
     from cavsam.pipeline import CavSam
 
-MODES: tuple[str, ...] = get_args(Mode)
 
-
-def add_method_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that choose models, modes, device and recipe, and `--resume`."""
-    from cavsam.cli import add_source_arguments
-
-    add_source_arguments(parser)
-    parser.add_argument("--mode", action="append", choices=MODES, help="repeatable (default: all)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the method's random draws (default: 0)")
-    parser.add_argument("--preset", choices=PRESETS, default="default", help="a whole recipe (default: default)")
-    parser.add_argument(
-        "--set", metavar="NAME=VALUE", action="append", default=[], help="an option of the recipe; repeatable"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with what --out holds")
-    parser.add_argument("--shard", default="0/1", metavar="I/N", help="run every N-th episode from the I-th, from 0")
-    parser.add_argument(
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose models, recipe and modes, and how a run is split up and resumed."""
+    add_method_arguments(parser, several_modes=True)
+    group = parser.add_argument_group("run")
+    group.add_argument("--resume", action="store_true", help="go on with what --out holds")
+    group.add_argument("--shard", default="0/1", metavar="I/N", help="run every N-th episode from the I-th, from 0")
+    group.add_argument(
         "--frames", type=Path, metavar="DIR", help="where generated frames are kept for other runs (default: in --out)"
     )
 
@@ -79,13 +70,8 @@ class Method:
     @classmethod
     def of(cls, options: argparse.Namespace) -> Method:
         """From parsed options; raises `CavSamError` where they do not fit."""
-        from cavsam.cli import recipe_of, sources_of
-
-        recipe = recipe_of(
-            argparse.Namespace(mode="full", **{name: getattr(options, name) for name in ("preset", "seed", "set")})
-        )
         modes = tuple(mode for mode in MODES if mode in (options.mode or MODES))
-        return cls(sources_of(options), recipe, modes, options.device)
+        return cls(sources_of(options), recipe_of(options, "full"), modes, options.device)
 
     def setting(self) -> dict[str, Any]:
         """What must agree for two runs to be one, JSON-ready."""
@@ -154,15 +140,12 @@ def run_episodes(
     """
     from tqdm import tqdm
 
-    from cavsam.cli import TRY_OUT
-
     done = {(record.domain, record.index, record.mode) for record in records}
     todo = [
         (domain, index, [mode for mode in method.modes if (domain, index, mode) not in done]) for domain, index in tasks
     ]
     total = sum(len(missing) for _, _, missing in todo)
-    if method.sources.is_nano:
-        print(f"cavsam: {TRY_OUT}", file=sys.stderr)
+    warn_about_nano(method.sources)
     if not total:
         return
     models = method.load()

@@ -14,6 +14,7 @@ from skimage import data as pictures
 
 from cavsam import cli
 from cavsam.images import read_mask
+from cavsam.options import recipe_of
 from cavsam.recipe import Recipe
 
 QUICK = ["--set", "lora_steps=2", "--set", "ttga_steps=2", "--set", "frames=2", "--set", "ddim_steps=2"]
@@ -148,15 +149,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(folder: Path
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("place", "reason"), [("file", "File exists"), ("file/below", "Not a directory")])
-def test_a_benchmark_that_cannot_be_written_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, reason: str
-) -> None:
-    (tmp_path / "file").write_text("")
-    assert cli.main(["bench", "--model", "nano", "--mode", "concat", "--out", str(tmp_path / place)]) == cli.REFUSED
-    (line,) = capsys.readouterr().err.splitlines()
-    assert str(tmp_path / place) in line
-    assert reason in line
+def recipe_chosen_by(arguments: list[str]) -> Recipe:
+    options = cli.build_parser().parse_args(arguments)
+    return recipe_of(options, options.mode)
 
 
 def test_a_preset_is_where_the_other_options_start() -> None:
@@ -172,14 +167,14 @@ def test_a_preset_is_where_the_other_options_start() -> None:
         "--set",
         "min_cycle_iou=0.2",
     ]
-    recipe = cli.recipe_of(cli.build_parser().parse_args(arguments))
+    recipe = recipe_chosen_by(arguments)
     assert recipe == Recipe.preset("paper").replace(min_cycle_iou=0.2)
-    assert cli.recipe_of(cli.build_parser().parse_args(arguments[:6])) == Recipe()
+    assert recipe_chosen_by(arguments[:6]) == Recipe()
 
 
 @pytest.mark.parametrize("value", ["true", "predicted"])
 def test_a_choice_that_looks_like_a_truth_is_a_word(value: str) -> None:
     arguments = ["segment", "r.png", "m.png", "t.png", "--out", "out", "--set", f"cycle_mask={value}"]
     arguments += ["--set", "region_fallback=false", "--set", "activation_stride=8"]
-    recipe = cli.recipe_of(cli.build_parser().parse_args(arguments))
+    recipe = recipe_chosen_by(arguments)
     assert recipe == Recipe(cycle_mask=value, region_fallback=False, activation_stride=8)

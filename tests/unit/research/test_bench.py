@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,3 +131,14 @@ def test_a_run_is_resumed_where_it_stopped_and_not_mixed_with_another(finished_r
 def test_no_episodes_is_refused():
     with pytest.raises(CavSamError, match="at least 1"):
         bench.run(parse("--model", "nano", "--episodes", "0"))
+
+
+@pytest.mark.parametrize(("place", "reason"), [("file", "File exists"), ("file/below", "Not a directory")])
+def test_a_benchmark_that_cannot_be_written_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, reason: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert bench.main(["--model", "nano", "--mode", "concat", "--out", str(tmp_path / place)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / place) in line
+    assert reason in line

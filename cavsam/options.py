@@ -1,0 +1,81 @@
+"""Command-line options that the `cavsam` commands and the benchmarks share, and what they choose."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import get_args
+
+from cavsam.errors import RecipeError
+from cavsam.recipe import PRESETS, Mode, Recipe, choices_of
+from cavsam.weights.sources import NAMES, ModelSources
+
+MODES: tuple[str, ...] = get_args(Mode)
+
+_SOURCES = ("sam2", "sam2_revision", "sam2_config", "diffusion", "diffusion_revision")
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose the models; `sources_of` reads them."""
+    group = parser.add_argument_group("models")
+    group.add_argument("--model", default="default", choices=NAMES, help="a pair of models (default: default)")
+    group.add_argument("--sam2", metavar="SOURCE", help="SAM2: hub id, folder or checkpoint file")
+    group.add_argument("--sam2-revision", metavar="REV", help="revision of the hub id")
+    group.add_argument("--sam2-config", metavar="YAML", help="configuration of a SAM2 checkpoint file")
+    group.add_argument("--diffusion", metavar="SOURCE", help="diffusion model: hub id, folder or checkpoint file")
+    group.add_argument("--diffusion-revision", metavar="REV", help="revision of the hub id")
+
+
+def add_method_arguments(parser: argparse.ArgumentParser, *, several_modes: bool = False) -> None:
+    """Add the options that choose the models, the device and the recipe; `recipe_of` reads the recipe's but `--mode`.
+
+    Args:
+        parser: gets the options.
+        several_modes: `--mode` may be repeated, to compare modes, and is None if it is not given.
+    """
+    add_source_arguments(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    group = parser.add_argument_group("recipe")
+    if several_modes:
+        group.add_argument("--mode", action="append", choices=MODES, help="repeatable (default: all)")
+    else:
+        group.add_argument("--mode", choices=MODES, default="full", help="parts of the method (default: full)")
+    group.add_argument("--seed", type=int, default=0, help="seed of every random draw (default: 0)")
+    group.add_argument("--preset", choices=PRESETS, default="default", help="a whole recipe (default: default)")
+    group.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", default=[], help="another option of the recipe; repeatable"
+    )
+
+
+def sources_of(options: argparse.Namespace) -> ModelSources:
+    """Choose the models that the options name."""
+    return ModelSources.named(options.model).replace(**{name: getattr(options, name) for name in _SOURCES})
+
+
+def recipe_of(options: argparse.Namespace, mode: str) -> Recipe:
+    """Build the recipe that the options choose, in a mode.
+
+    Raises:
+        RecipeError: an option does not exist or cannot have this value.
+    """
+    values = {**Recipe.preset(options.preset).to_dict(), "mode": mode, "seed": options.seed}
+    for setting in options.set:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise RecipeError(f"--set needs NAME=VALUE, not {setting!r}.")
+        try:
+            # Some choices are words that JSON reads otherwise, such as `true` for `cycle_mask`.
+            values[name] = text if text in choices_of(name) else json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text
+    return Recipe.from_dict(values)
+
+
+def warn_about_nano(sources: ModelSources) -> None:
+    """Say on stderr that the bundled models are for trying out only, if they are chosen."""
+    if sources.is_nano:
+        print(
+            "cavsam: These are the bundled try-out models: they show how the method works, they are not for real work.",
+            file=sys.stderr,
+        )
