@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "backfill":
             return _backfill(settings, options.project, options.dry_run)
         if options.command == "export":
-            return _export(settings, options.project, options.out)
+            return _export(settings, options)
         from backend.server import serve
 
         return serve(settings)
@@ -111,17 +112,24 @@ def _backfill(settings: Settings, project: int, limit: int | None) -> int:
     return 1 if any(task["state"] == "failed" for task in tasks) else 0
 
 
-def _export(settings: Settings, project: int, folder: Path) -> int:
-    """Write the masks with a line per task; 1 where one could not be written."""
-    from backend.commands.export import export_masks
+def _export(settings: Settings, options: argparse.Namespace) -> int:
+    """Write the files with a line per task, or one JSON object at the end; 1 if a task could not be written."""
+    from backend.commands.export import export
 
-    failed = False
-    count = 0
-    for task in export_masks(settings, project, folder):
-        failed = failed or task.error is not None
-        count += len(task.masks)
-        print(f"task {task.task}: {task.error or ', '.join(task.masks.values()) or 'nothing found'}")
-    print(f"{count} masks are in {folder}.")
+    tasks = []
+    for task in export(settings, options.project, options.out, options.format, options.what):
+        tasks.append(task)
+        if not options.json:
+            print(f"task {task.task}: {task.error or f'{task.objects} regions, {task.source}'}")
+            for warning in task.warnings:
+                print(f"    {warning}")
+    failed = sum(task.error is not None for task in tasks)
+    if options.json:
+        summary = {"project": options.project, "format": options.format, "what": options.what, "out": str(options.out)}
+        counts = {"written": len(tasks) - failed, "failed": failed, "objects": sum(task.objects for task in tasks)}
+        print(json.dumps(summary | counts | {"tasks": [dataclasses.asdict(task) for task in tasks]}))
+    else:
+        print(f"{len(tasks) - failed} tasks are in {options.out}{f', {failed} are not' if failed else ''}.")
     return 1 if failed else 0
 
 
@@ -149,9 +157,19 @@ def _parser() -> argparse.ArgumentParser:
     filling = commands.add_parser("backfill", help="predict a whole project now, without a running backend")
     filling.add_argument("project", type=int, help="number of the project")
     filling.add_argument("--dry-run", type=_count, metavar="N", help="predict only N tasks and push nothing")
-    exporting = commands.add_parser("export", help="write a project's predicted masks as PNG files")
+    exporting = commands.add_parser(
+        "export", help="write a project's masks as files", description="docs/export.md describes the files."
+    )
     exporting.add_argument("project", type=int, help="number of the project")
-    exporting.add_argument("--out", type=Path, required=True, help="folder to write to")
+    exporting.add_argument("--out", type=Path, required=True, help="folder to write to, new or empty")
+    exporting.add_argument("--format", choices=("coco", "yolo-seg", "png", "label-studio"), required=True)
+    exporting.add_argument(
+        "--what",
+        choices=("predictions", "annotations", "best"),
+        default="predictions",
+        help="best: of each task its annotation, else its prediction (default: predictions)",
+    )
+    exporting.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     exporting.add_argument("--data-dir", help=OPTIONS["data_dir"])
     for command in (serving, checking, filling):
         for name, description in OPTIONS.items():

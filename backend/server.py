@@ -40,8 +40,9 @@ def configure_logging(settings: Settings) -> None:
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr, force=True
     )
-    for library in ("urllib3", "werkzeug", "requests"):
+    for library in ("werkzeug", "requests"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns before each repeat, and the last is told anyway
 
 
 class _Server(BaseApplication):

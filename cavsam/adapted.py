@@ -1,4 +1,4 @@
-"""What K references cost once, and its place on disk."""
+"""Everything computed once per reference set, and its file format."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class AdaptedReference:
     shots: int = 0
 
     def order(self, descriptor: Tensor) -> list[int]:
-        """The references that serve a target, in the order of its video: the one most like it is the last.
+        """List the references that serve a target, in the order of its video: the one most like it is the last.
 
-        Where none of the nearest `shots` shows a label, the most alike that does is there too.
+        If none of the nearest `shots` shows a label, the most alike that does is there too.
 
         Args:
             descriptor: of the target, float (C,), unit length.
@@ -75,29 +75,7 @@ class AdaptedReference:
         Raises:
             CavSamError: the file cannot be written.
         """
-        tensors = {"masks": self.masks, "pictures": self.pictures, "descriptors": self.descriptors}
-        tensors |= {f"trunk.{level}": tensor for level, tensor in enumerate(self.trunk)}
-        if self.alignment:
-            tensors["prototypes"] = self.alignment.prototypes
-            if self.alignment.background is not None:
-                tensors["background"] = self.alignment.background
-            tensors |= {f"neck.{name}": tensor for name, tensor in self.alignment.neck.items()}
-        for index, end in enumerate(self.endpoints):
-            tensors |= {f"end{index}.latent": end.latent, f"end{index}.embedding": end.embedding}
-            tensors |= {f"end{index}.down.{name}": tensor for name, tensor in end.adapter.down.items()}
-            tensors |= {f"end{index}.up.{name}": tensor for name, tensor in end.adapter.up.items()}
-        described = json.dumps(
-            {
-                "labels": self.labels,
-                "levels": len(self.trunk),
-                "prompt": self.prompt,
-                "fingerprint": self.fingerprint,
-                "timings": self.timings,
-                "shots": self.shots,
-                "alignment_losses": self.alignment.losses if self.alignment else None,
-                "endpoint_losses": [end.losses for end in self.endpoints],
-            }
-        )
+        tensors, described = self._parts()
         stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         metadata = {"format": FORMAT, "described": described, "sha256": _digest(described, stored)}
         partial = Path(f"{path}.{os.getpid()}.partial")
@@ -129,8 +107,39 @@ class AdaptedReference:
             raise InvalidReference(f"{path} cannot be read ({error}); adapt the reference again.") from error
         if metadata.get("sha256") != _digest(metadata.get("described", ""), tensors):
             raise InvalidReference(f"{path} is damaged; adapt the reference again.")
-        described = json.loads(metadata["described"])
-        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        return cls._joined({name: tensor.to(device) for name, tensor in tensors.items()}, metadata["described"])
+
+    def _parts(self) -> tuple[dict[str, Tensor], str]:
+        """Take it apart into tensors by name, and a JSON text for the rest."""
+        tensors = {"masks": self.masks, "pictures": self.pictures, "descriptors": self.descriptors}
+        tensors |= {f"trunk.{level}": tensor for level, tensor in enumerate(self.trunk)}
+        if self.alignment:
+            tensors["prototypes"] = self.alignment.prototypes
+            if self.alignment.background is not None:
+                tensors["background"] = self.alignment.background
+            tensors |= {f"neck.{name}": tensor for name, tensor in self.alignment.neck.items()}
+        for index, end in enumerate(self.endpoints):
+            tensors |= {f"end{index}.latent": end.latent, f"end{index}.embedding": end.embedding}
+            tensors |= {f"end{index}.down.{name}": tensor for name, tensor in end.adapter.down.items()}
+            tensors |= {f"end{index}.up.{name}": tensor for name, tensor in end.adapter.up.items()}
+        described = json.dumps(
+            {
+                "labels": self.labels,
+                "levels": len(self.trunk),
+                "prompt": self.prompt,
+                "fingerprint": self.fingerprint,
+                "timings": self.timings,
+                "shots": self.shots,
+                "alignment_losses": self.alignment.losses if self.alignment else None,
+                "endpoint_losses": [end.losses for end in self.endpoints],
+            }
+        )
+        return tensors, described
+
+    @classmethod
+    def _joined(cls, tensors: dict[str, Tensor], text: str) -> AdaptedReference:
+        """Put together what `_parts` took apart."""
+        described = json.loads(text)
         aligned = None
         if described["alignment_losses"] is not None:
             aligned = Alignment(
@@ -168,7 +177,7 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _digest(described: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of all that a file holds; `tensors` are contiguous and on the CPU."""
+    """Hash with SHA-256 all that a file holds; `tensors` are contiguous and on the CPU."""
     digest = hashlib.sha256(described.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())

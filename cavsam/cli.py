@@ -145,7 +145,7 @@ def run_explain(options: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from cavsam.observe.explain import Run, render
+    from cavsam.observe.explain import Context, render
     from cavsam.observe.trace import Trace
     from cavsam.pipeline import CavSam
 
@@ -163,8 +163,8 @@ def run_explain(options: argparse.Namespace) -> int:
         raise CavSamError(result.error)
     names = Path(options.reference).name, Path(options.target).name
     device = str(model.tracker.device)
-    run = Run(reference, target, *names, result, recipe, sources, device, reference_steps)
-    _write_text(render(trace, run), options.out)
+    context = Context(reference, target, *names, result, recipe, sources, device, reference_steps)
+    _write_text(render(trace, context), options.out)
     return DONE
 
 

@@ -54,21 +54,21 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Posterior mean times the scaling factor: float (N, 3, D, D) in 0..1 -> (N, C, D/stride, D/stride)."""
+        """Scale the posterior mean of float (N, 3, D, D) in 0..1: (N, C, D/stride, D/stride)."""
         with self.autocast():
             posterior = self.vae.encode(images.to(self.device) * 2 - 1).latent_dist
         return posterior.mean.float() * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Inverse of `encode`: (N, C, h, w) -> float (N, 3, D, D) clamped to 0..1."""
+        """Invert `encode`: (N, C, h, w) -> float (N, 3, D, D) clamped to 0..1."""
         with self.autocast():
             images = self.vae.decode(latents / self.vae.config.scaling_factor).sample
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings (N, tokens, width) of `prompts`; longer prompts are cut to the encoder's length."""
+        """Embed `prompts` as (N, tokens, width); longer prompts are cut to the encoder's length."""
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -80,7 +80,7 @@ class LatentDiffusion:
             return self.text_encoder(tokens.input_ids.to(self.device))[0].float()
 
     def predict(self, latents: Tensor, timestep: Tensor | int, embeddings: Tensor) -> Tensor:
-        """The UNet's raw prediction, whose meaning is the schedule's `prediction_type`; shape of `latents`."""
+        """Run the UNet; the meaning of its prediction, shape of `latents`, is the schedule's `prediction_type`."""
         with self.autocast():
             return self.unet(latents, timestep, encoder_hidden_states=embeddings).sample.float()
 
@@ -91,7 +91,7 @@ class LatentDiffusion:
         recipe: Recipe,
         progress: Callable[[int, int], None] | None = None,
     ) -> tuple[lora.LoraBank, list[float]]:
-        """One adapter per latent (N, C, h, w) and embedding (N, tokens, width), fitted in one batch; see `lora.fit`."""
+        """Fit one adapter per latent (N, C, h, w) and embedding (N, tokens, width), in one batch; see `lora.fit`."""
         scheduler = DDIMScheduler.from_config(self.schedule)
 
         def loss(timestep: Tensor, noise: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def invert(self, latents: Tensor, embeddings: Tensor, steps: int) -> Tensor:
-        """Deterministic DDIM inversion without guidance: latents of images (N, C, h, w) -> latents of noise."""
+        """Invert by deterministic DDIM without guidance: latents of images (N, C, h, w) -> latents of noise."""
         scheduler = DDIMInverseScheduler.from_config(self.schedule)
         scheduler.set_timesteps(steps)
         for timestep in scheduler.timesteps:
@@ -128,7 +128,7 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def denoise(self, latents: Tensor, embeddings: Tensor, steps: int) -> Tensor:
-        """Deterministic DDIM sampling without guidance: latents of noise (N, C, h, w) -> latents of images."""
+        """Sample by deterministic DDIM without guidance: latents of noise (N, C, h, w) -> latents of images."""
         scheduler = DDIMScheduler.from_config(self.schedule)
         scheduler.set_timesteps(steps)
         for timestep in scheduler.timesteps:
@@ -138,7 +138,7 @@ class LatentDiffusion:
 
 
 def ddim_schedule(config: dict[str, Any]) -> dict[str, Any]:
-    """The schedule for inversion and sampling, from whatever scheduler the model was saved with.
+    """Make the schedule for inversion and sampling from whatever scheduler the model was saved with.
 
     Clipping or thresholding the predicted image, which is meant for pixels, would break the inversion of latents.
     """
@@ -161,7 +161,7 @@ def ddim_schedule(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def training_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the UNet is asked to predict, by the schedule's `prediction_type`; shape of `latents`."""
+    """Compute what the UNet is asked to predict, by the schedule's `prediction_type`; shape of `latents`."""
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         return noise

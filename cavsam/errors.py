@@ -1,6 +1,6 @@
-"""What can go wrong, in words for the person who caused it.
+"""Errors in words for the person who caused them.
 
-Every message is one sentence that says what to do; the details belong in the log.
+Every message states the fact, then the remedy; the details belong in the log.
 """
 
 

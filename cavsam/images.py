@@ -62,14 +62,14 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def is_one_picture(source: object) -> bool:
-    """Whether `source` is a single picture, however held, rather than several; an array (N, H, W, 3) is several."""
+    """Tell whether `source` is a single picture, however held, rather than several; (N, H, W, 3) is several."""
     if isinstance(source, str | bytes | bytearray | memoryview | os.PathLike | io.IOBase | Image.Image):
         return True
     return getattr(source, "ndim", None) in (2, 3)  # array or tensor
 
 
 def read_mask(source: ImageSource) -> Mask:
-    """Read a mask; a pixel belongs to the object where it is brighter than mid-grey (and not transparent).
+    """Read a mask; a pixel belongs to the object if it is brighter than mid-grey (and not transparent).
 
     A picture whose brightest value is below mid-grey (masks stored as 0 and 1, label maps) counts every pixel above 0.
 
@@ -101,7 +101,7 @@ def read_mask(source: ImageSource) -> Mask:
 
 
 def _without_torch(source: ImageSource) -> ImageSource:
-    """A torch tensor as an array with its channels last; anything else as it is. Loads no torch for it."""
+    """Turn a torch tensor into an array with its channels last, without loading torch; anything else stays as it is."""
     if type(source).__module__.split(".")[0] != "torch":
         return source
     if source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[0] not in (1, 3, 4)):
@@ -189,7 +189,7 @@ def _rgb_from_pil(picture: Image.Image, name: str) -> NDArray[np.uint8]:
 
 
 def _wide_to_bytes(picture: Image.Image) -> NDArray[np.uint8]:
-    """Grey of a wide mode (I;16, I, F) to 8 bits: 16-bit values lose their low byte, as in a browser."""
+    """Reduce grey of a wide mode (I;16, I, F) to 8 bits: 16-bit values lose their low byte, as in a browser."""
     values = np.asarray(picture)
     if np.issubdtype(values.dtype, np.floating):
         top = 1.0 if np.nanmax(values, initial=0.0) <= 1.0 else 255.0

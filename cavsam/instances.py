@@ -1,4 +1,4 @@
-"""What SAM2 tracks: one object for each label, or one for each instance of a label."""
+"""The objects that SAM2 tracks: one for each label, or one for each instance of a label."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Objects:
 
     @classmethod
     def of(cls, masks: Tensor, nearest: int, instances: Instances) -> Objects:
-        """The objects of masks, bool (K, labels, S, S).
+        """Find the objects of masks, bool (K, labels, S, S).
 
         With "split", a label that has several components on reference `nearest` is as many objects. They are shown by
         that reference alone: nothing tells which component of another one is which.
@@ -52,29 +52,29 @@ class Objects:
         return cls(tuple(owners), torch.stack(shown, dim=1))
 
     def owned_by(self, label: int) -> list[int]:
-        """The objects of a label."""
+        """List the objects of a label."""
         return [index for index, owner in enumerate(self.owners) if owner == label]
 
     def several(self) -> tuple[int, ...]:
-        """The labels that are more than one object."""
+        """List the labels that are more than one object."""
         return tuple(label for label in sorted(set(self.owners)) if self.owners.count(label) > 1)
 
     def per_label(self, values: Tensor) -> Tensor:
-        """(objects, ...) to (labels, ...): the highest of each label's objects."""
+        """Take the highest of each label's objects: (objects, ...) to (labels, ...)."""
         return torch.stack([values[self.owned_by(label)].amax(dim=0) for label in sorted(set(self.owners))])
 
     def from_labels(self, prompts: Iterable[Prompt]) -> list[Prompt]:
-        """Prompts of labels as prompts of objects; of a label with several objects none can be told whose it is."""
+        """Turn prompts of labels into prompts of objects; one of a label with several objects is nobody's."""
         objects = [(prompt, self.owned_by(prompt.label)) for prompt in prompts]
         return [replace(prompt, label=owned[0]) for prompt, owned in objects if len(owned) == 1]
 
     def to_labels(self, prompts: Iterable[Prompt]) -> list[Prompt]:
-        """Prompts of objects as prompts of their labels."""
+        """Turn prompts of objects into prompts of their labels."""
         return [replace(prompt, label=self.owners[prompt.label]) for prompt in prompts]
 
 
 def components(mask: Tensor) -> list[Tensor]:
-    """The parts of a mask, bool (S, S), that touch at no edge and no corner, the largest first, without specks."""
+    """Part a mask, bool (S, S), where it touches at no edge and no corner; the largest first, without specks."""
     numbered, count = connected_components(mask.cpu().numpy(), structure=np.ones((3, 3)))
     sizes = np.bincount(numbered.ravel(), minlength=count + 1)[1:]
     order = np.argsort(-sizes, kind="stable")

@@ -1,4 +1,4 @@
-"""Clicks and boxes on one image: SAM2 corrects a mask where a person points."""
+"""Interactive segmentation: clicks and boxes on one image, by which SAM2 corrects a mask."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
 from cavsam.errors import NumericalError
 from cavsam.images import Mask
 from cavsam.tracking import Tracker
+from cavsam.video import picture_square
 
 MASK_LOGIT = 10.0
 """Logit of a mask that is certain, as SAM2 itself writes one that it is given."""
@@ -43,7 +43,7 @@ class EncodedImage:
     Attributes:
         size: (H, W) of the image.
         embedding: float (1, C, S/16, S/16).
-        fine: (1, C/8, S/4, S/4) and (1, C/4, S/8, S/8), or nothing where the model goes without.
+        fine: (1, C/8, S/4, S/4) and (1, C/4, S/8, S/8), or nothing if the model goes without.
     """
 
     size: tuple[int, int]
@@ -60,17 +60,15 @@ class Refiner:
     @torch.inference_mode()
     def encode(self, image: NDArray[np.uint8]) -> EncodedImage:
         """Encode an image uint8 (H, W, 3); the slow part, and the same for all clicks on it."""
-        side = self.tracker.image_size
-        squashed = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
-        canvas = torch.from_numpy(np.array(squashed)).permute(2, 0, 1).float() / 255
-        features, levels = self.tracker.neck(self.tracker.trunk(canvas[None]))
+        square = picture_square(image, self.tracker.image_size)
+        features, levels = self.tracker.neck(self.tracker.trunk(square[None]))
         model = self.tracker.predictor
         fine: list[Tensor] = []
         with self.tracker.autocast():
             if model.use_high_res_features_in_sam:
                 decoder = model.sam_mask_decoder
                 fine = [decoder.conv_s0(levels[0]), decoder.conv_s1(levels[1])]
-        if model.directly_add_no_mem_embed:  # an image has no memory of other frames, and SAM2 is to know it
+        if model.directly_add_no_mem_embed:  # an image has no memory of other frames, and SAM2 should know it
             features = features + model.no_mem_embed.view(1, -1, 1, 1)
         return EncodedImage((image.shape[0], image.shape[1]), features, fine)
 
@@ -101,7 +99,7 @@ class Refiner:
         scores = []
         for box in boxes:
             inside = [click for click in clicks if _holds(box, click)]
-            found, score = self._decode(encoded, inside, box=box)
+            found, score = self.decode(encoded, inside, box=box)
             window = _window(box, encoded.size)
             mask[window] = False
             mask |= found
@@ -109,15 +107,26 @@ class Refiner:
         outside = [click for click in clicks if not any(_holds(box, click) for box in boxes)]
         if outside:
             before = mask if mask.any() else None
-            found, score = self._decode(encoded, outside, start=before)
+            found, score = self.decode(encoded, outside, start=before)
             mask = found if before is None else _taken_over(mask, found, outside)
             scores.append(score)
         return mask, min(1.0, max(0.0, sum(scores) / len(scores)))
 
     @torch.inference_mode()
-    def _decode(
+    def decode(
         self, encoded: EncodedImage, clicks: Sequence[Click], *, box: Box | None = None, start: Mask | None = None
     ) -> tuple[Mask, float]:
+        """Let SAM2 segment one object: its mask, bool (H, W), and its own estimate of the IoU.
+
+        Args:
+            encoded: from `encode` of this object.
+            clicks: on the object and off it.
+            box: around the object.
+            start: a mask of the object that is to be corrected, bool (H, W).
+
+        Raises:
+            NumericalError: SAM2 gave values that are not finite.
+        """
         model, device = self.tracker.predictor, self.tracker.device
         height, width = encoded.size
         points = [(click.x, click.y) for click in clicks]
@@ -150,7 +159,7 @@ class Refiner:
         return mask, score
 
     def _mask_prompt(self, mask: Mask) -> Tensor:
-        """A mask bool (H, W) as the logits (1, 1, S/4, S/4) that SAM2 takes for a prompt."""
+        """Turn a mask bool (H, W) into the logits (1, 1, S/4, S/4) that SAM2 takes for a prompt."""
         size = self.tracker.predictor.sam_prompt_encoder.mask_input_size
         share = F.interpolate(
             torch.from_numpy(mask)[None, None].float(), size=size, mode="bilinear", align_corners=False, antialias=True
@@ -159,7 +168,7 @@ class Refiner:
 
 
 def _taken_over(mask: Mask, found: Mask, clicks: Sequence[Click]) -> Mask:
-    """`mask` with the connected parts of its difference from `found` that the clicks ask for."""
+    """Change `mask` by the connected parts of its difference from `found` that the clicks ask for."""
     result = mask.copy()
     for positive, difference in ((True, found & ~mask), (False, mask & ~found)):
         pointed = [_pixel(click, mask.shape) for click in clicks if click.positive == positive]
@@ -180,6 +189,6 @@ def _holds(box: Box, click: Click) -> bool:
 
 
 def _window(box: Box, size: tuple[int, int]) -> tuple[slice, slice]:
-    """The pixels of a box as rows and columns."""
+    """Give the pixels of a box as rows and columns."""
     left, top = max(0, round(box[0])), max(0, round(box[1]))
     return slice(top, min(size[0], round(box[3]))), slice(left, min(size[1], round(box[2])))

@@ -40,14 +40,14 @@ class LoraBank:
         return [*self.down.values(), *self.up.values()]
 
     def detached(self) -> LoraBank:
-        """The same values without gradients."""
+        """Copy the values without gradients."""
         return LoraBank(
             {name: t.detach() for name, t in self.down.items()},
             {name: t.detach() for name, t in self.up.items()},
         )
 
     def single(self) -> list[LoraBank]:
-        """One bank for each adapter."""
+        """Part it into one bank for each adapter."""
         return [
             LoraBank(
                 {name: tensor[n : n + 1].clone() for name, tensor in self.down.items()},
@@ -58,7 +58,7 @@ class LoraBank:
 
     @classmethod
     def joined(cls, banks: Sequence[LoraBank]) -> LoraBank:
-        """One bank that holds the adapters of all `banks`, in order."""
+        """Join the adapters of all `banks`, in order."""
         return cls(
             {name: torch.cat([bank.down[name] for bank in banks]) for name in banks[0].down},
             {name: torch.cat([bank.up[name] for bank in banks]) for name in banks[0].up},
@@ -66,7 +66,7 @@ class LoraBank:
 
 
 def attention_projections(unet: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers that get adapters: to_q, to_k, to_v and to_out.0 of every attention block, by name."""
+    """List the linear layers that get adapters, by name: to_q, to_k, to_v and to_out.0 of every attention block."""
     return {
         name: module
         for name, module in unet.named_modules()
@@ -88,7 +88,7 @@ def new_bank(unet: nn.Module, count: int, rank: int, seed: int) -> LoraBank:
 
 @contextmanager
 def attached(unet: nn.Module, bank: LoraBank, weights: Tensor, mix: LoraMix = "delta") -> Iterator[None]:
-    """Inside the context sample b of each batch of `unet` uses the adapters mixed with `weights[b]`.
+    """Let sample b of each batch of `unet` use the adapters mixed with `weights[b]`, inside the context.
 
     Args:
         unet: the model; its weights are not touched, and on leaving it is as before.
@@ -188,7 +188,7 @@ def fit(
 
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """Inside the context no parameter of `module` takes gradients."""
+    """Let no parameter of `module` take gradients inside the context."""
     before = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     try:
         module.requires_grad_(False)
@@ -203,5 +203,5 @@ def _finite(value: float) -> bool:
 
 
 def per_sample_mse(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample: (batch, ...) twice -> (batch,)."""
+    """Compute the mean squared error of each sample: (batch, ...) twice -> (batch,)."""
     return F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(1)

@@ -1,4 +1,4 @@
-"""Going on in smaller batches when the device runs out of memory."""
+"""Batches that shrink when the device runs out of memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def in_batches(compute: Callable[[slice], T], count: int, size: int) -> list[T]:
-    """`compute` on slices of at most `size` that cover 0..count-1, in order.
+    """Compute on slices of at most `size` that cover 0..count-1, in order.
 
     When the device runs out of memory the slice is halved, and so are those after it; each item's result must not
     depend on what shares its slice.

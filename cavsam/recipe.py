@@ -1,4 +1,4 @@
-"""All hyperparameters of the method, in one documented place; free of torch."""
+"""The recipe: all hyperparameters of the method, in one documented place; free of torch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ PseudoLabel = Literal["mask", "box"]
 CycleMask = Literal["predicted", "true"]
 Activation = Literal["foreground", "contrast"]
 ActivationStride = Literal[0, 16, 8, 4]
-ActivationThreshold = Literal["otsu", "zero"]
 TargetPrompt = Literal["none", "box", "point"]
-RefineActivation = Literal["none", "box"]
 TransitionFrom = Literal["nearest", "all"]
 Instances = Literal["union", "split"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -45,9 +43,7 @@ ALIGNMENT_OPTIONS = (
     "ttga_lr",
     "ttga_weight_decay",
     "activation",
-    "background_prototypes",
     "activation_stride",
-    "activation_threshold",
     "temperature",
     "cycle_mask",
 )
@@ -61,102 +57,112 @@ PROMPT_OPTIONS = ("propagate_with", "target_prompt", "min_separation", "min_cycl
 class Recipe:
     """The hyperparameters of CAV-SAM (arXiv 2508.07759).
 
-    Where the paper and its released code contradict each other the choice is an option here, and `docs/method.md`
-    says what each reading measured.
+    If the paper and its released code contradict each other, the choice is an option here, and `docs/method.md` says
+    what each reading measured.
     """
 
     mode: Mode = "full"
     """`concat`: the two images only; `ttga`: + test-time alignment; `dbst`: + generated frames; `full`: both; `auto`:
-    the cheap candidates first, and `full` only where none of them is trusted."""
+    the cheap candidates first, and `full` only if none of them is trusted. Everybody chooses it."""
     seed: int = 0
-    """Seed of every random draw: LoRA initialisation, timesteps, noise, augmentations."""
+    """Seed of every random draw: LoRA initialisation, timesteps, noise, augmentations. Who wants to know how much of a
+    figure is chance changes it."""
 
     # DBST: the pseudo video
     frames: int = 9
-    """Generated frames between the two images."""
+    """Generated frames between the two images. Who has little time lowers it."""
     alpha_min: float = 0.2
-    """Interpolation weight of the first generated frame."""
+    """Interpolation weight of the first generated frame. Who studies the transition changes it."""
     alpha_max: float = 0.8
-    """Interpolation weight of the last generated frame."""
+    """Interpolation weight of the last generated frame. Who studies the transition changes it."""
     ddim_steps: int = 20
-    """Steps of DDIM inversion and of DDIM denoising."""
+    """Steps of DDIM inversion and of DDIM denoising. Who has little time lowers it; who sees noisy frames raises it."""
     lora_rank: int = 16
-    """Rank of each adapter."""
+    """Rank of each adapter. Who studies the transition changes it."""
     lora_steps: int = 200
-    """Optimiser steps of each adapter."""
+    """Optimiser steps of each adapter. Who has little time lowers it, with a higher `lora_lr`."""
     lora_lr: float = 2e-4
-    """AdamW learning rate of the adapters."""
+    """AdamW learning rate of the adapters. Who changes `lora_steps`, or the diffusion model, changes it."""
     lora_weight_decay: float = 1e-2
-    """AdamW weight decay of the adapters."""
+    """AdamW weight decay of the adapters. Who studies the transition changes it."""
     lora_mix: LoraMix = "delta"
-    """Mix the weight changes B A (the paper's equation) or the factors A and B apart (its released code)."""
+    """Mix the weight changes B A (the paper's equation) or the factors A and B apart (its released code). Who compares
+    with the released code changes it."""
     diffusion_size: int = 0
-    """Side in pixels at which diffusion runs; 0 means the model's own size (512 for Stable Diffusion)."""
+    """Side in pixels at which diffusion runs; 0 means the model's own size (512 for Stable Diffusion). Who has little
+    memory lowers it."""
     frame_batch: int = 9
-    """Generated frames denoised together; halved by itself when the device runs out of memory."""
+    """Generated frames denoised together; halved by itself when the device runs out of memory. Who knows the memory
+    lowers it and saves the failed attempts."""
     transition_from: TransitionFrom = "nearest"
     """With several references, generate frames from the one most like the target, or a pseudo video from each of them,
-    whose logits on the target are averaged."""
+    whose logits on the target are averaged. Who has several references and time to spare tries `all`."""
 
     # TTGA: the alignment
     ttga_steps: int = 100
-    """Optimiser steps of the augmentative cyclic consistency."""
+    """Optimiser steps of the augmentative cyclic consistency. Who has little time lowers it."""
     ttga_lr: float = 1e-3
-    """Adam learning rate of the neck."""
+    """Adam learning rate of the neck. Who sees the loss diverge lowers it."""
     ttga_weight_decay: float = 5e-4
-    """Adam weight decay of the neck."""
+    """Adam weight decay of the neck. Who studies the alignment changes it."""
     activation: Activation = "contrast"
     """Activation of a label: the cosine with its prototype (the paper), or that minus the highest cosine with a
-    prototype of the background or of another label."""
-    background_prototypes: int = 1
-    """Prototypes of the background, with `activation` contrast; more than one parts it by k-means."""
+    prototype of the background or of another label. Who compares with the paper changes it."""
     activation_stride: ActivationStride = 0
     """Pixels of SAM2's square per cell of the activation; 0 takes the stride with 64 x 64 cells: 16 (the paper's) on
-    SAM2's usual 1024 pixels, 4 on 256."""
-    activation_threshold: ActivationThreshold = "otsu"
-    """An activation's foreground lies above its own Otsu threshold (the paper), or above 0 (with contrast)."""
+    SAM2's usual 1024 pixels, 4 on 256. Who looks for small objects lowers it."""
     temperature: float = 0.1
-    """Divides the activation before the sigmoid; 1 is the released code."""
+    """Divides the activation before the sigmoid; 1 is the released code. Who changes `activation` changes it."""
     cycle_mask: CycleMask = "predicted"
-    """Mask of the way back: the predicted one (ACC) or the true augmented one (ABC)."""
+    """Mask of the augmented reference in the second half of the cycle: the predicted one (ACC) or the true one (ABC).
+    Who compares with the paper's ablation changes it."""
     prompted_fraction: float = 0.5
-    """Share of the generated frames, counted from the reference, that may get a pseudo-label prompt."""
+    """Share of the generated frames, counted from the reference, that may get a pseudo-label prompt. Who studies the
+    pseudo-labels changes it."""
     pseudo_label: PseudoLabel = "mask"
-    """Prompt the middle frames with the binarised activation itself or with its bounding box."""
+    """Prompt the middle frames with the binarised activation itself or with its bounding box. Who tracks
+    compact objects with ragged activations tries `box`."""
     min_separation: float = 3.5
-    """Distance of an activation's two Otsu classes, in deviations (Ashman's D), below which it is not trusted."""
+    """Distance of an activation's two Otsu classes, in deviations (Ashman's D), below which it is not trusted. Who sees
+    wrong prompts raises it."""
     min_cycle_iou: float = 0.3
-    """A pseudo-label must find the reference's mask again with this IoU on the feature grid; 0 asks for nothing."""
+    """A pseudo-label must find the reference's mask again with this IoU on the feature grid; 0 asks for nothing. Who
+    sees wrong prompts raises it."""
     target_prompt: TargetPrompt = "box"
-    """Correct what is tracked on the target by the box or the peak of its activation, where that can be trusted."""
+    """Correct what is tracked on the target by the box or the peak of its activation, if that can be trusted. Who looks
+    for one object tries `point`; who wants the paper's method takes `none`."""
 
     # SAM2: the tracking
     reference_prompt: ReferencePrompt = "mask"
-    """Prompt frame 0 with the reference mask (text of the paper) or its bounding box (its code)."""
+    """Prompt frame 0 with the reference mask (text of the paper) or its bounding box (its code). Who compares with the
+    released code changes it."""
     propagate_with: PropagateWith = "original"
-    """Track on the features of the tuned neck or of the original one."""
+    """Track on the features of the tuned neck or of the original one. Who wants the paper's method takes `tuned`."""
     instances: Instances = "union"
-    """A label of several components is one object, or each component on the reference most like the target is one."""
+    """A label of several components is one object, or each component on the reference most like the target is one. Who
+    counts objects takes `split`."""
 
     # choosing between candidates
-    refine_activation: RefineActivation = "none"
-    """The candidate `activation` is the activation itself, scaled up, or what SAM2 sees in its bounding box."""
     region_fallback: bool = True
-    """In `ttga` and `full`, take the activation where it disagrees with the tracked mask and scores higher."""
+    """In `ttga` and `full`, take the activation if it disagrees with the tracked mask and scores higher. Who wants the
+    paper's method turns it off."""
     fallback_iou: float = 0.5
-    """IoU of activation and tracked mask below which they disagree."""
+    """IoU of activation and tracked mask below which they disagree. Who sees coarse activations in place of good
+    tracked masks lowers it."""
     auto_threshold: float = 0.25
-    """In `auto`, a cheap candidate with this score for every label is trusted, and no frames are generated."""
-    auto_floor: float = 0.0
-    """In `auto`, no frames are generated either where no cheap candidate of any label reaches this score."""
+    """In `auto`, a cheap candidate with this score for every label is trusted, and no frames are generated. Who has
+    time to spare raises it."""
     min_presence: float = 0.5
-    """Below this estimated probability that the object is on the target no mask is returned."""
+    """Below this estimated probability that the object is on the target no mask is returned. Who misses objects lowers
+    it; who sees masks of objects that are not there raises it."""
     min_score: float = 0.1
-    """Below this score no mask is returned, where the score is calibrated for these models and this recipe."""
+    """Below this score no mask is returned, if the score is calibrated for these models and this recipe. Who would
+    rather correct a bad mask than draw one lowers it."""
 
     # where and how it runs
     precision: Precision = "auto"
-    """Arithmetic of the large models: `auto` is bfloat16 autocast on CUDA and float32 elsewhere."""
+    """Arithmetic of the large models: `auto` is bfloat16 autocast on CUDA and float32 elsewhere. Who is told of values
+    that are not finite takes `float32`."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -174,12 +180,11 @@ class Recipe:
         _check_range("ttga_steps", self.ttga_steps, 0, 100_000)
         _check_range("ttga_lr", self.ttga_lr, 0.0, 1.0)
         _check_range("ttga_weight_decay", self.ttga_weight_decay, 0.0, 1.0)
-        _check_range("background_prototypes", self.background_prototypes, 1, 64)
         _check_range("temperature", self.temperature, 1e-3, 1e3)
         _check_range("prompted_fraction", self.prompted_fraction, 0.0, 1.0)
         _check_range("min_separation", self.min_separation, 0.0, 1e6)
         _check_range("min_cycle_iou", self.min_cycle_iou, 0.0, 1.0)
-        for share in ("fallback_iou", "auto_threshold", "auto_floor", "min_presence", "min_score"):
+        for share in ("fallback_iou", "auto_threshold", "min_presence", "min_score"):
             _check_range(share, getattr(self, share), 0.0, 1.0)
         _check_range("seed", self.seed, 0, 2**63 - 1)
         for field in dataclasses.fields(self):
@@ -197,16 +202,16 @@ class Recipe:
         return self.mode in ("ttga", "full", "auto")
 
     def replace(self, **changes: Any) -> Recipe:
-        """A copy with some fields changed; raises `RecipeError` on an unknown name or a bad value."""
+        """Copy it with some fields changed; raises `RecipeError` on an unknown name or a bad value."""
         return Recipe.from_dict({**self.to_dict(), **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields by name, JSON-ready."""
+        """Give all fields by name, JSON-ready."""
         return dataclasses.asdict(self)
 
     @classmethod
     def preset(cls, name: str) -> Recipe:
-        """One of `PRESETS`; raises `RecipeError` on another name."""
+        """Take one of `PRESETS`; raises `RecipeError` on another name."""
         if name not in PRESETS:
             raise RecipeError(f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
         return cls(**PRESETS[name])
@@ -240,7 +245,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ttga_weight_decay": 5e-4,
         "activation": "foreground",
         "activation_stride": 16,
-        "activation_threshold": "otsu",
         "temperature": 1.0,
         "cycle_mask": "predicted",
         "prompted_fraction": 0.5,
@@ -264,7 +268,7 @@ _HINTS = get_type_hints(Recipe)
 
 
 def choices_of(name: str) -> tuple[Any, ...]:
-    """The values that an option chooses from; none for a number, for a truth, or where there is no such option."""
+    """List the values that an option chooses from; none for a number, for a truth value, or for no option at all."""
     return get_args(_HINTS.get(name))
 
 

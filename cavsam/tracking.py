@@ -1,4 +1,4 @@
-"""SAM2 as a video tracker over frames in memory (the method's iVOS model)."""
+"""SAM2 as a video tracker over frames in memory: the paper's iVOS model."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ SURE = 10.0
 
 @dataclass(frozen=True)
 class Prompt:
-    """What SAM2 is told about one object on one frame: a mask, a box or a point on it.
+    """A hint to SAM2 about one object on one frame: a mask, a box or a point on it.
 
     Attributes:
+        frame: number of the frame in the video.
+        label: number of the label or object.
         mask: bool (S, S).
         box: (x0, y0, x1, y1) in pixels.
         point: (x, y) in pixels.
@@ -44,13 +46,13 @@ class Prompt:
 
     @classmethod
     def of(cls, frame: int, label: int, mask: Tensor, kind: str) -> Prompt:
-        """A prompt of `kind` ("mask" or "box") made from a non-empty mask, bool (S, S)."""
+        """Make a prompt of `kind` ("mask" or "box") from a non-empty mask, bool (S, S)."""
         return cls(frame, label, mask=mask) if kind == "mask" else cls(frame, label, box=bounding_box(mask))
 
 
 @dataclass(frozen=True)
 class Track:
-    """One frame of one propagation.
+    """What SAM2 says of one frame of one propagation.
 
     Attributes:
         logits: float (labels, S, S); above 0 is the object.
@@ -90,13 +92,13 @@ class Tracker:
 
     @torch.no_grad()
     def trunk(self, frames: Tensor) -> list[Tensor]:
-        """Backbone features of float (N, 3, S, S) in 0..1, one (N, C, h, w) per level, finest first."""
+        """Compute backbone features of float (N, 3, S, S) in 0..1: one (N, C, h, w) per level, finest first."""
         mean, std = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
         with self.autocast():
             return list(self.predictor.image_encoder.trunk((frames.to(self.device) - mean) / std))
 
     def neck(self, trunk: Sequence[Tensor], weights: Mapping[str, Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """The FPN neck over trunk features, with gradients to `weights` where they ask for them.
+        """Run the FPN neck over trunk features, with gradients to `weights` if they ask for them.
 
         Args:
             trunk: from `trunk`.
@@ -109,7 +111,7 @@ class Tracker:
         return levels[-1].float(), levels
 
     def features(self, trunk: Sequence[Tensor], stride: int, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The neck's features of `stride` 4, 8 or 16 pixels, float32 (N, C, S/stride, S/stride); see `neck`.
+        """Compute the neck's features of `stride` 4, 8 or 16 pixels, float32 (N, C, S/stride, S/stride); see `neck`.
 
         Stride 0 is the one with 64 x 64 cells, or as near to it as there is.
         """
@@ -117,7 +119,7 @@ class Tracker:
         return self.level(levels, stride)
 
     def level(self, levels: Sequence[Tensor], stride: int) -> Tensor:
-        """The level of `stride`, as in `features`, of those that `neck` returns."""
+        """Pick the level of `stride`, as in `features`, of those that `neck` returns."""
         stride = stride or (4 if self.image_size <= 256 else 8 if self.image_size <= 512 else 16)
         return levels[{16: -1, 8: -2, 4: -3}[stride]].float()
 
@@ -154,9 +156,12 @@ class Tracker:
             reverse: play from the last prompted frame back to the first.
             corrections: boxes and points on the frame that is read, for what was tracked there.
             watch: called with each frame on the way, the one that is read included, and its logits, (labels, S, S).
+
+        Raises:
+            NumericalError: SAM2 gave values that are not finite.
         """
         with self.autocast(), self._predicted_ious() as ious, self._memory_as_computed():
-            state = self._state(trunk, neck_weights)
+            state = self.state(trunk, neck_weights)
             for prompt in sorted(prompts, key=lambda p: (p.label, p.frame)):
                 self._prompt(state, prompt)
             start = max(p.frame for p in prompts) if reverse else min(p.frame for p in prompts)
@@ -176,7 +181,7 @@ class Tracker:
                 guesses[correction.label] = ious[-1]
         object_scores = torch.cat([_object_score(state, label, read) for label in range(labels)]).float()
         predicted_ious = torch.stack(guesses).float()
-        # where the object score is not a number SAM2 still writes finite logits that mean "no object"
+        # if the object score is not a number, SAM2 still writes finite logits that mean "no object"
         if not all(values.isfinite().all() for values in (logits, object_scores, predicted_ious)):
             raise NumericalError("SAM2 gave values that are not finite; try precision float32.")
         return Track(logits, object_scores, predicted_ious)
@@ -193,7 +198,7 @@ class Tracker:
 
     @contextmanager
     def _predicted_ious(self) -> Iterator[list[Tensor]]:
-        """Collects SAM2's guess of the IoU of each mask that it decodes, which its video predictor drops."""
+        """Collect SAM2's guess of the IoU of each mask that it decodes, which its video predictor drops."""
         ious: list[Tensor] = []
 
         def collect(_module: Any, _inputs: Any, outputs: tuple[Tensor, ...]) -> None:
@@ -208,7 +213,7 @@ class Tracker:
 
     @contextmanager
     def _memory_as_computed(self) -> Iterator[None]:
-        """Gives memory to the attention in the type that it computes in.
+        """Give memory to the attention in the type that it computes in.
 
         SAM2 keeps memories as bfloat16 and counts on object pointers in float32 beside them. An object whose first
         prompt comes later in the video has no pointer yet.
@@ -225,8 +230,8 @@ class Tracker:
         finally:
             hook.remove()
 
-    def _state(self, trunk: Sequence[Tensor], neck_weights: Mapping[str, Tensor] | None) -> dict[str, Any]:
-        """What `SAM2VideoPredictor.init_state` makes from files, made from features of frames in memory."""
+    def state(self, trunk: Sequence[Tensor], neck_weights: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+        """Make from features of frames in memory what `SAM2VideoPredictor.init_state` makes from files."""
         size, device = self.image_size, self.device
         count = len(trunk[0])
         levels, positions = self._neck_with_positions(trunk, neck_weights)
@@ -268,7 +273,7 @@ class Tracker:
 
 
 def mean_track(tracks: Sequence[Track]) -> Track:
-    """Several propagations to the same frame as one.
+    """Average several propagations to the same frame.
 
     Logits are held within the bounds that SAM2 gives to a mask prompt, so that one propagation which sees no object
     does not outvote all others.
@@ -283,13 +288,13 @@ def mean_track(tracks: Sequence[Track]) -> Track:
 
 
 def _object_score(state: dict[str, Any], label: int, frame: int) -> Tensor:
-    """The latest logit, (1,), that an object is on a frame."""
+    """Find the latest logit, (1,), that an object is on a frame."""
     kept = [state["temp_output_dict_per_obj"][label], state["output_dict_per_obj"][label]]
     outputs = [out[kind].get(frame) for out in kept for kind in ("cond_frame_outputs", "non_cond_frame_outputs")]
     return next(out for out in outputs if out is not None)["object_score_logits"].flatten()
 
 
 def bounding_box(mask: Tensor) -> tuple[float, float, float, float]:
-    """The box (x0, y0, x1, y1) in pixels around a non-empty mask, bool (H, W); the far edges are exclusive."""
+    """Find the box (x0, y0, x1, y1) in pixels around a non-empty mask, bool (H, W); the far edges are exclusive."""
     rows, columns = (torch.nonzero(mask.any(dim=axis)).flatten() for axis in (1, 0))
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cavsam import lora
 from cavsam.diffusion import LatentDiffusion
 from cavsam.errors import NumericalError
 from cavsam.memory import in_batches
+from cavsam.observe.run import Run
 from cavsam.recipe import Recipe
+from cavsam.video import picture_square
 
 PARALLEL = 1e-4
 """Sine of the angle below which two latents count as parallel and slerp gives way to linear interpolation."""
@@ -52,6 +57,76 @@ class FittedImage:
     losses: list[float]
 
 
+@dataclass(frozen=True)
+class Frames:
+    """The frames of one transition.
+
+    Attributes:
+        images: float (n, 3, D, D) in 0..1, from the reference's side to the target's.
+        losses: of the fit of the target's adapter; empty if none was fitted.
+    """
+
+    images: Tensor
+    losses: list[float]
+
+
+class Transition(Protocol):
+    """Where the frames between references and targets come from."""
+
+    def prepare(self, references: Sequence[NDArray[np.uint8]], prompt: str, run: Run) -> list[Endpoint]:
+        """Do once what depends on the references, uint8 (H, W, 3), and on the text only."""
+
+    def between(
+        self, ends: Sequence[Endpoint], references: Sequence[int], target: NDArray[np.uint8], prompt: str, run: Run
+    ) -> Iterator[Frames]:
+        """Make frames to a target, uint8 (H, W, 3), from each of some references, one after another.
+
+        Args:
+            ends: of all references, from `prepare`.
+            references: numbers of those to begin at.
+            target: the image where the frames lead.
+            prompt: the text that `prepare` was given.
+            run: told of each step.
+        """
+
+
+@dataclass(frozen=True)
+class DiffusionTransition:
+    """DBST with a diffusion model.
+
+    Attributes:
+        model: generates the frames.
+        recipe: how it is adapted, and how many frames it generates.
+    """
+
+    model: LatentDiffusion
+    recipe: Recipe
+
+    def prepare(self, references: Sequence[NDArray[np.uint8]], prompt: str, run: Run) -> list[Endpoint]:
+        """Fit adapters to images, uint8 (H, W, 3), in one batch, and invert each image under its own."""
+        size = self.recipe.diffusion_size or self.model.native_size
+        squares = torch.stack([picture_square(image, size, self.model.device) for image in references])
+        with run.step("lora"):
+            fitted = fit_images(self.model, squares, prompt, self.recipe, run.within("lora"))
+        with run.step("invert"):
+            return [invert(self.model, one, self.recipe) for one in fitted]
+
+    def between(
+        self, ends: Sequence[Endpoint], references: Sequence[int], target: NDArray[np.uint8], prompt: str, run: Run
+    ) -> Iterator[Frames]:
+        """Generate frames from each of some references to a target, whose adapter is fitted once; see `Transition`."""
+        (end,) = self.prepare([target], prompt, run)
+        for reference in references:
+            with run.step("generate"):
+                images = frames_between(self.model, ends[reference], end, self.recipe)
+            yield Frames(images, end.losses)
+
+    def generate(self, reference: NDArray[np.uint8], target: NDArray[np.uint8], prompt: str) -> Tensor:
+        """Generate the frames between two images, uint8 (H, W, 3): float (frames, 3, D, D) in 0..1."""
+        first, second = self.prepare([reference, target], prompt, Run())
+        return frames_between(self.model, first, second, self.recipe)
+
+
 def fit_images(
     model: LatentDiffusion,
     images: Tensor,
@@ -85,7 +160,7 @@ def invert(model: LatentDiffusion, fitted: FittedImage, recipe: Recipe) -> Endpo
 
 
 def frames_between(model: LatentDiffusion, reference: Endpoint, target: Endpoint, recipe: Recipe) -> Tensor:
-    """The generated frames from the reference's side to the target's, float (frames, 3, D, D) in 0..1."""
+    """Generate frames from the reference's side to the target's: float (frames, 3, D, D) in 0..1."""
     alphas = torch.linspace(recipe.alpha_min, recipe.alpha_max, recipe.frames, device=model.device)
     bank = lora.LoraBank.joined([reference.adapter, target.adapter])
 
@@ -104,14 +179,14 @@ def frames_between(model: LatentDiffusion, reference: Endpoint, target: Endpoint
 
 
 def interpolate_latents(first: Tensor, second: Tensor, alpha: float) -> Tensor:
-    """slerp of two latents (C, h, w), then AdaIN to the interpolated statistics (method, DBST 3)."""
+    """Interpolate two latents (C, h, w) by slerp, then AdaIN to the interpolated statistics (method, DBST 3)."""
     return adain(slerp(first, second, alpha), first, second, alpha)
 
 
 def slerp(first: Tensor, second: Tensor, alpha: float) -> Tensor:
-    """Spherical interpolation along the angle between the two whole tensors.
+    """Interpolate on the sphere, along the angle between the two whole tensors.
 
-    Linear where the angle is so near 0 or pi that the sphere gives no direction.
+    The interpolation is linear if the angle is so near 0 or pi that the sphere gives no direction.
     """
     # in double precision, which not every device has
     a, b = first.flatten().cpu().double(), second.flatten().cpu().double()

@@ -1,4 +1,4 @@
-"""The data that goes into the method and comes out of it, as plain numpy."""
+"""References and results: the data that goes into the method and comes out of it, as plain numpy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Reference:
 
     @classmethod
     def of(cls, image: ImageSource, masks: ImageSource | Mapping[str, ImageSource], label: str = "object") -> Reference:
-        """From whatever holds a picture: paths, encoded bytes, PIL images, arrays, tensors.
+        """Make one from whatever holds a picture: paths, encoded bytes, PIL images, arrays, tensors.
 
         Args:
             image: see `read_image`.
@@ -76,14 +76,14 @@ class Reference:
 
 @dataclass(frozen=True)
 class CandidateMask:
-    """What one way of finding a label's mask came to.
+    """A label's mask as one candidate found it.
 
     Attributes:
         kind: `concat`, `ttga`, `dbst`, `full`, `activation` or `linear`.
         mask: bool (S, S), on the square that SAM2 sees; `TargetResult.masks` has the chosen one at the target's size.
         score: 0..1, as in `TargetResult.scores`.
         presence: 0..1, estimated probability that the object is on the target.
-        signs: what speaks for the mask, by name; the higher the better.
+        cues: what speaks for the mask, by name; the higher the better.
         chosen: whether the result is this one.
     """
 
@@ -91,7 +91,7 @@ class CandidateMask:
     mask: Mask
     score: float
     presence: float
-    signs: dict[str, float]
+    cues: dict[str, float]
     chosen: bool
 
 
@@ -105,19 +105,19 @@ class InstanceMask:
 
 @dataclass(frozen=True)
 class TargetResult:
-    """What was found on one target.
+    """Everything found on one target.
 
     Attributes:
         index: position of the target in the input.
         size: (H, W) of the target as displayed; (0, 0) when it could not be read.
         masks: label -> bool (H, W) at the target's displayed size; a label that was not found is left out. Masks of
             different labels do not overlap: a contested pixel goes to the label with the higher logit, or the higher
-            score where the masks come from different kinds of candidates.
-        scores: label -> 0..1, an estimate without truth of how good the mask is; every label of the reference.
+            score if the masks come from different kinds of candidates.
+        scores: label -> 0..1, an estimate without ground truth of how good the mask is; every label of the reference.
         seconds: time spent on this target.
         error: why there is no result, in one sentence; None when all went well.
         timings: step -> seconds.
-        calibrated: whether the scores estimate the IoU with the truth, fitted for these models and this recipe;
+        calibrated: whether the scores estimate the IoU with the ground truth, fitted for these models and this recipe;
             otherwise read them as an order only.
         candidates: label -> the ways to its mask that were tried; every label of the reference.
         instances: with the recipe's `instances` split, label -> its objects, whose masks part the label's mask; a label
@@ -142,11 +142,11 @@ class TargetResult:
 
     @property
     def sources(self) -> dict[str, str]:
-        """Kind of the candidate that gave each label's mask; labels that were found."""
+        """Kind of the candidate that gave each label's mask, for labels that were found."""
         return {label: next(c.kind for c in self.candidates[label] if c.chosen) for label in self.masks}
 
     @property
     def score(self) -> float:
-        """One number for the target: the mean over the labels found; 0 where none was."""
+        """Mean score of the labels found; 0 if there are none."""
         found = [self.scores[label] for label in self.masks]
         return sum(found) / len(found) if found else 0.0

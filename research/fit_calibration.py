@@ -8,9 +8,9 @@
 
 Those are the runs of the bundled file: all candidates on some episodes, the cheap ones on more.
 
-A candidate of an episode counts once, whatever modes made it. Each kind gets two logistic functions of its signs, whose
+A candidate of an episode counts once, whatever modes made it. Each kind gets two logistic functions of its cues, whose
 weights are not negative: one estimates the IoU of its mask with the truth, one whether the object is on the target. All
-kinds are fitted together, because what a sign means is much the same for all.
+kinds are fitted together, because what a cue means is much the same for all.
 Printed is how well they order episodes of a domain that they were not fitted on.
 """
 
@@ -46,11 +46,11 @@ SAME = ("models", "shots")
 
 @dataclass(frozen=True)
 class Sample:
-    """One mask of one candidate: its signs, its IoU with the truth (0 where the object is absent), the rest known."""
+    """One mask of one candidate: its cues, its IoU with the truth (0 where the object is absent), the rest known."""
 
     kind: str
     domain: str
-    signs: dict[str, float]
+    cues: dict[str, float]
     iou: float
     shown: bool
 
@@ -89,13 +89,13 @@ def read_samples(folders: Sequence[Path]) -> tuple[list[Sample], dict[str, Any]]
                 if one["found"]:
                     iou = 0.0 if record.absent else one["iou"]
                     key = one["kind"], record.domain, record.index
-                    samples[key] = Sample(one["kind"], record.domain, one["signs"], iou, not record.absent)
+                    samples[key] = Sample(one["kind"], record.domain, one["cues"], iou, not record.absent)
     return list(samples.values()), {name: first[name] for name in RECIPE}
 
 
 def fit_logistics(
     kinds: Sequence[str],
-    signs: Sequence[dict[str, float]],
+    cues: Sequence[dict[str, float]],
     truth: Floats,
     shared: float = 0.003,
     own: float = 0.03,
@@ -105,13 +105,13 @@ def fit_logistics(
     A weight is the sum of one that all kinds share and one of the kind's own: what holds for all is learned from all.
 
     Args:
-        kinds, signs: of each mask.
-        shared, own: penalties of the squared weights (of signs scaled to unit deviation) beside the mean cross entropy.
+        kinds, cues: of each mask.
+        shared, own: penalties of the squared weights (of cues scaled to unit deviation) beside the mean cross entropy.
     """
-    names = sorted({name for one in signs for name in one})
-    table = np.array([[one.get(name, np.nan) for name in names] for one in signs])
+    names = sorted({name for one in cues for name in one})
+    table = np.array([[one.get(name, np.nan) for name in names] for one in cues])
     usual, scale = np.nanmean(table, axis=0), np.nanstd(table, axis=0)
-    scale[scale < 1e-9] = np.inf  # a sign that never changes tells nothing
+    scale[scale < 1e-9] = np.inf  # a cue that never changes tells nothing
     scaled = np.nan_to_num((table - usual) / scale)
     members = np.array([[kind == one for kind in sorted(set(kinds))] for one in kinds], dtype=float)  # (N, kinds)
     # columns: the shared weights, each kind's own ones, each kind's bias
@@ -129,7 +129,7 @@ def fit_logistics(
     best = minimize(loss, np.zeros(design.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds).x
     fits = {}
     for index, kind in enumerate(sorted(set(kinds))):
-        known = ~np.isnan(table[members[:, index] > 0]).all(axis=0)  # a kind without a sign does without its weight
+        known = ~np.isnan(table[members[:, index] > 0]).all(axis=0)  # a kind without a cue does without its weight
         total = best[:count] + best[count * (index + 1) : count * (index + 2)]
         weights = {names[i]: float(total[i] / scale[i]) for i in range(count) if known[i] and total[i] > 1e-9}
         means = {name: float(usual[names.index(name)]) for name in weights}
@@ -142,13 +142,13 @@ def fit(samples: Sequence[Sample], fitted: str, recipe: dict[str, Any], least: i
     """Two functions for each kind that has at least `least` masks; see `Calibration` for `fitted` and `recipe`."""
     counts = Counter(sample.kind for sample in samples)
     used = [sample for sample in samples if counts[sample.kind] >= least]
-    kinds, signs = [sample.kind for sample in used], [sample.signs for sample in used]
+    kinds, cues = [sample.kind for sample in used], [sample.cues for sample in used]
     if not used:
         return Calibration({}, {}, fitted, recipe)
     shown = np.array([float(sample.shown) for sample in used])
     return Calibration(
-        fit_logistics(kinds, signs, np.array([sample.iou for sample in used])),
-        fit_logistics(kinds, signs, shown) if 0 < shown.sum() < len(shown) else {},
+        fit_logistics(kinds, cues, np.array([sample.iou for sample in used])),
+        fit_logistics(kinds, cues, shown) if 0 < shown.sum() < len(shown) else {},
         fitted,
         recipe,
     )
@@ -168,8 +168,8 @@ def held_out(samples: Sequence[Sample]) -> list[str]:
         rest = fit([sample for sample in samples if sample.domain != domain], "", {})
         for index, sample in enumerate(samples):
             if sample.domain == domain:
-                scores[index] = rest.score(sample.kind, sample.signs)
-                presence[index] = rest.present(sample.kind, sample.signs)
+                scores[index] = rest.score(sample.kind, sample.cues)
+                presence[index] = rest.present(sample.kind, sample.cues)
     kinds, truth = np.array([s.kind for s in samples]), np.array([s.iou for s in samples])
     shown = np.array([s.shown for s in samples])
     for kind in sorted(set(kinds)):

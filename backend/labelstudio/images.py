@@ -1,15 +1,27 @@
-"""The images in work, as files the lane can open."""
+"""Images of tasks: fetched from Label Studio or from where its tasks say, as files that the model process can open."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
 
-from backend.errors import ImageUnavailable
+import requests
+from urllib3.exceptions import LocationParseError
+from urllib3.util import parse_url
+
+from backend.errors import BackendError, ImageNotKept, ImageUnavailable, LabelStudioDenied, LabelStudioUnreachable
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.label_config import LabelConfig, image_url
+from backend.labelstudio.transport import RETRIED_STATUSES, cause, shown
 from backend.store.ledger import Task
+
+CHUNK = 1 << 16
 
 
 class ImageFolder:
@@ -24,7 +36,7 @@ class ImageFolder:
     def fetch(self, client: LabelStudio, config: LabelConfig, task: Task, to_names: Iterable[str]) -> dict[str, str]:
         """Paths of a task's images by the name of their tag; fetched where they are not there yet.
 
-        An image that the task does not have is left out. Raises as `LabelStudio.fetch_image`, and `ImageUnavailable`
+        An image that the task does not have is left out. Raises as `fetch_image`, and `ImageUnavailable`
         where the task has none of the images.
         """
         paths = {}
@@ -34,7 +46,7 @@ class ImageFolder:
                 continue
             path = self._path(task, address)
             if not path.exists():
-                client.fetch_image(address, path, self._limit)
+                fetch_image(client, address, path, self._limit)
             paths[to_name] = str(path)
         if not paths:
             raise ImageUnavailable("The task's data has no image for the configuration's image tags.", permanent=True)
@@ -55,3 +67,159 @@ def name_tasks(message: str, tasks: Mapping[str, int]) -> str:
     for path, task in tasks.items():
         message = message.replace(path, f"The image of task {task}")
     return message
+
+
+def fetch_image(client: LabelStudio, address: str, path: Path, limit: int) -> None:
+    """Write the file behind a task's image address to `path`; at most `limit` bytes.
+
+    The key goes to Label Studio only, and a file that is there is whole. Raises `ImageUnavailable` (`ImageNotKept`
+    where `path` cannot be written), `LabelStudioDenied` or `LabelStudioUnreachable`.
+    """
+    # of one's own: requests and the worker may fetch the same image at once
+    part = path.with_name(f"{path.name}.{threading.get_ident()}.part")
+    try:
+        if address.startswith("data:"):
+            content = _inside(address, limit)
+            with _writing(part.parent):
+                part.write_bytes(content)
+        else:
+            _fetch_file(client, address, part, limit)
+        with _writing(part.parent):
+            part.replace(path)
+    finally:
+        with suppress(OSError):  # the folder itself may be gone
+            part.unlink()
+
+
+def _fetch_file(client: LabelStudio, address: str, path: Path, limit: int) -> None:
+    url, ours = _resolve(client, address)
+    response = _download(client, url, ours)
+    with response:
+        _check_download(response, url, ours)
+        try:
+            _stream(response, path, limit)
+        except requests.RequestException as error:
+            raise _image_away(f"The image {shown(url)} broke off: {cause(error)}.", ours) from error
+
+
+def _resolve(client: LabelStudio, address: str) -> tuple[str, bool]:
+    """The full address of an image and whether it is Label Studio's own.
+
+    Whoever may import tasks chooses the address, so what counts is the host that will be connected to, as the
+    library that connects reads it.
+    """
+    address = address.strip()
+    if "\\" in address or any(ord(character) < 32 or ord(character) == 127 for character in address):
+        raise ImageUnavailable(f"The image address {shown(address)} is not valid.", permanent=True)
+    parts = _split(address)
+    if client.public_url and _same_origin(address, client.public_url):
+        prefix = urlsplit(client.public_url).path.rstrip("/")
+        if f"{parts.path}/".startswith(f"{prefix}/"):
+            inside = parts.path.removeprefix(prefix)
+            address = client.url + inside + (f"?{parts.query}" if parts.query else "")
+            parts = _split(address)
+    if parts.scheme in ("http", "https"):
+        return address, _same_origin(_connected_to(address), client.url)
+    if parts.scheme:
+        raise ImageUnavailable(
+            f"The image address {shown(address)} is not resolved by Label Studio; add the storage it lies in to "
+            "the project (Settings, Cloud Storage) or use a web address.",
+            permanent=True,
+        )
+    return f"{client.url}/{address.lstrip('/')}", True
+
+
+def _download(client: LabelStudio, url: str, ours: bool) -> requests.Response:
+    try:
+        return client.open(url, with_key=ours)
+    except (requests.ConnectionError, requests.Timeout) as error:
+        raise _image_away(f"The image {shown(url)} cannot be fetched: {cause(error)}.", ours) from error
+    except (requests.RequestException, UnicodeError) as error:
+        raise ImageUnavailable(f"The image address {shown(url)} is not valid.", permanent=True) from error
+
+
+def _split(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError as error:
+        raise ImageUnavailable(f"The image address {shown(address)} is not valid.", permanent=True) from error
+
+
+def _connected_to(address: str) -> str:
+    """Scheme, host and port of `address` as urllib3, which makes the connection, reads them."""
+    try:
+        url = parse_url(address)
+    except LocationParseError as error:
+        raise ImageUnavailable(f"The image address {shown(address)} is not valid.", permanent=True) from error
+    return f"{url.scheme}://{url.host}" + (f":{url.port}" if url.port else "")
+
+
+def _same_origin(address: str, base: str) -> bool:
+    return _origin(address) == _origin(base)
+
+
+def _origin(address: str) -> tuple[str, str | None, int | None]:
+    try:
+        parts = urlsplit(address)
+        port = parts.port
+    except ValueError:
+        return ("", None, None)
+    return parts.scheme, parts.hostname, port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def _image_away(message: str, ours: bool) -> BackendError:
+    """For now there is no image: Label Studio's trouble, or that of another host."""
+    return LabelStudioUnreachable(message) if ours else ImageUnavailable(message)
+
+
+def _check_download(response: requests.Response, url: str, ours: bool) -> None:
+    status = response.status_code
+    if ours and (status in (401, 403) or "/user/login" in response.url):
+        raise LabelStudioDenied(
+            f"The API key does not open the image {shown(url)} ({status}); use a key of a member of the project."
+        )
+    if status in RETRIED_STATUSES:
+        raise _image_away(f"The image {shown(url)} cannot be fetched: status {status}.", ours)
+    if status >= 400:
+        raise ImageUnavailable(
+            f"The image {shown(url)} cannot be fetched: status {status}. Check the address in the task's data.",
+            permanent=True,
+        )
+
+
+def _stream(response: requests.Response, path: Path, limit: int) -> None:
+    size = 0
+    with _writing(path.parent), path.open("wb") as file:
+        for chunk in response.iter_content(CHUNK):
+            size += len(chunk)
+            if size > limit:
+                raise ImageUnavailable(
+                    f"The image {shown(response.url)} is larger than {limit / 1e6:g} MB; raise CAVSAM_MAX_IMAGE_MB.",
+                    permanent=True,
+                )
+            file.write(chunk)
+
+
+def _inside(address: str, limit: int) -> bytes:
+    """The picture that an address holds itself."""
+    head, _, body = address.partition(",")
+    try:
+        content = base64.b64decode(body, validate=True) if head.endswith(";base64") else unquote_to_bytes(body)
+    except (binascii.Error, ValueError) as error:
+        raise ImageUnavailable("The image's data address is not valid base64.", permanent=True) from error
+    if len(content) > limit:
+        raise ImageUnavailable(
+            f"The image is larger than {limit / 1e6:g} MB; raise CAVSAM_MAX_IMAGE_MB.", permanent=True
+        )
+    return content
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn what the file system refuses into `ImageNotKept`; the network's errors, which are OSErrors too, pass."""
+    try:
+        yield
+    except requests.RequestException:
+        raise
+    except OSError as error:
+        raise ImageNotKept(f"The folder {folder} cannot be written ({error.strerror or error}); make room.") from error

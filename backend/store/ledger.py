@@ -258,6 +258,23 @@ class Job:
     updated_at: float
 
 
+@dataclass(frozen=True)
+class JobGroup:
+    """Jobs of the projects' present versions that are alike.
+
+    `tenth` is that of their scores, -1 (a score of 0) to 9; `seconds` and `score` are sums; `oldest` is when the first
+    of them changed last.
+    """
+
+    state: str
+    delivered: bool
+    tenth: int
+    count: int
+    seconds: float
+    score: float
+    oldest: float
+
+
 class Ledger:
     """The SQLite file, shared by the process's threads; each call is one transaction.
 
@@ -741,6 +758,18 @@ class Ledger:
         """How many predictions of a version have a score below a bound."""
         query = "SELECT count(*) AS n FROM jobs WHERE project = ? AND version = ? AND state = 'done' AND score < ?"
         return int(self._rows(query, project, version, below)[0]["n"])
+
+    def job_groups(self) -> list[JobGroup]:
+        """The jobs of the projects' present versions, counted."""
+        rows = self._rows(
+            # a score on the bound of two tenths belongs to the lower one
+            "SELECT j.state, j.delivery = 'delivered' AS delivered,"
+            " coalesce(CAST(j.score * 10 AS INTEGER) - (j.score * 10 = CAST(j.score * 10 AS INTEGER)), 0) AS tenth,"
+            " count(*) AS count, coalesce(sum(j.seconds), 0) AS seconds, coalesce(sum(j.score), 0) AS score,"
+            " min(j.updated_at) AS oldest"
+            " FROM jobs j JOIN projects p ON p.id = j.project AND p.version = j.version GROUP BY 1, 2, 3"
+        )
+        return [JobGroup(**(dict(row) | {"delivered": bool(row["delivered"])})) for row in rows]
 
     def queue_length(self) -> int:
         """How many jobs wait for the lane; those of paused projects do not count."""

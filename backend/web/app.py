@@ -25,6 +25,7 @@ from backend.errors import (
 from backend.labelstudio.events import is_number, read_event
 from backend.service import Service
 from backend.settings import Settings
+from backend.web.metrics import Metrics
 from backend.web.status_page import create_page, refuse_other_sites
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,9 @@ def create_app(settings: Settings, service: Service) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the provider Flask installs has it
     app.before_request(refuse_other_sites)
     _guard(app, settings)
-    _handle_errors(app)
+    metrics = Metrics(service)
+    metrics.install(app)
+    _handle_errors(app, metrics)
 
     def overview() -> dict[str, Any]:
         answer: dict[str, Any] = {
@@ -143,13 +146,14 @@ def _guard(app: Flask, settings: Settings) -> None:
         return answer
 
 
-def _handle_errors(app: Flask) -> None:
+def _handle_errors(app: Flask, metrics: Metrics) -> None:
     """Every error becomes one sentence for the caller; what a developer needs goes to the log."""
 
     @app.errorhandler(BackendError)
     def known(error: BackendError) -> tuple[Response, int]:
         status = next(code for kind, code in STATUS_OF if isinstance(error, kind))
         log.warning("%s %s: %s", request.method, request.path, error)
+        metrics.count_error(error)
         return jsonify({"error": str(error)}), status
 
     @app.errorhandler(HTTPException)
@@ -161,6 +165,7 @@ def _handle_errors(app: Flask) -> None:
     @app.errorhandler(Exception)
     def unknown(error: Exception) -> tuple[Response, int]:
         log.error("%s %s failed.", request.method, request.path, exc_info=error)
+        metrics.count_error(error)
         return jsonify({"error": "The backend failed on this request; its log says why."}), 500
 
 

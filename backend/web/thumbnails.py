@@ -59,7 +59,7 @@ class Thumbnails:
     def image(self, project: int, task: int) -> bytes:
         """A task's image as a JPEG whose longer side has at most `SIDE` pixels.
 
-        Raises `NotKnown`, `TooBusy`, `ImageUnavailable`, or as `LabelStudio.fetch_image`.
+        Raises `NotKnown`, `TooBusy`, `ImageUnavailable`, or as `images.fetch_image`.
         """
         config, known, tag, address = self._place(project, task)
         return self._kept_or((project, task, address), lambda: self._image(project, config, known, tag, address))

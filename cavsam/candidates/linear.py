@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cavsam.alignment import otsu
+from cavsam.candidates.base import Candidate, Proposal, Scene, presence_said_by
+from cavsam.features import otsu
+from cavsam.observe.run import Run
+from cavsam.recipe import Recipe
 from cavsam.tracking import Tracker
 
 CELLS = 64
@@ -20,12 +24,41 @@ COARSEST = 32
 RIDGE = 1.0
 """Penalty of the squared weights, in mean variances of a feature."""
 
+ORIGIN = "a ridge classifier of SAM2's features, fitted to the references (object against the rest), marks it"
+
+
+@dataclass(frozen=True)
+class LinearClassifier:
+    """The region that a linear classifier finds on the target; it works on SAM2's own neck.
+
+    Attributes:
+        tracker: SAM2.
+        recipe: says what an instance is.
+        presence_of: kind of the tracked candidate that says whether the objects are there.
+    """
+
+    tracker: Tracker
+    recipe: Recipe
+    presence_of: str
+    kind = "linear"
+    generates_frames = False
+
+    def propose(self, scene: Scene, before: Sequence[Candidate], run: Run) -> Proposal:
+        """Classify the target's cells; labels, not objects, because a classifier tells no instances apart."""
+        objects, scattered = scene.objects("union"), scene.objects(self.recipe.instances).several()
+        run.candidate(self.kind, len(scene.video), objects, ORIGIN)
+        with run.step("prompt"):
+            logits = linear_logits(self.tracker, scene.levels, scene.masks)
+        presence = presence_said_by(self.presence_of, before)
+        return Proposal(self.kind, scene.video, None, objects, logits, presence, self.presence_of, scattered=scattered)
+
 
 @torch.no_grad()
 def linear_logits(tracker: Tracker, levels: Sequence[Tensor], masks: Tensor) -> Tensor:
-    """What the classifier finds on the target, less its own Otsu threshold: above 0 is the object.
+    """Classify the target's cells, less Otsu's threshold of them: above 0 is the object.
 
     Args:
+        tracker: SAM2.
         levels: of SAM2's original neck, of the K references and the target, from `Tracker.neck`.
         masks: of the references, bool (K, labels, S, S); each label is on at least one.
 
@@ -48,18 +81,19 @@ def linear_logits(tracker: Tracker, levels: Sequence[Tensor], masks: Tensor) -> 
     return torch.stack(logits)
 
 
-def ridge(known: Tensor, truth: Tensor, target: Tensor, penalty: float = RIDGE) -> Tensor:
-    """Ridge regression on +1 for the object's cells and -1 for all others, which weigh the same in all.
+def ridge(known: Tensor, inside: Tensor, target: Tensor, penalty: float = RIDGE) -> Tensor:
+    """Fit a ridge regression on +1 for the object's cells and -1 for all others, which weigh the same in all.
 
     Args:
         known: features of the references, (K, C, h, w).
-        truth: bool (K, h, w), not all false.
+        inside: bool (K, h, w), not all false.
         target: features, (C, h, w).
+        penalty: see `RIDGE`.
 
     Returns:
         Its values on the target, float (h, w).
     """
-    cells, inside = known.movedim(1, -1)[None].flatten(0, 3), truth.flatten()
+    cells, inside = known.movedim(1, -1)[None].flatten(0, 3), inside.flatten()
     weights = inside / inside.sum() + ~inside / (~inside).sum().clamp(min=1)
     weights = weights / weights.sum()
     sides = inside.to(cells.dtype) * 2 - 1
@@ -72,7 +106,7 @@ def ridge(known: Tensor, truth: Tensor, target: Tensor, penalty: float = RIDGE) 
 
 
 def _features(tracker: Tracker, levels: Sequence[Tensor]) -> Tensor:
-    """Unit-length features, all fine levels together, (N, C, CELLS, CELLS)."""
+    """Scale features to unit length and one grid, all fine levels together, (N, C, CELLS, CELLS)."""
     parts = []
     for stride in (4, 8, 16):
         if tracker.image_size // stride < COARSEST:

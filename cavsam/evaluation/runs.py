@@ -20,7 +20,7 @@ from PIL import Image
 from cavsam.errors import CavSamError
 from cavsam.evaluation.baselines import BASELINES, check_libraries
 from cavsam.evaluation.episodes import Episode
-from cavsam.evaluation.frames import FrameStore
+from cavsam.evaluation.frames import FrameStore, KeptTransition
 from cavsam.evaluation.metrics import Counts, boundary_f, count
 from cavsam.images import Mask, resize_mask
 from cavsam.options import MODES, add_method_arguments, recipe_of, sources_of, warn_about_nano
@@ -29,8 +29,6 @@ from cavsam.types import CandidateMask
 from cavsam.weights.sources import ModelSources, fingerprint
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from cavsam.adapted import AdaptedReference
     from cavsam.pipeline import CavSam
     from cavsam.tracking import Tracker
@@ -105,8 +103,8 @@ class Method:
         models = {}
         for mode in self.modes:
             own = self.recipe.replace(mode=mode)
-            diffusion = loaded.diffusion if own.generates_frames else None
-            models[mode] = CavSam(loaded.tracker, diffusion, own, fingerprint(self.sources, own), loaded.calibration)
+            transition = loaded.transition if own.generates_frames else None
+            models[mode] = CavSam(loaded.tracker, transition, own, fingerprint(self.sources, own), loaded.calibration)
         return models
 
 
@@ -128,7 +126,7 @@ class Record:
     target_seconds: float
     error: str | None
     candidates: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    """Every way to the mask that was tried: kind, whether it found a mask and was chosen, score, presence, signs, and
+    """Every way to the mask that was tried: kind, whether it found a mask and was chosen, score, presence, cues, and
     its IoU with the truth on SAM2's square."""
     boundary_f: float | None = None
     """F-measure of the boundary, 0..1; None in a run from before it was measured."""
@@ -186,12 +184,12 @@ def run_episodes(
                 if mode in BASELINES:
                     record, mask = measure_baseline(mode, task, next(iter(models.values())).tracker)
                 else:
-                    model = models[mode]
+                    model, kept = with_kept_frames(models[mode], task, store)
                     if model.recipe.aligns not in shared:
                         shared[model.recipe.aligns] = _adapt(model, task)
                     adapted, seconds = shared[model.recipe.aligns]
                     adapted = dataclasses.replace(adapted, fingerprint=model.fingerprint)
-                    record, mask = measure(model, task, mode, adapted, seconds, store)
+                    record, mask = measure(model, task, mode, adapted, seconds, kept)
                 save_mask(mask, mask_path(out, record))
                 lines.write(json.dumps(dataclasses.asdict(record)) + "\n")
                 lines.flush()
@@ -201,27 +199,36 @@ def run_episodes(
 
 def _adapt(model: CavSam, task: Episode) -> tuple[AdaptedReference, float]:
     begun = time.perf_counter()
-    adapted = model.adapt(task.references, class_name=task.class_name, generate=False)
+    adapted = model.adapt(task.references, class_name=task.class_name)
     return adapted, time.perf_counter() - begun
 
 
+def with_kept_frames(model: CavSam, task: Episode, store: FrameStore) -> tuple[CavSam, KeptTransition | None]:
+    """Give a model an episode's frames from a store, if its mode needs any."""
+    from cavsam.pipeline import CavSam
+    from cavsam.transition import DiffusionTransition
+
+    if not isinstance(model.transition, DiffusionTransition):
+        return model, None
+    kept = KeptTransition(store, model.transition, task)
+    return CavSam(model.tracker, kept, model.recipe, model.fingerprint, model.calibration), kept
+
+
 def measure(
-    model: CavSam, task: Episode, mode: str, adapted: AdaptedReference, adapt_seconds: float, store: FrameStore
+    model: CavSam,
+    task: Episode,
+    mode: str,
+    adapted: AdaptedReference,
+    adapt_seconds: float,
+    kept: KeptTransition | None = None,
 ) -> tuple[Record, NDArray[np.bool_]]:
     """Segment the episode's target, count pixels; also returns the mask found (H, W).
 
-    Generated frames that are used count with the seconds that they took when they were made, now or in an earlier run.
+    Generated frames that are used count with the seconds that they took when they were made, now or in an earlier run:
+    `kept` is where the model has them from.
     """
-    waited = made = 0.0
-
-    def between(nearest: int) -> Tensor:
-        nonlocal waited, made
-        begun = time.perf_counter()
-        frames, seconds = store.frames(model, task, nearest)
-        waited, made = waited + time.perf_counter() - begun, made + seconds
-        return frames
-
-    (result,) = model.segment(adapted, [task.image], between=between)
+    (result,) = model.segment(adapted, [task.image])
+    added = kept.made - kept.waited if kept else 0.0
     mask = result.masks.get(task.class_name, np.zeros(task.truth.shape, dtype=bool))
     record = record_of(
         task,
@@ -229,7 +236,7 @@ def measure(
         mask,
         score=result.scores.get(task.class_name, 0.0),
         adapt_seconds=adapt_seconds,
-        target_seconds=result.seconds - waited + made,
+        target_seconds=result.seconds + added,
         error=result.error,
         candidates=[_candidate(one, task.truth) for one in result.candidates.get(task.class_name, ())],
     )
@@ -309,7 +316,7 @@ def _candidate(candidate: CandidateMask, truth: Mask) -> dict[str, Any]:
         "score": round(candidate.score, 6),
         "presence": round(candidate.presence, 6),
         "iou": round(int((candidate.mask & square).sum()) / union, 6) if union else 1.0,
-        "signs": {name: round(value, 6) for name, value in candidate.signs.items()},
+        "cues": {name: round(value, 6) for name, value in candidate.cues.items()},
     }
 
 

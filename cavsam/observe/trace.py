@@ -1,4 +1,4 @@
-"""What happened inside one run of the method, kept for whoever wants to look (`cavsam explain`)."""
+"""The trace: everything that happened inside one run of the method, for `cavsam explain`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cavsam.adapted import AdaptedReference
-from cavsam.alignment import PseudoLabel
-from cavsam.instances import Objects
+from cavsam.pseudo_labels import PseudoLabel
 from cavsam.tracking import Prompt
 
 
@@ -24,7 +22,7 @@ class Step:
     Attributes:
         name: as `Progress` is told.
         seconds: it took.
-        peak_rss: bytes, the most memory the process held during the step; since its start where the system cannot
+        peak_rss: bytes, the most memory the process held during the step; since its start if the system cannot
             count a step alone (`Trace.rss_per_step`).
         peak_cuda: bytes, the most that torch held on the GPU during the step; None without one.
     """
@@ -37,7 +35,7 @@ class Step:
 
 @dataclass
 class CandidateTrace:
-    """One way to a mask on the target.
+    """What happened to one candidate.
 
     Frames are counted in the candidate's own video: the references in `Trace.order`, then its generated frames, then
     the target.
@@ -45,51 +43,49 @@ class CandidateTrace:
     Attributes:
         name: the mode, or what else tells it from other candidates.
         frames: length of its video.
-        prompts: what SAM2 was told.
+        origin: in words, where its masks come from if they are not tracked.
+        prompts: of SAM2, of labels.
         pseudo_labels: what was decided on each frame that might have been prompted by its activation.
-        tracked: frame -> logits, float (labels, S, S), on the way forward.
-        backward: frame -> masks, bool (labels, S, S), on the way back from the target.
+        tracked: frame -> logits, float (labels, S, S), tracked forward.
+        backward: frame -> masks, bool (labels, S, S), tracked backward from the target.
         masks: bool (labels, S, S) on the target; None until `close`.
-        signs: of each label, what speaks for its mask, by name.
+        cues: of each label, what speaks for its mask, by name.
         scores: of each label, 0..1.
         chosen: of each label, whether the result is this candidate's.
     """
 
     name: str
     frames: int
+    origin: str = ""
     prompts: list[Prompt] = field(default_factory=list)
     pseudo_labels: list[PseudoLabel] = field(default_factory=list)
     tracked: dict[int, Tensor] = field(default_factory=dict)
     backward: dict[int, Tensor] = field(default_factory=dict)
     masks: Tensor | None = None
-    signs: list[dict[str, float]] = field(default_factory=list)
+    cues: list[dict[str, float]] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     chosen: list[bool] = field(default_factory=list)
 
-    def decision(self, label: PseudoLabel) -> None:
-        """Note what was decided about a frame's activation."""
-        self.pseudo_labels.append(replace(label, mask=label.mask.cpu()))
+    def decided(self, labels: Sequence[PseudoLabel]) -> None:
+        """Note which activations may prompt."""
+        self.pseudo_labels += [replace(label, mask=label.mask.cpu()) for label in labels]
 
     def forward(self, frame: int, logits: Tensor) -> None:
-        """Note a frame on the way to the target."""
+        """Note a frame tracked forward."""
         self.tracked[frame] = logits.cpu()
 
     def back(self, frame: int, masks: Tensor) -> None:
-        """Note a frame on the way back."""
+        """Note a frame tracked backward."""
         self.backward[frame] = masks.cpu()
 
-    def close(
-        self,
-        prompts: Sequence[Prompt],
-        masks: Tensor,
-    ) -> None:
-        """Note what came out, as in the attributes."""
+    def close(self, prompts: Sequence[Prompt], masks: Tensor) -> None:
+        """Note prompts and masks, as in the attributes."""
         self.prompts = [replace(p, mask=None if p.mask is None else p.mask.cpu()) for p in prompts]
         self.masks = masks.cpu()
 
-    def judged(self, signs: Sequence[dict[str, float]], scores: Sequence[float], chosen: Sequence[bool]) -> None:
-        """Note what was thought of it beside the other candidates, as in the attributes."""
-        self.signs, self.scores, self.chosen = [dict(one) for one in signs], list(scores), list(chosen)
+    def judged(self, cues: Sequence[dict[str, float]], scores: Sequence[float], chosen: Sequence[bool]) -> None:
+        """Note how it compares with the other candidates, as in the attributes."""
+        self.cues, self.scores, self.chosen = [dict(one) for one in cues], list(scores), list(chosen)
 
 
 @dataclass
@@ -98,10 +94,13 @@ class Trace:
 
     Attributes:
         references: float (K, 3, S, S) in 0..1, as SAM2 sees them, in the order they were given.
-        adapted: what was learned from them, with the losses of TTGA and of their LoRAs.
+        labels: names of the objects, in the order of the label axis below.
         order: index of each reference of the video.
+        shown: bool (K, labels, S, S), the references' masks in the order of the video.
         generated: float (F, 3, S, S) in 0..1; None without DBST.
         target: float (3, S, S) in 0..1.
+        alignment_losses: of TTGA; empty without it.
+        reference_losses: of the LoRA of the reference next to the transition; empty without DBST.
         target_losses: of the target's LoRA; empty without DBST.
         activations: float (K + F + 1, labels, h, w), of every frame of the longest video; None without TTGA.
         candidates: the ways to a mask that were tried.
@@ -110,26 +109,34 @@ class Trace:
     """
 
     references: Tensor | None = None
-    adapted: AdaptedReference | None = None
+    labels: tuple[str, ...] = ()
     order: list[int] = field(default_factory=list)
+    shown: Tensor | None = None
     generated: Tensor | None = None
     target: Tensor | None = None
+    alignment_losses: list[float] = field(default_factory=list)
+    reference_losses: list[float] = field(default_factory=list)
     target_losses: list[float] = field(default_factory=list)
     activations: Tensor | None = None
     candidates: list[CandidateTrace] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     rss_per_step: bool = True
 
-    def candidate(self, name: str, frames: int) -> CandidateTrace:
-        """A new candidate, to be filled."""
-        self.candidates.append(CandidateTrace(name, frames))
+    def candidate(self, name: str, frames: int, origin: str = "") -> CandidateTrace:
+        """Add a candidate, to be filled."""
+        self.candidates.append(CandidateTrace(name, frames, origin))
         return self.candidates[-1]
 
+    def adapted(self, labels: tuple[str, ...], references: Tensor, losses: list[float]) -> None:
+        """Note what was learned from the references; `losses` are those of TTGA."""
+        self.labels, self.references, self.alignment_losses = labels, references.cpu(), losses
+
     def close(
-        self, adapted: AdaptedReference, order: Sequence[int], target: Tensor, activations: Tensor | None
+        self, order: Sequence[int], masks: Tensor, losses: list[float], target: Tensor, activations: Tensor | None
     ) -> None:
-        """Note what all candidates share, as in the attributes."""
-        self.adapted, self.order, self.target = adapted, list(order), target.cpu()
+        """Note what all candidates share, as in the attributes; `masks` are those of all references."""
+        self.order, self.reference_losses, self.target = list(order), losses, target.cpu()
+        self.shown = masks.cpu()[self.order]
         self.activations = None if activations is None else activations.cpu()
 
     def step_begins(self) -> None:
@@ -144,37 +151,8 @@ class Trace:
         self.steps.append(Step(name, seconds, peak_rss(), cuda))
 
 
-@dataclass(frozen=True)
-class ObjectsTrace:
-    """Tells a candidate's trace, which knows labels, about objects."""
-
-    seen: CandidateTrace
-    objects: Objects
-
-    @classmethod
-    def of(cls, trace: Trace | None, kind: str, video: Sequence[Tensor], objects: Objects) -> ObjectsTrace | None:
-        """A new candidate of `trace`; None when there is none."""
-        return cls(trace.candidate(kind, len(video[0])), objects) if trace else None
-
-    def decision(self, label: PseudoLabel) -> None:
-        """See `CandidateTrace`."""
-        self.seen.decision(label)
-
-    def forward(self, frame: int, logits: Tensor) -> None:
-        """See `CandidateTrace`; logits of objects."""
-        self.seen.forward(frame, self.objects.per_label(logits))
-
-    def back(self, frame: int, masks: Tensor) -> None:
-        """See `CandidateTrace`; masks of objects."""
-        self.seen.back(frame, self.objects.per_label(masks))
-
-    def close(self, prompts: Sequence[Prompt], masks: Tensor) -> None:
-        """See `CandidateTrace`; prompts of objects, masks of labels."""
-        self.seen.close(self.objects.to_labels(prompts), masks)
-
-
 def peak_rss() -> int:
-    """Bytes, the most memory this process held since its start or since the last reset."""
+    """Read the most memory, in bytes, that this process held since its start or since the last reset."""
     try:
         (line,) = (one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
@@ -184,7 +162,7 @@ def peak_rss() -> int:
 
 
 def _reset_peak_rss() -> bool:
-    """Let the peak start anew from what is held now; False where the system cannot (only Linux can)."""
+    """Let the peak start anew from what is held now; False if the system cannot (only Linux can)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

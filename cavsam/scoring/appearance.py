@@ -1,4 +1,4 @@
-"""What plain pixels say for a predicted mask: the colours in it and its form, beside those of the references' masks."""
+"""Colours and forms of a predicted mask beside those of the references' masks: the cues that plain pixels give."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from cavsam.alignment import covered_cells, otsu
+from cavsam.features import covered_cells, otsu
 from cavsam.images import Mask
 
 GRID = 128
@@ -48,7 +48,7 @@ class Form:
 
     @classmethod
     def of(cls, mask: Mask) -> Form:
-        """Of a non-empty mask, bool (H, W)."""
+        """Measure a non-empty mask, bool (H, W)."""
         area = int(mask.sum())
         # the edge of the picture is an outside too
         depth = ndimage.distance_transform_edt(np.pad(mask, 1)).max()
@@ -62,12 +62,13 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a label looks on the references.
+class LabelAppearance:
+    """Colours and forms of a label on the references.
 
     Attributes:
         palette: of its pixels on all of them, see `palette`.
-        colour, background: mean colours of its pixels and of all others, float (3,) in 0..1.
+        colour: mean of its pixels, float (3,) in 0..1.
+        background: mean of all other pixels, float (3,) in 0..1.
         forms: of its mask on each reference that shows it.
     """
 
@@ -77,8 +78,8 @@ class Look:
     forms: tuple[Form, ...]
 
     @classmethod
-    def of(cls, pictures: Floats, masks: NDArray[np.bool_]) -> Look:
-        """From the references: float (K, GRID, GRID, 3) in 0..1 and bool (K, GRID, GRID), not all empty."""
+    def of(cls, pictures: Floats, masks: NDArray[np.bool_]) -> LabelAppearance:
+        """Measure references: float (K, GRID, GRID, 3) in 0..1 and bool (K, GRID, GRID), not all empty."""
         inside, outside = pictures[masks], pictures[~masks]
         background = outside if len(outside) else inside
         return cls(
@@ -87,31 +88,31 @@ class Look:
 
 
 def pictures_of(images: Tensor) -> Tensor:
-    """Images, float (N, 3, S, S) in 0..1, as small as they are compared: uint8 (N, 3, GRID, GRID)."""
+    """Shrink images, float (N, 3, S, S) in 0..1, to the size they are compared at: uint8 (N, 3, GRID, GRID)."""
     return (F.adaptive_avg_pool2d(images.float(), GRID) * 255).round().to(torch.uint8)
 
 
-def looks(pictures: Tensor, masks: Tensor) -> list[Look]:
-    """The look of each label.
+def appearances(pictures: Tensor, masks: Tensor) -> list[LabelAppearance]:
+    """Measure how each label looks on the references.
 
     Args:
         pictures: of the K references, from `pictures_of`.
         masks: bool (K, labels, S, S); each label is on at least one.
     """
     small = _small_masks(masks)
-    return [Look.of(_array(pictures), small[:, label]) for label in range(small.shape[1])]
+    return [LabelAppearance.of(_array(pictures), small[:, label]) for label in range(small.shape[1])]
 
 
-def appearance_signs(known: list[Look], picture: Tensor, predicted: Tensor) -> list[dict[str, float]]:
-    """What the target's pixels say for each predicted mask.
+def appearance_cues(labels: list[LabelAppearance], picture: Tensor, predicted: Tensor) -> list[dict[str, float]]:
+    """Compare the target's pixels inside and outside each predicted mask with those of the references.
 
     Args:
-        known: the look of each label on the references.
+        labels: how each one looks on the references.
         picture: of the target, uint8 (1, 3, GRID, GRID), from `pictures_of`.
         predicted: bool (labels, S, S).
 
     Returns:
-        For each label, empty where nothing was predicted:
+        For each label, empty if nothing was predicted:
         `colour`: IoU of the mask with the pixels that are nearer to the label's mean colour than to the background's,
         by Otsu's threshold, 0..1;
         `palette`: what the palettes of mask and references share, 0..1;
@@ -122,34 +123,34 @@ def appearance_signs(known: list[Look], picture: Tensor, predicted: Tensor) -> l
         `inside`: share of the picture's border that the mask does not touch, 0..1.
     """
     (pixels,) = _array(picture)
-    signs: list[dict[str, float]] = []
-    for look, empty, mask in zip(known, ~predicted.flatten(1).any(dim=1), _small_masks(predicted), strict=True):
+    cues: list[dict[str, float]] = []
+    for known, empty, mask in zip(labels, ~predicted.flatten(1).any(dim=1), _small_masks(predicted), strict=True):
         if empty:
-            signs.append({})
+            cues.append({})
             continue
         form = Form.of(mask)
-        nearer = ((pixels - look.background) ** 2 - (pixels - look.colour) ** 2).sum(axis=-1)
+        nearer = ((pixels - known.background) ** 2 - (pixels - known.colour) ** 2).sum(axis=-1)
         coloured = nearer > otsu(torch.from_numpy(nearer))
         own, rest = palette(pixels[mask]), palette(pixels[~mask] if not mask.all() else pixels[mask])
         edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
-        signs.append(
+        cues.append(
             {
                 "colour": float((mask & coloured).sum() / (mask | coloured).sum()),
-                "palette": float(np.minimum(own, look.palette).sum()),
+                "palette": float(np.minimum(own, known.palette).sum()),
                 "distinct": float(1 - np.minimum(own, rest).sum()),
-                "thickness": max(_likeness(form.thickness, one.thickness) for one in look.forms),
-                "fullness": max(_likeness(form.fullness, one.fullness) for one in look.forms),
-                "holes": max(_likeness(form.holes, one.holes) for one in look.forms),
+                "thickness": max(_likeness(form.thickness, one.thickness) for one in known.forms),
+                "fullness": max(_likeness(form.fullness, one.fullness) for one in known.forms),
+                "holes": max(_likeness(form.holes, one.holes) for one in known.forms),
                 "compactness": form.compactness,
                 "area": math.log(mask.mean()),
                 "inside": float(1 - edge.mean()),
             }
         )
-    return signs
+    return cues
 
 
 def palette(pixels: Floats) -> Floats:
-    """Histogram of colours, float (N, 3) in 0..1: (BINS, BINS, BINS) of sum 1, blurred so that near colours meet."""
+    """Count colours, float (N, 3) in 0..1: (BINS, BINS, BINS) of sum 1, blurred so that near colours meet."""
     bins = np.minimum((pixels * BINS).astype(int), BINS - 1)
     counts = np.zeros((BINS, BINS, BINS))
     np.add.at(counts, tuple(bins.T), 1.0)
@@ -175,12 +176,12 @@ def _fullness(mask: Mask) -> float:
 
 
 def _array(pictures: Tensor) -> Floats:
-    """uint8 (N, 3, GRID, GRID) as float (N, GRID, GRID, 3) in 0..1."""
+    """Turn uint8 (N, 3, GRID, GRID) into float (N, GRID, GRID, 3) in 0..1."""
     scaled: Floats = pictures.permute(0, 2, 3, 1).cpu().numpy() / 255
     return scaled
 
 
 def _small_masks(masks: Tensor) -> NDArray[np.bool_]:
-    """bool (..., S, S) to (..., GRID, GRID)."""
+    """Shrink bool (..., S, S) to (..., GRID, GRID)."""
     small: NDArray[np.bool_] = covered_cells(masks, (GRID, GRID)).cpu().numpy()
     return small

@@ -1,4 +1,4 @@
-"""From the signs that speak for a mask to an estimate of its IoU; fitted once per pair of models, free of torch."""
+"""The calibrated score: from cues to an estimate of the IoU; fitted once per pair of models, free of torch."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _ALL = ("reference_prompt", "instances")
 OPTIONS = {
     "concat": _ALL,
     "ttga": (*_ALL, *_ALIGNED),
-    "activation": (*_ALL, *_ALIGNED, "refine_activation"),
+    "activation": (*_ALL, *_ALIGNED),
     "linear": _ALL,
     "dbst": (*_ALL, *_FRAMES),
     "full": (*_ALL, *_FRAMES, *_ALIGNED, "prompted_fraction", "pseudo_label"),
 }
-"""Kind of candidate -> the options of the recipe that its masks and their signs depend on."""
+"""Kind of candidate -> the options of the recipe that its masks and their cues depend on."""
 
 Features = Mapping[str, float]
-"""What is known about one mask without truth, by name; the higher a value the better. A sign may be missing."""
+"""Cues of one mask by name, see `cues`; the higher a value the better. One may be missing."""
 
 
 @dataclass(frozen=True)
 class Logistic:
-    """A logistic function that rises with every feature, so that it can turn no order of a single sign around.
+    """A logistic function that rises with every feature, so that it can turn no order of a single cue around.
 
     Attributes:
         bias: its value in the middle.
@@ -50,7 +50,7 @@ class Logistic:
     usual: dict[str, float]
 
     def __call__(self, features: Features) -> float:
-        """The estimate, 0..1."""
+        """Estimate a value in 0..1."""
         value = self.bias + sum(weight * features.get(name, self.usual[name]) for name, weight in self.weights.items())
         return 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
 
@@ -60,7 +60,7 @@ class Calibration:
     """Estimates by the kind of candidate; one that was never fitted leaves the uncalibrated values as they are.
 
     Attributes:
-        overlap: kind -> estimate of the IoU with the truth.
+        overlap: kind -> estimate of the IoU with the ground truth.
         presence: kind -> estimate of the probability that the object is on the target.
         fitted: on what, in words.
         recipe: the options of the recipe whose masks it was fitted on.
@@ -71,21 +71,26 @@ class Calibration:
     fitted: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
 
-    def holds(self, kind: str, recipe: Recipe) -> bool:
-        """Whether the scores of a kind of candidate were fitted on masks that are made as `recipe` makes them."""
+    def holds(self, kind: str, recipe: Recipe, presence_of: str | None = None) -> bool:
+        """Tell whether the scores of a kind of candidate were fitted on masks and cues made as `recipe` makes them.
+
+        Args:
+            kind: of the candidate.
+            recipe: that made it.
+            presence_of: kind of the candidate that its cue `presence` comes from; its own when None.
+        """
         options = recipe.to_dict()
-        # beside `full` an activation has the sign `presence` from it
-        names = {*OPTIONS[kind], *(OPTIONS["full"] if kind == "activation" and recipe.mode == "full" else ())}
+        names = {*OPTIONS[kind], *OPTIONS[presence_of or kind]}
         return kind in self.overlap and all(self.recipe.get(name) == options[name] for name in names)
 
     def score(self, kind: str, features: Features) -> float:
-        """Estimated IoU of a mask, 0..1; uncalibrated: reverse consistency times SAM2's object probability."""
+        """Estimate the IoU of a mask, 0..1; uncalibrated: backward consistency times SAM2's object probability."""
         if kind in self.overlap:
             return self.overlap[kind](features)
         return features.get("consistency", 1.0) * features.get("presence", 1.0)
 
     def present(self, kind: str, features: Features) -> float:
-        """Estimated probability that the object is there, 0..1; uncalibrated: SAM2's own."""
+        """Estimate the probability that the object is there, 0..1; uncalibrated: SAM2's own."""
         return self.presence[kind](features) if kind in self.presence else features.get("presence", 1.0)
 
     def save(self, path: Path) -> None:
@@ -97,7 +102,7 @@ class Calibration:
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Read what `save` wrote; the identity where there is no such file.
+        """Read what `save` wrote; the identity if there is no such file.
 
         Raises:
             ModelError: the file is damaged or of another kind.

@@ -109,6 +109,7 @@ def random_paper_model(recipe: Recipe, device: str) -> Any:
     from cavsam.diffusion import LatentDiffusion, ddim_schedule
     from cavsam.pipeline import CavSam
     from cavsam.tracking import Tracker
+    from cavsam.transition import DiffusionTransition
     from cavsam.weights.loading import SAM2_CHECKPOINTS, SAM2_PACKAGE, autocast, build_sam2, select_device
 
     torch.manual_seed(0)
@@ -144,7 +145,7 @@ def random_paper_model(recipe: Recipe, device: str) -> Any:
     tokenizer = CLIPTokenizer.from_pretrained(NANO / "diffusion" / "tokenizer")
     schedule = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     diffusion = LatentDiffusion(*parts, tokenizer, ddim_schedule(dict(schedule.config)), context)
-    return CavSam(Tracker(predictor, context), diffusion, recipe)
+    return CavSam(Tracker(predictor, context), DiffusionTransition(diffusion, recipe), recipe)
 
 
 def measure_backend(options: argparse.Namespace) -> dict[str, float]:

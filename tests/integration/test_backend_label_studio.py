@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,8 +18,11 @@ import pytest
 from PIL import Image, ImageColor
 from scipy import ndimage
 
+from backend.commands.export import export
 from backend.labelstudio.label_config import parse_label_config
-from backend.labelstudio.regions import Slot, prediction_regions, reference_masks
+from backend.labelstudio.masks import prediction_regions, reference_masks
+from backend.labelstudio.regions import Slot
+from backend.settings import Settings
 from backend.sync.references import examine
 from tests.support.backend import wait_for
 from tests.support.backend_process import ROOT, SLOW, BackendProcess, backends
@@ -371,3 +375,25 @@ def test_no_task_gets_two_however_much_is_asked(
     assert troubles == []
     assert "duplicate" not in backend.log.read_text()  # none had to be removed
     scene.assert_one_exact_prediction_each()
+
+
+def test_an_export_is_imported_again(real: LabelStudio, serve: Callable[..., BackendProcess], tmp_path: Path):
+    scene = Scene(real, count=3)
+    scene.connect(serve())
+    scene.annotate()
+    scene.wait_until_predicted()
+    settings = Settings(label_studio_url=real.url, label_studio_api_key=real.token, data_dir=tmp_path / "data")
+    out = tmp_path / "out"
+    assert [task.error for task in export(settings, scene.project, out, "label-studio", "best")] == [None] * 3
+    other = real.create_project("cats again", CONFIG)
+    tasks = json.loads((out / "tasks.json").read_text())
+    answer = real.call("POST", f"/api/projects/{other}/import", params={"return_task_ids": "true"}, json=tasks)
+    assert (answer["annotation_count"], answer["prediction_count"]) == (1, 2)
+    first, *others = answer["task_ids"]
+    (annotation,) = real.call("GET", f"/api/tasks/{first}/annotations/")
+    assert (sdk_brush.masks(annotation["result"])["cat"] == boxed(CAT_BOX)).all()
+    found = {prediction["task"]: prediction for prediction in real.predictions(other)}
+    assert set(found) == set(others)
+    for task, old in zip(others, scene.others, strict=True):
+        assert (sdk_brush.masks(found[task]["result"])["cat"] == boxed(scene.boxes[old])).all()
+        assert found[task]["score"] == 0.75

@@ -360,6 +360,10 @@ class FakeLabelStudio:
             found = self.annotations.get(annotation)
             return jsonify(found) if found else (jsonify({"detail": "Not found."}), 404)
 
+        @app.post("/api/projects/<int:project>/import")
+        def import_tasks(project: int) -> Any:
+            return jsonify(self._import_tasks(project, request.get_json())), 201
+
         @app.post("/api/projects/<int:project>/import/predictions")
         def import_predictions(project: int) -> Any:
             return self._import(project, request.get_json())
@@ -441,6 +445,19 @@ class FakeLabelStudio:
             failures.drop_import_answers -= 1
             request.environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         return jsonify({"created": len(good)}), 201
+
+    def _import_tasks(self, project: int, tasks: list[dict[str, Any]]) -> dict[str, int]:
+        counts = {"task_count": len(tasks), "annotation_count": 0, "prediction_count": 0}
+        for task in tasks:
+            number = self.add_task(project)
+            self.tasks[number]["data"] = task["data"]
+            for given in task.get("annotations", []):
+                self.annotate(number, given["result"], ground_truth=given.get("ground_truth", False))
+                counts["annotation_count"] += 1
+            for given in task.get("predictions", []):
+                self.store(number, given["result"], given.get("score"), given.get("model_version", ""))
+                counts["prediction_count"] += 1
+        return counts
 
     def _invalid(self, project: int, item: dict[str, Any]) -> str:
         if self.tasks.get(item["task"], {}).get("project") != project:

@@ -1,5 +1,5 @@
-"""`cavsam explain`: one HTML page that shows what happened inside a run, from a `Trace`."""
+"""The page of `cavsam explain`: HTML that shows what happened inside a run, from a `Trace`."""
 
-from cavsam.observe.explain.page import Run, render
+from cavsam.observe.explain.page import Context, render
 
-__all__ = ["Run", "render"]
+__all__ = ["Context", "render"]

@@ -17,7 +17,7 @@ MOST_POINTS = 500
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis: where, in pixels of the SVG, and its text."""
+    """A mark on an axis: its place, in pixels of the SVG, and its text."""
 
     at: float
     text: str
@@ -31,8 +31,10 @@ class Curve:
         title: what is shown.
         points: "x,y x,y ..." of the losses.
         smooth: the same of their running mean.
-        steps, values: ticks of the two axes.
-        first, last: mean loss of the first and of the last tenth.
+        steps: ticks of the horizontal axis.
+        values: ticks of the vertical axis.
+        first: mean loss of the first tenth.
+        last: mean loss of the last tenth.
     """
 
     title: str
@@ -45,7 +47,7 @@ class Curve:
 
 
 def curve(title: str, losses: Sequence[float]) -> Curve:
-    """The diagram of the finite losses of at least one step."""
+    """Draw the finite losses of at least one step."""
     every = math.ceil(len(losses) / MOST_POINTS)
     chunks = [losses[start : start + every] for start in range(0, len(losses), every)]
     values = np.array([np.mean(chunk) for chunk in chunks])

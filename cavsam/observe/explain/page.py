@@ -1,4 +1,4 @@
-"""The page of `cavsam explain`, from a trace."""
+"""The page of `cavsam explain`, made from a trace."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cavsam.alignment import PseudoLabel
-from cavsam.candidates.selection import LINEAR
+from cavsam.features import iou
 from cavsam.images import Mask
 from cavsam.observe.explain import curves, pictures
 from cavsam.observe.explain.pictures import COLOURS, GREY, WHITE, Colour, Picture
 from cavsam.observe.trace import CandidateTrace, Step, Trace
+from cavsam.pseudo_labels import PseudoLabel
 from cavsam.recipe import Recipe
-from cavsam.scoring.cues import iou
 from cavsam.tracking import Prompt
 from cavsam.types import Reference, TargetResult
 from cavsam.weights.sources import ModelSources
@@ -32,14 +31,18 @@ NO_PROMPT = "no prompt"
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a trace does not know about the run it was taken from.
+class Context:
+    """Inputs, result and settings of a traced run: what the trace itself does not know.
 
     Attributes:
-        reference, target: what was given; the target uint8 (H, W, 3).
-        reference_name, target_name: what they are called.
+        reference: the annotated image.
+        target: uint8 (H, W, 3).
+        reference_name: of its file.
+        target_name: of its file.
         result: of the target.
-        recipe, models, device: what ran.
+        recipe: the hyperparameters.
+        models: where the weights come from.
+        device: where they ran.
         reference_steps: how many of the trace's steps belong to the reference.
     """
 
@@ -56,7 +59,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Cell:
-    """One frame in one strip: a picture (a data URL; None for none), what it shows, and lines of text below it."""
+    """One frame in one strip: a picture (a data URL, or None), what it shows, and lines of text below it."""
 
     picture: str | None
     alt: str
@@ -96,14 +99,14 @@ class CandidateView:
     notes: list[str]
 
 
-def render(trace: Trace, run: Run) -> str:
-    """The page, HTML that needs nothing else.
+def render(trace: Trace, context: Context) -> str:
+    """Write the page, HTML that needs nothing else.
 
     Args:
         trace: of one `adapt` with one reference or more, and of one target that was segmented.
-        run: the rest.
+        context: the rest.
     """
-    video = _Video(trace, run.recipe)
+    video = _Video(trace, context.recipe)
     folder = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader(folder),
@@ -114,29 +117,20 @@ def render(trace: Trace, run: Run) -> str:
     )
     environment.filters["megabytes"] = lambda count: f"{count / 1e6:,.0f} MB"
     return environment.get_template("page.html").render(
-        run=run,
-        labels=[
-            {
-                "name": label,
-                "colour": "#{:02x}{:02x}{:02x}".format(*_colour(index)),
-                "score": run.result.scores[label],
-                "share": run.result.masks[label].mean() if label in run.result.masks else None,
-                "dropped": _dropped(run, label),
-            }
-            for index, label in enumerate(video.labels)
-        ],
-        reference=pictures.data_url(_with_masks(run.reference.image, run.reference.masks, video.labels)),
-        target=pictures.data_url(_with_masks(run.target, run.result.masks, video.labels)),
+        context=context,
+        labels=[_label(context, index, label) for index, label in enumerate(video.labels)],
+        reference=pictures.data_url(_with_masks(context.reference.image, context.reference.masks, video.labels)),
+        target=pictures.data_url(_with_masks(context.target, context.result.masks, video.labels)),
         film=Film(video.heads(len(video)), [video.frames(), *video.activations()]),
         candidates=[video.candidate(candidate) for candidate in trace.candidates],
         curves=_curves(trace),
         diagram=curves,
-        steps=_steps(trace.steps, run.reference_steps),
+        steps=_steps(trace.steps, context.reference_steps),
         total=sum(step.seconds for step in trace.steps),
         slowest=max((step.seconds for step in trace.steps), default=0.0) or 1.0,
         rss_per_step=trace.rss_per_step,
         cuda=any(step.peak_cuda is not None for step in trace.steps),
-        recipe=_recipe(run.recipe),
+        recipe=_recipe(context.recipe),
         versions={
             "cavsam": metadata.version("cavsam"),
             "torch": torch.__version__,
@@ -150,12 +144,12 @@ class _Video:
     """The longest pseudo video of a trace, as pictures; candidates show all of it or leave the generated frames out."""
 
     def __init__(self, trace: Trace, recipe: Recipe) -> None:
-        if trace.adapted is None or trace.references is None or trace.target is None:
+        if trace.shown is None or trace.references is None or trace.target is None:
             raise ValueError("the trace holds no segmented target; give it to adapt and to segment")
         self.trace = trace
         self.recipe = recipe
-        self.labels = trace.adapted.labels
-        self.truth = trace.adapted.masks.cpu()[trace.order]  # bool (K, labels, S, S), in the order of the video
+        self.labels = trace.labels
+        self.shown = trace.shown
         generated = trace.references[:0] if trace.generated is None else trace.generated
         frames = torch.cat([trace.references[trace.order], generated, trace.target[None]])
         self.pictures = [_as_picture(frame) for frame in frames]
@@ -166,14 +160,14 @@ class _Video:
     @property
     def references(self) -> int:
         """How many frames are references."""
-        return len(self.truth)
+        return len(self.shown)
 
     def at(self, frame: int, frames: int) -> int:
-        """Position in this video of a frame of a video that has only `frames`."""
+        """Find the position in this video of a frame of a video that has only `frames`."""
         return frame if frame < self.references else frame + len(self) - frames
 
     def heads(self, frames: int) -> list[str]:
-        """Names of the frames of a video of so many."""
+        """Name the frames of a video of so many."""
         generated = frames - self.references - 1
         alphas = torch.linspace(self.recipe.alpha_min, self.recipe.alpha_max, max(1, generated))
         return [
@@ -183,11 +177,11 @@ class _Video:
         ]
 
     def frames(self) -> Strip:
-        """The frames as they are."""
+        """Show the frames as they are."""
         return Strip("Pseudo video", [Cell(pictures.data_url(p), "the frame itself") for p in self.pictures])
 
     def activations(self) -> list[Strip]:
-        """Heat maps, a strip per label; none without TTGA."""
+        """Show heat maps, a strip per label; none without TTGA."""
         maps = self.trace.activations
         if maps is None:
             return []
@@ -207,7 +201,7 @@ class _Video:
         return strips
 
     def candidate(self, candidate: CandidateTrace) -> CandidateView:
-        """Prompts, tracked masks and the way back of one candidate, and what it scored."""
+        """Show prompts, forward and backward tracking of one candidate, and its scores."""
         if candidate.masks is None:
             raise ValueError(f"the trace of the candidate {candidate.name} was not closed")
         frames = range(candidate.frames)
@@ -219,12 +213,12 @@ class _Video:
             tracked = [self._tracked(candidate, frame) for frame in frames]
             strips.append(Strip(f"{candidate.name}: tracked masks", tracked))
         else:
-            notes.append(_untracked(candidate))
+            notes.append(f"The mask is not tracked: {candidate.origin}.")
         if candidate.backward:
-            way_back = [self._back(candidate, frame) for frame in frames]
-            strips.append(Strip(f"{candidate.name}: way back", way_back, backwards=True))
+            backward = [self._back(candidate, frame) for frame in frames]
+            strips.append(Strip(f"{candidate.name}: backward tracking", backward, backwards=True))
         else:
-            notes.append("It found nothing on the target, so there was no way back to follow.")
+            notes.append("It found nothing on the target, so there was nothing to track backward.")
         picture = self.pictures[self.at(last, candidate.frames)]
         rows = []
         for index, label in enumerate(self.labels):
@@ -234,7 +228,7 @@ class _Video:
                     "label": label,
                     "picture": pictures.data_url(pictures.with_mask(picture, mask, _colour(index))),
                     "share": mask.mean(),
-                    "signs": candidate.signs[index],
+                    "cues": candidate.cues[index],
                     "score": candidate.scores[index],
                     "chosen": candidate.chosen[index],
                 }
@@ -242,9 +236,9 @@ class _Video:
         return CandidateView(candidate.name, Film(self.heads(candidate.frames), strips), rows, notes)
 
     def _prompt(self, candidate: CandidateTrace, frame: int) -> Cell:
-        """What SAM2 was told on a frame, or why it was told nothing."""
+        """Show what SAM2 was told on a frame, or say why it was told nothing."""
         picture = self.pictures[self.at(frame, candidate.frames)]
-        size = self.truth.shape[-1]
+        size = self.shown.shape[-1]
         notes = []
         prompts = [prompt for prompt in candidate.prompts if prompt.frame == frame]
         for prompt in prompts:
@@ -265,11 +259,11 @@ class _Video:
 
     def _why_unasked(self, candidate: CandidateTrace, frame: int) -> str:
         if frame == candidate.frames - 1:
-            return "the target is what is looked for"
+            return "the target is what is segmented"
         if not candidate.tracked:
             return "nothing is tracked from here"
         if frame < self.references:
-            if self.truth[frame].any():
+            if self.shown[frame].any():
                 return "the objects are those of the nearest reference"
             return "this reference shows no label"
         if self.trace.activations is None:
@@ -277,7 +271,7 @@ class _Video:
         return f"beyond the first {self.recipe.prompted_fraction:.0%} of the generated frames"
 
     def _tracked(self, candidate: CandidateTrace, frame: int) -> Cell:
-        """The masks that SAM2 has on a frame on its way to the target; on the target those of the candidate."""
+        """Show the masks that SAM2 tracked to a frame; on the target those of the candidate."""
         picture = self.pictures[self.at(frame, candidate.frames)]
         if frame == candidate.frames - 1 and candidate.masks is not None:
             return self._masked(picture, candidate.masks, "tracked")
@@ -286,20 +280,22 @@ class _Video:
         return self._masked(picture, candidate.tracked[frame] > 0, "tracked")
 
     def _back(self, candidate: CandidateTrace, frame: int) -> Cell:
-        """The masks on the way back, and on a reference how they fit the true ones, which are outlined."""
+        """Show the masks tracked backward, and on a reference how they fit the true ones, which are outlined."""
         picture = self.pictures[self.at(frame, candidate.frames)]
         if frame not in candidate.backward:
-            return Cell(None, "not visited", ["not visited: the way back ends at the nearest reference"])
+            return Cell(None, "not visited", ["not visited: backward tracking ends at the nearest reference"])
         masks = candidate.backward[frame]
-        cell = self._masked(picture, masks, "on the way back")
+        cell = self._masked(picture, masks, "tracked backward")
         if frame >= self.references:
             return cell
         outlined = _with_all(picture, masks)
         notes = []
-        for label, truth in enumerate(self.truth[frame]):
-            if truth.any():
-                outlined = pictures.with_outline(outlined, truth.numpy(), WHITE)
-                notes.append(f"{self._named(label)}IoU {iou(masks[label], truth):.3f} with the reference mask (white)")
+        for label, annotated in enumerate(self.shown[frame]):
+            if annotated.any():
+                outlined = pictures.with_outline(outlined, annotated.numpy(), WHITE)
+                notes.append(
+                    f"{self._named(label)}IoU {iou(masks[label], annotated):.3f} with the reference mask (white)"
+                )
         return Cell(pictures.data_url(outlined), cell.alt, notes)
 
     def _masked(self, picture: Picture, masks: Tensor, what: str) -> Cell:
@@ -307,7 +303,7 @@ class _Video:
         return Cell(pictures.data_url(_with_all(picture, masks)), f"masks {what}", notes)
 
     def _named(self, label: int) -> str:
-        """What a note begins with, to say which label it is about; nothing where there is only one."""
+        """Begin a note with the label it is about; with nothing if there is only one."""
         return f"{self.labels[label]}: " if len(self.labels) > 1 else ""
 
 
@@ -316,7 +312,7 @@ def _colour(label: int) -> Colour:
 
 
 def _as_picture(frame: Tensor) -> Picture:
-    """float (3, S, S) in 0..1 to uint8, small enough for the page."""
+    """Turn float (3, S, S) in 0..1 into uint8, small enough for the page."""
     return pictures.shrunk((frame.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
 
 
@@ -349,42 +345,40 @@ def _kind(prompt: Prompt) -> str:
     return "box" if prompt.box is not None else "point"
 
 
-def _untracked(candidate: CandidateTrace) -> str:
-    """Where the mask of a candidate comes from that was not tracked."""
-    if candidate.name == LINEAR:
-        source = "a ridge classifier of SAM2's features, fitted to the references (object against the rest), marks it"
-    elif candidate.prompts:
-        source = "SAM2 sees it in the bounding box of the target's activation"
-    else:
-        source = (
-            "it is where the target's activation, its likeness to the references' prototype, is above its threshold"
-        )
-    return f"The mask is not tracked: {source}."
+def _label(context: Context, index: int, label: str) -> dict[str, Any]:
+    """Sum up what was found of a label."""
+    mask = context.result.masks.get(label)
+    return {
+        "name": label,
+        "colour": "#{:02x}{:02x}{:02x}".format(*_colour(index)),
+        "score": context.result.scores[label],
+        "share": None if mask is None else mask.mean(),
+        "dropped": _dropped(context, label),
+    }
 
 
-def _dropped(run: Run, label: str) -> str | None:
-    """Why the mask that was chosen for a label is not in the result; None where it is, or where it is empty."""
-    chosen = next(one for one in run.result.candidates[label] if one.chosen)
-    if label in run.result.masks or not chosen.mask.any():
+def _dropped(context: Context, label: str) -> str | None:
+    """Say why the mask that was chosen for a label is not in the result; None if it is, or if it is empty."""
+    chosen = next(one for one in context.result.candidates[label] if one.chosen)
+    if label in context.result.masks or not chosen.mask.any():
         return None
-    if label in run.result.held_back:
-        return run.result.held_back[label]
-    if any(label in pair for pair in run.result.contested):
+    if label in context.result.held_back:
+        return context.result.held_back[label]
+    if any(label in pair for pair in context.result.contested):
         return "other labels claim its pixels"
     return "no pixel of the target is left to it"
 
 
 def _numbers(decision: PseudoLabel) -> str:
     text = f"threshold {decision.threshold:.2f}, separation {decision.separation:.2f}"
-    return text if decision.cycle_iou is None else f"{text}, IoU on the way back {decision.cycle_iou:.2f}"
+    return text if decision.cycle_iou is None else f"{text}, IoU found again on the reference {decision.cycle_iou:.2f}"
 
 
 def _curves(trace: Trace) -> list[curves.Curve]:
-    """Diagrams of every fit that took a step."""
-    assert trace.adapted is not None  # checked by `_Video`
+    """Draw diagrams of every fit that took a step."""
     fits = {
-        "TTGA: cyclic consistency on the reference": trace.adapted.alignment.losses if trace.adapted.alignment else [],
-        "LoRA of the reference": trace.adapted.endpoints[trace.order[-1]].losses if trace.adapted.endpoints else [],
+        "TTGA: cyclic consistency on the reference": trace.alignment_losses,
+        "LoRA of the reference": trace.reference_losses,
         "LoRA of the target": trace.target_losses,
     }
     return [curves.curve(title, losses) for title, losses in fits.items() if losses]

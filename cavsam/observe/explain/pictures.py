@@ -37,14 +37,14 @@ RING = 8
 
 
 def shrunk(picture: Picture) -> Picture:
-    """uint8 (H, W, 3) with no side longer than `LARGEST`; smaller ones stay as they are."""
+    """Shrink uint8 (H, W, 3) so that no side is longer than `LARGEST`; smaller ones stay as they are."""
     small = Image.fromarray(picture)
     small.thumbnail((LARGEST, LARGEST), Image.Resampling.BICUBIC)
     return np.asarray(small)
 
 
 def with_mask(picture: Picture, mask: Mask, colour: Colour) -> Picture:
-    """A mask of any size, bool (h, w), filled and outlined over uint8 (H, W, 3)."""
+    """Draw a mask of any size, bool (h, w), filled and outlined over uint8 (H, W, 3)."""
     covered = _fitted(mask, picture)
     drawn = picture.astype(np.float64)
     drawn[covered] += (np.array(colour) - drawn[covered]) * FILL
@@ -52,7 +52,7 @@ def with_mask(picture: Picture, mask: Mask, colour: Colour) -> Picture:
 
 
 def with_outline(picture: Picture, mask: Mask, colour: Colour) -> Picture:
-    """The edge of a mask of any size over uint8 (H, W, 3)."""
+    """Draw the edge of a mask of any size over uint8 (H, W, 3)."""
     covered = _fitted(mask, picture)
     drawn = picture.copy()
     drawn[covered & ~ndimage.binary_erosion(covered)] = colour
@@ -64,7 +64,7 @@ def _fitted(mask: Mask, picture: Picture) -> Mask:
 
 
 def with_box(picture: Picture, box: Sequence[float], size: int, colour: Colour) -> Picture:
-    """A box (x0, y0, x1, y1), in pixels of a square of side `size`, over uint8 (H, W, 3)."""
+    """Draw a box (x0, y0, x1, y1), in pixels of a square of side `size`, over uint8 (H, W, 3)."""
     height, width = picture.shape[:2]
     drawn = Image.fromarray(picture)
     scale = (width / size, height / size, width / size, height / size)
@@ -74,7 +74,7 @@ def with_box(picture: Picture, box: Sequence[float], size: int, colour: Colour) 
 
 
 def with_point(picture: Picture, point: tuple[float, float], size: int, colour: Colour) -> Picture:
-    """A dot in a ring at (x, y), in pixels of a square of side `size`, over uint8 (H, W, 3)."""
+    """Draw a dot in a ring at (x, y), in pixels of a square of side `size`, over uint8 (H, W, 3)."""
     height, width = picture.shape[:2]
     column, row = int(point[0] * width / size), int(point[1] * height / size)
     drawn = Image.fromarray(picture)
@@ -85,7 +85,7 @@ def with_point(picture: Picture, point: tuple[float, float], size: int, colour: 
 
 
 def with_heat(picture: Picture, values: NDArray[np.float32], low: float, high: float) -> Picture:
-    """A map (h, w), `low` dark and `high` bright, scaled up bilinearly as the method does, over uint8 (H, W, 3)."""
+    """Draw a map (h, w), `low` dark and `high` bright, scaled up as the method does, over uint8 (H, W, 3)."""
     height, width = picture.shape[:2]
     large = np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
     heat = matplotlib.colormaps["inferno"](np.clip((large - low) / max(high - low, 1e-9), 0, 1))[..., :3] * 255
@@ -93,7 +93,7 @@ def with_heat(picture: Picture, values: NDArray[np.float32], low: float, high: f
 
 
 def data_url(picture: Picture) -> str:
-    """uint8 (H, W, 3) as a JPEG in a URL; colours are not subsampled, so that thin outlines keep theirs."""
+    """Write uint8 (H, W, 3) as a JPEG in a URL; colours are not subsampled, so that thin outlines keep theirs."""
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, "JPEG", quality=88, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

@@ -25,6 +25,7 @@ from backend.errors import (
     LabelStudioUnreachable,
 )
 from backend.labelstudio.client import LabelStudio
+from backend.labelstudio.images import fetch_image
 from tests.support.fake_label_studio import LEGACY_KEY, PERSONAL_TOKEN, FakeLabelStudio, picture
 
 IMAGE = picture((1, 9, 1, 9))
@@ -155,12 +156,12 @@ def test_something_else_at_the_address(other_host: OtherHost):
 def test_fetches_an_upload_with_the_key(label_studio: FakeLabelStudio, client: LabelStudio, tmp_path: Path):
     task = label_studio.add_task(label_studio.add_project(), IMAGE)
     for number, address in enumerate((f"/data/upload/{task}.png", f"{label_studio.url}/data/upload/{task}.png")):
-        client.fetch_image(address, tmp_path / str(number), LIMIT)
+        fetch_image(client, address, tmp_path / str(number), LIMIT)
         assert (tmp_path / str(number)).read_bytes() == IMAGE
 
 
 def test_other_hosts_do_not_see_the_key(client: LabelStudio, other_host: OtherHost, tmp_path: Path):
-    client.fetch_image(f"{other_host.url}/a.png?signature=1", tmp_path / "a", LIMIT)
+    fetch_image(client, f"{other_host.url}/a.png?signature=1", tmp_path / "a", LIMIT)
     assert (tmp_path / "a").read_bytes() == IMAGE
     assert other_host.authorizations == [None]
 
@@ -183,14 +184,14 @@ def test_no_spelling_of_an_address_takes_the_key_elsewhere(
 ):
     hosts = {"evil": other_host.url.removeprefix("http://"), "ours": label_studio.url.removeprefix("http://")}
     with contextlib.suppress(BackendError):
-        client.fetch_image(address.format(**hosts), tmp_path / "a", LIMIT)
+        fetch_image(client, address.format(**hosts), tmp_path / "a", LIMIT)
     assert not any(LEGACY_KEY in (authorization or "") for authorization in other_host.authorizations)
 
 
 def test_a_redirect_to_another_host_loses_the_key(other_host: OtherHost, tmp_path: Path):
     relay = OtherHost(back_to=f"{other_host.url}/a.png")
     relay_url = relay.url.replace("localhost", "127.0.0.1")
-    LabelStudio(relay_url, LEGACY_KEY).fetch_image("/there", tmp_path / "a", LIMIT)
+    fetch_image(LabelStudio(relay_url, LEGACY_KEY), "/there", tmp_path / "a", LIMIT)
     relay.server.shutdown()
     relay.server.server_close()
     assert relay.authorizations == [f"Token {LEGACY_KEY}"]
@@ -201,16 +202,16 @@ def test_a_redirect_to_another_host_loses_the_key(other_host: OtherHost, tmp_pat
 def test_the_address_that_people_use_leads_to_the_configured_one(label_studio: FakeLabelStudio, tmp_path: Path):
     client = LabelStudio(label_studio.url, LEGACY_KEY, public_url="https://labels.example.org/")
     task = label_studio.add_task(label_studio.add_project(), IMAGE)
-    client.fetch_image(f"https://labels.example.org/data/upload/{task}.png", tmp_path / "a", LIMIT)
+    fetch_image(client, f"https://labels.example.org/data/upload/{task}.png", tmp_path / "a", LIMIT)
     assert (tmp_path / "a").read_bytes() == IMAGE
 
 
 def test_an_image_inside_its_address(client: LabelStudio, tmp_path: Path):
     text = base64.b64encode(IMAGE).decode()
-    client.fetch_image(f"data:image/png;base64,{text}", tmp_path / "a", LIMIT)
+    fetch_image(client, f"data:image/png;base64,{text}", tmp_path / "a", LIMIT)
     assert (tmp_path / "a").read_bytes() == IMAGE
     with pytest.raises(ImageUnavailable, match="not valid base64"):
-        client.fetch_image("data:image/png;base64,???", tmp_path / "b", LIMIT)
+        fetch_image(client, "data:image/png;base64,???", tmp_path / "b", LIMIT)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +224,7 @@ def test_an_image_inside_its_address(client: LabelStudio, tmp_path: Path):
 )
 def test_images_that_never_come(client: LabelStudio, tmp_path: Path, address: str, words: str):
     with pytest.raises(ImageUnavailable, match=words) as caught:
-        client.fetch_image(address, tmp_path / "a", LIMIT)
+        fetch_image(client, address, tmp_path / "a", LIMIT)
     assert caught.value.permanent
     assert list(tmp_path.iterdir()) == []
 
@@ -231,21 +232,21 @@ def test_images_that_never_come(client: LabelStudio, tmp_path: Path, address: st
 def test_a_missing_image_elsewhere_is_permanent_and_an_absent_host_is_not(
     client: LabelStudio, other_host: OtherHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("backend.labelstudio.client.PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("backend.labelstudio.client.RETRY", None)
     with pytest.raises(ImageUnavailable) as caught:
-        client.fetch_image(f"{other_host.url}/missing.png", tmp_path / "a", LIMIT)
+        fetch_image(client, f"{other_host.url}/missing.png", tmp_path / "a", LIMIT)
     assert caught.value.permanent
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(ImageUnavailable) as caught:
-        client.fetch_image(f"http://localhost:{port}/a.png", tmp_path / "a", LIMIT)
+        fetch_image(client, f"http://localhost:{port}/a.png", tmp_path / "a", LIMIT)
     assert not caught.value.permanent
 
 
 def test_a_file_that_is_too_large_is_not_kept(label_studio: FakeLabelStudio, client: LabelStudio, tmp_path: Path):
     task = label_studio.add_task(label_studio.add_project(), IMAGE)
     with pytest.raises(ImageUnavailable, match="CAVSAM_MAX_IMAGE_MB"):
-        client.fetch_image(f"/data/upload/{task}.png", tmp_path / "a", len(IMAGE) - 1)
+        fetch_image(client, f"/data/upload/{task}.png", tmp_path / "a", len(IMAGE) - 1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -279,7 +280,7 @@ def test_an_image_for_which_there_is_no_room_leaves_nothing(
     }[kind]
     told = r"The folder .* cannot be written \(File too large\); make room"
     with small_files(), pytest.raises(ImageNotKept, match=told) as caught:
-        client.fetch_image(address, tmp_path / "a", LIMIT)
+        fetch_image(client, address, tmp_path / "a", LIMIT)
     assert not caught.value.permanent
     assert list(tmp_path.iterdir()) == []
 
@@ -288,7 +289,7 @@ def test_an_image_broken_off_leaves_nothing(client: LabelStudio, label_studio: F
     label_studio.failures.cut_files = True
     task = label_studio.add_task(label_studio.add_project(), IMAGE)
     with pytest.raises(LabelStudioUnreachable, match="broke off"):
-        client.fetch_image(f"/data/upload/{task}.png", tmp_path / "a", LIMIT)
+        fetch_image(client, f"/data/upload/{task}.png", tmp_path / "a", LIMIT)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -296,7 +297,7 @@ def test_two_threads_may_fetch_the_same_image(client: LabelStudio, label_studio:
     task = label_studio.add_task(label_studio.add_project(), IMAGE)
     label_studio.failures.slow = 0.05
     threads = [
-        threading.Thread(target=client.fetch_image, args=(f"/data/upload/{task}.png", tmp_path / "a", LIMIT))
+        threading.Thread(target=fetch_image, args=(client, f"/data/upload/{task}.png", tmp_path / "a", LIMIT))
         for _ in range(8)
     ]
     for thread in threads:
@@ -323,10 +324,62 @@ def test_cloud_storage_through_label_studio(other_host: OtherHost, tmp_path: Pat
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         ours = LabelStudio(f"http://127.0.0.1:{server.server_port}", LEGACY_KEY)
-        ours.fetch_image(path, tmp_path / "a", LIMIT)
+        fetch_image(ours, path, tmp_path / "a", LIMIT)
     finally:
         server.shutdown()
         server.server_close()
     assert (tmp_path / "a").read_bytes() == IMAGE
     assert asked == [(path.rpartition("=")[2], f"Token {LEGACY_KEY}")]
     assert other_host.authorizations == ([None] if presigned else [])
+
+
+@contextmanager
+def serving(app: Flask) -> Iterator[str]:
+    """The address of an application while the block runs."""
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_busy_server_is_asked_again_when_it_says_and_told_once():
+    app = Flask("busy")
+    calls: list[str] = []
+
+    @app.route("/api/projects/1/", methods=["GET", "PATCH"])
+    def project():
+        calls.append(request.method)
+        return {"id": 1} if len(calls) == 2 else ("busy", 429, {"Retry-After": "0"})
+
+    with serving(app) as url:
+        client = LabelStudio(url, LEGACY_KEY, timeout=5)
+        assert client.project(1) == {"id": 1}
+        with pytest.raises(LabelStudioUnreachable, match="429"):
+            client.set_model_version(1, "v")
+    assert calls == ["GET", "GET", "PATCH"]
+
+
+@pytest.mark.parametrize("key", [LEGACY_KEY, PERSONAL_TOKEN])
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_of_the_api_is_not_followed(key: str, status: int):
+    """A 307 would pass the token exchange's body, which is the personal access token, to any host."""
+    seen: list[bytes] = []
+    elsewhere, here = Flask("elsewhere"), Flask("here")
+
+    @elsewhere.route("/<path:path>", methods=["GET", "POST"])
+    def take(path: str):
+        seen.append(request.get_data())
+        return {"id": 1, "access": "x"}
+
+    with serving(elsewhere) as other:
+
+        @here.route("/<path:path>", methods=["GET", "POST"])
+        def send_on(path: str):
+            return redirect(f"{other}/{path}", status)
+
+        with serving(here) as url, pytest.raises(LabelStudioError, match="set LABEL_STUDIO_URL"):
+            LabelStudio(url, key, timeout=5).project(1)
+    assert seen == []

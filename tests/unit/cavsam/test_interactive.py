@@ -50,7 +50,7 @@ def test_prompts_mean_what_they_mean_to_the_video_predictor(
     image, _ = scene(size, size)
     refiner = Refiner(tracker)
     found, _ = refiner.refine(refiner.encode(image), clicks, [box] if box else [])
-    state = tracker._state(tracker.trunk(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255), None)
+    state = tracker.state(tracker.trunk(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255))
     _, _, logits = tracker.predictor.add_new_points_or_box(
         state,
         0,
@@ -69,8 +69,8 @@ def test_a_mask_and_clicks_are_what_the_video_predictor_makes_of_them(tracker: T
     image, disc = scene(size, size)
     refiner = Refiner(tracker)
     clicks = [Click(100, 115), Click(20, 30, positive=False)]
-    found, _ = refiner._decode(refiner.encode(image), clicks, start=disc)
-    state = tracker._state(tracker.trunk(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255), None)
+    found, _ = refiner.decode(refiner.encode(image), clicks, start=disc)
+    state = tracker.state(tracker.trunk(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255))
     tracker.predictor.add_new_mask(state, 0, 0, torch.from_numpy(disc))
     _, _, logits = tracker.predictor.add_new_points_or_box(
         state, 0, 0, points=[(c.x, c.y) for c in clicks], labels=[int(c.positive) for c in clicks]

@@ -22,13 +22,16 @@ from safetensors.torch import save_file
 from scipy.ndimage import label as connected_components
 from skimage.filters import threshold_otsu
 
-from cavsam import AdaptedReference, CavSam, Recipe, Reference, TargetResult, alignment, pipeline
+from cavsam import AdaptedReference, CavSam, Recipe, Reference, TargetResult
+from cavsam.candidates import linear
 from cavsam.diffusion import LatentDiffusion
 from cavsam.errors import CavSamError, ImageError, InvalidReference, ModelError, UsageError
 from cavsam.recipe import Mode
 from cavsam.scoring import appearance
 from cavsam.scoring.calibration import Calibration, Logistic
 from cavsam.tracking import Prompt, Tracker
+from cavsam.transition import DiffusionTransition, Frames
+from cavsam.video import picture_square
 from tests.unit.cavsam.conftest import blob_picture
 
 QUICK = Recipe.preset("paper").replace(
@@ -42,7 +45,7 @@ Build = Callable[..., CavSam]
 def build(tracker: Tracker, diffusion: LatentDiffusion) -> Build:
     def make(**changes: object) -> CavSam:
         recipe = QUICK.replace(**changes)
-        return CavSam(tracker, diffusion if recipe.generates_frames else None, recipe)
+        return CavSam(tracker, DiffusionTransition(diffusion, recipe) if recipe.generates_frames else None, recipe)
 
     return make
 
@@ -161,8 +164,6 @@ def test_options_of_the_recipe_reach_the_result(build: Build, reference: Referen
         {"prompted_fraction": 0.0},
         {"temperature": 0.1},
         {"activation": "contrast"},
-        {"activation": "contrast", "background_prototypes": 2},
-        {"activation_threshold": "zero"},
         {"target_prompt": "box"},
         {"target_prompt": "point"},
         {"cycle_mask": "true"},
@@ -208,33 +209,52 @@ def test_candidates_of_auto_are_those_of_the_modes(
         (alone,) = next(model.segment(model.adapt([reference]), targets[:1])).candidates["dark"]
         (beside,) = (way for way in auto.candidates["dark"] if way.kind == mode)
         np.testing.assert_array_equal(alone.mask, beside.mask)
-        assert beside.signs == alone.signs
+        assert beside.cues == alone.cues
 
 
 def test_the_candidate_activation_is_what_its_map_marks(build: Build, reference: Reference) -> None:
-    """On the reference itself: the tuned neck's cosine above its Otsu threshold, or what SAM2 sees in its box."""
-    plain, refined = (
-        build(mode="ttga", region_fallback=True, ttga_steps=60, refine_activation=kind) for kind in ("none", "box")
-    )
-    adapted = plain.adapt([reference])
-    tracker, size = plain.tracker, plain.tracker.image_size
-    result = next(plain.segment(adapted, [reference.image]))
+    """On the reference itself: the tuned neck's cosine above its Otsu threshold."""
+    model = build(mode="ttga", region_fallback=True, ttga_steps=60)
+    adapted = model.adapt([reference])
+    size = model.tracker.image_size
+    result = next(model.segment(adapted, [reference.image]))
     assert adapted.alignment is not None
-    maps = alignment.activations(tracker, adapted.trunk, adapted.alignment, plain.recipe)[0]
+    maps = adapted.alignment.activations(model.tracker, adapted.trunk, model.recipe)[0]
     full = F.interpolate(maps[None], size=(size, size), mode="bilinear")[0].numpy()
     margin = np.stack([full[i] - threshold_otsu(maps[i].double().numpy()) for i in range(2)])
-    boxes = []
     for label, name in enumerate(reference.masks):
         way = result.candidates[name][1]
         expected = (margin[label] > 0) & (margin[label] >= margin.max(axis=0))
         assert way.kind == "activation"
         assert (way.mask == expected).mean() > 0.999
-        boxes.append(Prompt.of(0, label, torch.from_numpy(way.mask), "box"))
-    again = next(refined.segment(dataclasses.replace(adapted, fingerprint=refined.fingerprint), [reference.image]))
-    logits = tracker.track(adapted.trunk, boxes, 2, read=0, neck_weights=adapted.alignment.neck).logits.numpy()
-    for label, name in enumerate(reference.masks):
-        expected = (logits[label] > 0) & (logits[label] >= logits.max(axis=0))
-        np.testing.assert_array_equal(again.candidates[name][1].mask, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "borrowed"),
+    [
+        ({"mode": "ttga", "region_fallback": True}, {"activation": "ttga"}),
+        ({"mode": "full", "region_fallback": True}, {"activation": "full"}),
+        ({"mode": "auto", "auto_threshold": 0.0}, {"activation": "ttga", "linear": "concat"}),
+        # without a `ttga` of its own, `concat` speaks for all
+        (
+            {"mode": "auto", "auto_threshold": 0.0, "propagate_with": "original"},
+            {"activation": "concat", "linear": "concat"},
+        ),
+    ],
+)
+def test_a_region_has_its_presence_from_a_tracked_candidate(
+    build: Build,
+    reference: Reference,
+    targets: list[np.ndarray],
+    changes: dict[str, Any],
+    borrowed: dict[str, str],
+) -> None:
+    model = build(**changes)
+    result = next(model.segment(model.adapt([reference]), targets[:1]))
+    assert result.error is None
+    for ways in result.candidates.values():
+        presence = {way.kind: way.cues["presence"] for way in ways}
+        assert {kind: presence[kind] for kind in borrowed} == {kind: presence[of] for kind, of in borrowed.items()}
 
 
 @pytest.mark.parametrize(
@@ -289,10 +309,10 @@ def test_below_the_presence_asked_for_no_mask_is_returned(
     found = next(model.segment(adapted, targets[:1]))
     assert found.masks
     assert not found.calibrated
-    # a calibration that tells the two labels apart by their own signs
+    # a calibration that tells the two labels apart by their own cues
     sure = next(iter(found.masks))
-    signs = {label: ways[0].signs for label, ways in found.candidates.items()}
-    level = signs[sure]["area"] + 0.01
+    cues = {label: ways[0].cues for label, ways in found.candidates.items()}
+    level = cues[sure]["area"] + 0.01
     gate = Logistic(-1000 * level, {"area": 1000.0}, {"area": 0.5})
     picky = CavSam(
         model.tracker, None, model.recipe.replace(min_presence=0.5), calibration=Calibration({}, {"concat": gate})
@@ -302,7 +322,7 @@ def test_below_the_presence_asked_for_no_mask_is_returned(
     assert sure not in result.masks
     assert result.scores[sure] < 0.5
     for label in set(found.masks) - {sure}:
-        assert (label in result.masks) == (signs[label]["area"] > level)
+        assert (label in result.masks) == (cues[label]["area"] > level)
 
 
 @pytest.mark.parametrize("mode", ["concat", "ttga"])
@@ -393,7 +413,7 @@ def test_not_a_number_anywhere_is_an_error_for_that_target_alone(
     model = build(mode=mode, auto_threshold=0.0)
     adapted = model.adapt([reference])
     expected = next(model.segment(adapted, targets[1:2]))
-    owners = {"level": Tracker, "linear_logits": pipeline, "palette": appearance}
+    owners = {"level": Tracker, "linear_logits": linear, "palette": appearance}
     owner = owners.get(step, LatentDiffusion)
     real, calls = getattr(owner, step), itertools.count()
     monkeypatch.setattr(owner, step, lambda *given: real(*given) * (torch.nan if next(calls) == 0 else 1.0))
@@ -541,17 +561,25 @@ def test_a_transition_from_each_reference_is_the_mean_of_their_videos(
     references = [reference, blob_picture(rng, 90, 100)]
     size = 64
     frames = [torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(i)) for i in range(2)]
-    model = build(mode="dbst", transition_from="all", prompted_fraction=0.0)
-    adapted = model.adapt(references, generate=False)
     asked: list[int] = []
 
-    def between(index: int) -> torch.Tensor:
-        asked.append(index)
-        return frames[index]
+    class Given:
+        """Frames made before."""
 
-    result = next(model.segment(adapted, targets[:1], between=between))
+        def prepare(self, *_: Any) -> list[Any]:
+            return []
+
+        def between(self, ends: Any, references: Any, *_: Any) -> Iterator[Frames]:
+            for index in references:
+                asked.append(index)
+                yield Frames(frames[index], [])
+
+    recipe = QUICK.replace(mode="dbst", transition_from="all", prompted_fraction=0.0)
+    model = CavSam(build(mode="concat").tracker, Given(), recipe)
+    adapted = model.adapt(references)
+    result = next(model.segment(adapted, targets[:1]))
     tracker, square = model.tracker, model.tracker.image_size
-    target_trunk = tracker.trunk(model._canvas(targets[0], square)[None])
+    target_trunk = tracker.trunk(picture_square(targets[0], square)[None])
     logits = []
     for last in asked:
         order = [1 - last, last]
@@ -697,7 +725,7 @@ def test_progress_and_cancel(build: Build, reference: Reference, targets: list[n
 
 @pytest.mark.parametrize(
     "changes",
-    [{"mode": "concat"}, {"mode": "ttga", "activation": "contrast", "background_prototypes": 2}, {"mode": "full"}],
+    [{"mode": "concat"}, {"mode": "ttga", "activation": "contrast"}, {"mode": "full"}],
 )
 def test_an_adapted_reference_survives_the_disk(
     build: Build, reference: Reference, targets: list[np.ndarray], tmp_path: Path, changes: dict[str, object]
@@ -735,7 +763,7 @@ def test_a_file_that_holds_no_adapted_reference_is_refused(build: Build, referen
 def saved(build: Build, reference: Reference, tmp_path: Path) -> Path:
     """An adapted reference of the mode that has most to keep."""
     path = tmp_path / "reference.safetensors"
-    build(mode="full", activation="contrast", background_prototypes=2).adapt([reference]).save(path)
+    build(mode="full", activation="contrast").adapt([reference]).save(path)
     return path
 
 

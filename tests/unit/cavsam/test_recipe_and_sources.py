@@ -131,13 +131,13 @@ def test_settings_and_images_do_not_load_torch() -> None:
 def test_the_preset_paper_fixes_every_open_choice() -> None:
     """Whatever the defaults become, the published reading stays what it is."""
     paper = Recipe.preset("paper")
-    assert (paper.activation, paper.activation_threshold, paper.temperature) == ("foreground", "otsu", 1.0)
+    assert (paper.activation, paper.temperature) == ("foreground", 1.0)
     assert (paper.min_separation, paper.min_cycle_iou, paper.min_presence) == (0.0, 0.0, 0.0)
     assert (paper.reference_prompt, paper.propagate_with, paper.lora_mix) == ("mask", "tuned", "delta")
     assert (paper.target_prompt, paper.region_fallback, paper.pseudo_label) == ("none", False, "mask")
     # what it leaves to the defaults has no effect on its mode, or is where and how it runs
     left = {field.name for field in dataclasses.fields(Recipe)} - set(PRESETS["paper"])
-    ours = {"seed", "precision", "frame_batch", "diffusion_size", "background_prototypes", "refine_activation"}
-    assert left == ours | {"fallback_iou", "auto_threshold", "auto_floor"}
+    ours = {"seed", "precision", "frame_batch", "diffusion_size"}
+    assert left == ours | {"fallback_iou", "auto_threshold"}
     with pytest.raises(RecipeError, match="default, quick, paper"):
         Recipe.preset("best")

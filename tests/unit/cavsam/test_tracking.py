@@ -89,7 +89,7 @@ def test_a_correction_equals_the_predictors_own(
         given = {"points": [[95.5, 100.5]], "labels": [1]}
     corrected = tracker.track(trunk, prompts, 2, read=2, corrections=[correction])
 
-    predictor, state = tracker.predictor, tracker._state(trunk, None)
+    predictor, state = tracker.predictor, tracker.state(trunk)
     for prompt in prompts:
         predictor.add_new_mask(state, 0, prompt.label, prompt.mask)
     for frame, _, _ in predictor.propagate_in_video(state):

@@ -1,4 +1,4 @@
-"""The calibration that is fitted on records: it orders what it has not seen, and no sign counts the wrong way round."""
+"""The calibration that is fitted on records: it orders what it has not seen, and no cue counts the wrong way round."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_run(
     domains: int = 3,
     **options: object,
 ) -> None:
-    """A run whose signs are known: `good` rises with the IoU, `bad` falls with it, `noise` and `still` say nothing."""
+    """A run whose cues are known: `good` rises with the IoU, `bad` falls with it, `noise` and `still` say nothing."""
     generator = np.random.default_rng(seed)
     folder.mkdir()
     setting = {"split": split, "shots": shots, "models": models, "recipe": Recipe(**options).to_dict()}
@@ -37,17 +37,17 @@ def write_run(
         for index in range(episodes):
             absent = index % 4 == 0
             iou = 0.0 if absent else float(generator.random())
-            signs = {
+            cues = {
                 "good": iou + generator.normal(0, 0.15),
                 "bad": -iou + generator.normal(0, 0.15),
                 "noise": generator.normal(),
                 "still": 0.5,
             }
             if index % 10 == 3:
-                del signs["noise"]
+                del cues["noise"]
             ways = [
-                {"kind": kind, "found": True, "iou": iou, "signs": signs},
-                {"kind": "activation", "found": False, "iou": 1.0, "signs": {}},
+                {"kind": kind, "found": True, "iou": iou, "cues": cues},
+                {"kind": "activation", "found": False, "iou": 1.0, "cues": {}},
             ]
             record = Record(
                 f"domain{index % domains}",
@@ -107,8 +107,8 @@ def test_the_logistic_is_the_best_of_its_kind() -> None:
     generator = np.random.default_rng(2)
     table = generator.normal(size=(80, 2))
     truth = 1 / (1 + np.exp(-(0.5 + 2 * table[:, 0] - table[:, 1])))
-    signs = [{"a": a, "b": b} for a, b in table.tolist()]
-    fitted = fit_logistics(["x"] * 80, signs, truth, shared=0.02, own=0.02)["x"]
+    cues = [{"a": a, "b": b} for a, b in table.tolist()]
+    fitted = fit_logistics(["x"] * 80, cues, truth, shared=0.02, own=0.02)["x"]
 
     def loss(bias: float, a: float, b: float) -> float:
         logits = bias + a * table[:, 0] + b * table[:, 1]
@@ -128,15 +128,15 @@ def test_kinds_share_what_their_own_weights_are_forbidden_and_part_where_sharing
     values = generator.normal(size=160)
     kinds = ["x"] * 80 + ["y"] * 80
     truth = 1 / (1 + np.exp(-np.where(np.arange(160) < 80, 3.0, 0.5) * values))
-    signs = [{"a": value} for value in values.tolist()]
-    together = fit_logistics(kinds, signs, truth, shared=0.001, own=1e6)
+    cues = [{"a": value} for value in values.tolist()]
+    together = fit_logistics(kinds, cues, truth, shared=0.001, own=1e6)
     assert together["x"].weights["a"] == pytest.approx(together["y"].weights["a"], rel=1e-3)
-    apart = fit_logistics(kinds, signs, truth, shared=1e6, own=0.0)
+    apart = fit_logistics(kinds, cues, truth, shared=1e6, own=0.0)
     assert apart["x"].weights["a"] == pytest.approx(3.0, rel=0.02)
     assert apart["y"].weights["a"] == pytest.approx(0.5, rel=0.02)
-    # a sign that one kind never has stands in the other's function alone
-    signs = [{"a": v} | ({"b": float(v > 0)} if k == "x" else {}) for v, k in zip(values.tolist(), kinds, strict=True)]
-    fits = fit_logistics(kinds, signs, truth)
+    # a cue that one kind never has stands in the other's function alone
+    cues = [{"a": v} | ({"b": float(v > 0)} if k == "x" else {}) for v, k in zip(values.tolist(), kinds, strict=True)]
+    fits = fit_logistics(kinds, cues, truth)
     assert set(fits["y"].weights) == {"a"}
     assert set(fits["x"].weights) == {"a", "b"}
 

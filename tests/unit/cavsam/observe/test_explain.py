@@ -17,10 +17,11 @@ from PIL import Image
 
 from cavsam import CavSam, Recipe, Reference, cli
 from cavsam.diffusion import LatentDiffusion
-from cavsam.observe.explain import Run, curves, pictures, render
+from cavsam.observe.explain import Context, curves, pictures, render
 from cavsam.observe.trace import Trace
 from cavsam.scoring.calibration import Calibration, Logistic
 from cavsam.tracking import Tracker
+from cavsam.transition import DiffusionTransition
 from cavsam.types import TargetResult
 from cavsam.weights.sources import NAMES
 from tests.unit.cavsam.conftest import blob_picture
@@ -142,12 +143,12 @@ def page(tracker: Tracker, diffusion: LatentDiffusion, rng: np.random.Generator)
     blobs = blob_picture(rng, 200, 260)
     reference = Reference(blobs.image, {"<b>bright</b>": blobs.masks["bright"], "dark": blobs.masks["dark"]})
     target = blob_picture(rng, 256, 256).image
-    model, trace = CavSam(tracker, diffusion, QUICK), Trace()
+    model, trace = CavSam(tracker, DiffusionTransition(diffusion, QUICK), QUICK), Trace()
     adapted = model.adapt([reference], trace=trace)
     steps = len(trace.steps)
     (result,) = model.segment(adapted, [target], trace=trace)
-    run = Run(reference, target, "ref.png", "<i>.png", result, QUICK, NAMES["nano"], "cpu", steps)
-    html = render(trace, run)
+    context = Context(reference, target, "ref.png", "<i>.png", result, QUICK, NAMES["nano"], "cpu", steps)
+    html = render(trace, context)
     return _Page(html), html, trace
 
 
@@ -168,14 +169,14 @@ def test_the_strips_show_what_the_trace_holds(page: tuple[_Page, str, Trace]) ->
     (candidate,) = trace.candidates
     frames = parsed.strips["Pseudo video"]
     activations = [title for title in parsed.strips if title.startswith("Activation")]
-    expected = {"Pseudo video", *activations, "full: prompts", "full: tracked masks", "full: way back"}
+    expected = {"Pseudo video", *activations, "full: prompts", "full: tracked masks", "full: backward tracking"}
     assert len(activations) == 2
     assert set(parsed.strips) == expected
     assert all(len(strip) == 4 for strip in parsed.strips.values())
     assert trace.target is not None
     given = (trace.target.permute(1, 2, 0) * 255).numpy()
     assert np.abs(frames[-1] - given).mean() < 8  # JPEG
-    for title, masks in (("tracked masks", candidate.masks), ("way back", candidate.backward[1])):
+    for title, masks in (("tracked masks", candidate.masks), ("backward tracking", candidate.backward[1])):
         at = 3 if title == "tracked masks" else 1
         changed = np.abs(parsed.strips[f"full: {title}"][at].astype(int) - frames[at]).max(axis=2) > 30
         shown = masks.any(dim=0).numpy()
@@ -184,8 +185,8 @@ def test_the_strips_show_what_the_trace_holds(page: tuple[_Page, str, Trace]) ->
         assert changed[shown].mean() > 0.9
         assert changed[~shown].mean() < 0.2
     assert "no prompt: beyond the first 50%" in parsed.text
-    assert "no prompt: the target is what is looked for" in parsed.text
-    consistency = candidate.signs[1]["consistency"]
+    assert "no prompt: the target is what is segmented" in parsed.text
+    consistency = candidate.cues[1]["consistency"]
     assert f"dark: IoU {consistency:.3f} with the reference mask" in parsed.text
     assert "try-out models" in parsed.text
     for option in ("lora_steps", "ttga_steps", "seed"):
@@ -200,8 +201,8 @@ def test_fits_without_steps_have_no_curve_and_modes_without_ttga_no_activation(
     model, trace = CavSam(tracker, None, recipe), Trace()
     adapted = model.adapt([reference], trace=trace)
     (result,) = model.segment(adapted, [reference.image], trace=trace)
-    run = Run(reference, reference.image, "a", "b", result, recipe, NAMES["default"], "cpu", len(trace.steps))
-    parsed = _Page(render(trace, run))
+    context = Context(reference, reference.image, "a", "b", result, recipe, NAMES["default"], "cpu", len(trace.steps))
+    parsed = _Page(render(trace, context))
     assert "Nothing was fitted" in parsed.text
     assert "polyline" not in parsed.tags
     assert "no activation to show" in parsed.text
@@ -214,11 +215,11 @@ def test_every_candidate_of_auto_has_its_strips(
 ) -> None:
     reference = blob_picture(rng, 100, 100)
     recipe = QUICK.replace(mode="auto", auto_threshold=1.0)
-    model, trace = CavSam(tracker, diffusion, recipe), Trace()
+    model, trace = CavSam(tracker, DiffusionTransition(diffusion, recipe), recipe), Trace()
     adapted = model.adapt([reference], trace=trace)
     (result,) = model.segment(adapted, [reference.image], trace=trace)
-    run = Run(reference, reference.image, "a", "b", result, recipe, NAMES["nano"], "cpu", len(trace.steps))
-    parsed = _Page(render(trace, run))
+    context = Context(reference, reference.image, "a", "b", result, recipe, NAMES["nano"], "cpu", len(trace.steps))
+    parsed = _Page(render(trace, context))
     lengths = {name: len(parsed.strips[f"{name}: tracked masks"]) for name in ("concat", "ttga", "full")}
     assert lengths == {"concat": 2, "ttga": 2, "full": 4}
     # what is read off the target alone has nothing to show before it
@@ -234,8 +235,8 @@ def explained(model: CavSam, references: list[Reference], target: np.ndarray) ->
     adapted = model.adapt(references, trace=trace)
     (result,) = model.segment(adapted, [target], trace=trace)
     assert result.error is None
-    run = Run(references[0], target, "a", "b", result, model.recipe, NAMES["nano"], "cpu", len(trace.steps))
-    return _Page(render(trace, run)), trace, result
+    context = Context(references[0], target, "a", "b", result, model.recipe, NAMES["nano"], "cpu", len(trace.steps))
+    return _Page(render(trace, context)), trace, result
 
 
 def test_points_are_shown_as_such(tracker: Tracker, rng: np.random.Generator) -> None:
@@ -250,14 +251,6 @@ def test_points_are_shown_as_such(tracker: Tracker, rng: np.random.Generator) ->
     column, row = (int(value * strip[1].shape[0] / tracker.image_size) for value in point)
     dot = strip[1][row - 1 : row + 2, column - 1 : column + 2].astype(int)
     assert np.abs(dot - pictures.COLOURS[0]).max() < 60  # JPEG
-
-
-def test_the_box_that_an_activation_gives_is_said_to_be_refined(tracker: Tracker, rng: np.random.Generator) -> None:
-    blobs = blob_picture(rng, 100, 100)
-    recipe = QUICK.replace(mode="ttga", region_fallback=True, refine_activation="box")
-    parsed, trace, _ = explained(CavSam(tracker, None, recipe), [blobs], blobs.image)
-    assert any(prompt.box for prompt in trace.candidates[1].prompts)
-    assert "SAM2 sees it in the bounding box of the target's activation" in parsed.text
 
 
 def test_a_reference_before_the_first_prompt_is_not_visited(tracker: Tracker, rng: np.random.Generator) -> None:
@@ -301,17 +294,17 @@ def test_a_mask_that_other_labels_cover_is_no_mask_below_a_bound(tracker: Tracke
     model = CavSam(tracker, None, recipe)
     (result,) = model.segment(model.adapt([blobs], trace=trace), [blobs.image], trace=trace)
     result = replace(result, masks={"dark": result.masks["dark"]}, contested={("bright", "dark"): 0.9})
-    run = Run(blobs, blobs.image, "a", "b", result, recipe, NAMES["nano"], "cpu", len(trace.steps))
-    parsed = _Page(render(trace, run))
+    context = Context(blobs, blobs.image, "a", "b", result, recipe, NAMES["nano"], "cpu", len(trace.steps))
+    parsed = _Page(render(trace, context))
     assert "chosen, then dropped: other labels claim its pixels" in parsed.text
     assert "min_score 1" not in parsed.text
 
 
 def test_a_trace_without_a_target_is_refused(rng: np.random.Generator) -> None:
     blobs = blob_picture(rng, 20, 20)
-    run = Run(blobs, blobs.image, "a", "b", None, QUICK, NAMES["nano"], "cpu", 0)  # type: ignore[arg-type]
+    context = Context(blobs, blobs.image, "a", "b", None, QUICK, NAMES["nano"], "cpu", 0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no segmented target"):
-        render(Trace(), run)
+        render(Trace(), context)
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ from cavsam.diffusion import LatentDiffusion
 from cavsam.observe.trace import Trace
 from cavsam.recipe import Mode
 from cavsam.tracking import Tracker
+from cavsam.transition import DiffusionTransition
 from tests.unit.cavsam.conftest import blob_picture
 
 QUICK = Recipe.preset("paper").replace(frames=4, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3)
-Look = Callable[..., tuple[Trace, TargetResult]]
+Traced = Callable[..., tuple[Trace, TargetResult]]
 
 
 @pytest.fixture
@@ -33,12 +34,12 @@ def target(tracker: Tracker, rng: np.random.Generator) -> np.ndarray:
 
 
 @pytest.fixture
-def look(tracker: Tracker, diffusion: LatentDiffusion, reference: Reference, target: np.ndarray) -> Look:
+def traced(tracker: Tracker, diffusion: LatentDiffusion, reference: Reference, target: np.ndarray) -> Traced:
     """Segments the target with a trace, after one reference or more."""
 
     def run(*more: Reference, **changes: object) -> tuple[Trace, TargetResult]:
         recipe = QUICK.replace(**changes)
-        model = CavSam(tracker, diffusion if recipe.generates_frames else None, recipe)
+        model = CavSam(tracker, DiffusionTransition(diffusion, recipe) if recipe.generates_frames else None, recipe)
         trace = Trace()
         adapted = model.adapt([reference, *more], trace=trace)
         (result,) = model.segment(adapted, [target], trace=trace)
@@ -49,8 +50,8 @@ def look(tracker: Tracker, diffusion: LatentDiffusion, reference: Reference, tar
 
 
 @pytest.mark.parametrize(("mode", "frames"), [("concat", 2), ("ttga", 2), ("dbst", 6), ("full", 6)])
-def test_the_last_tracked_frame_is_the_result(look: Look, mode: Mode, frames: int) -> None:
-    trace, result = look(mode=mode)
+def test_the_last_tracked_frame_is_the_result(traced: Traced, mode: Mode, frames: int) -> None:
+    trace, result = traced(mode=mode)
     (candidate,) = trace.candidates
     assert (candidate.name, candidate.frames) == (mode, frames)
     assert sorted(candidate.tracked) == list(range(frames))
@@ -67,21 +68,21 @@ def test_the_last_tracked_frame_is_the_result(look: Look, mode: Mode, frames: in
     assert candidate.scores == pytest.approx(list(result.scores.values()), abs=1e-6)
 
 
-def test_the_way_back_gives_the_consistency_of_the_score(look: Look, reference: Reference) -> None:
-    trace, result = look(mode="dbst")
+def test_backward_tracking_gives_the_consistency_of_the_score(traced: Traced, reference: Reference) -> None:
+    trace, result = traced(mode="dbst")
     (candidate,) = trace.candidates
     assert sorted(candidate.backward) == list(range(6))
     for index, (label, truth) in enumerate(reference.masks.items()):
         back = candidate.backward[0][index].numpy()
         expected = (back & truth).sum() / (back | truth).sum() if label in result.masks else 0.0
-        assert candidate.signs[index]["consistency"] == pytest.approx(expected, abs=1e-6)
-    # the way back begins with what was found
+        assert candidate.cues[index]["consistency"] == pytest.approx(expected, abs=1e-6)
+    # backward tracking begins with what was found
     for index, label in enumerate(result.masks):
         assert candidate.backward[5][index].any(), label
 
 
-def test_each_decision_follows_from_the_activation_it_is_about(look: Look) -> None:
-    trace, _ = look(mode="full", prompted_fraction=0.5)
+def test_each_decision_follows_from_the_activation_it_is_about(traced: Traced) -> None:
+    trace, _ = traced(mode="full", prompted_fraction=0.5)
     (candidate,) = trace.candidates
     assert [(one.frame, one.label) for one in candidate.pseudo_labels] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     assert trace.activations is not None
@@ -101,10 +102,11 @@ def test_each_decision_follows_from_the_activation_it_is_about(look: Look) -> No
 
 
 @pytest.mark.parametrize(
-    ("bar", "reason"), [({"min_separation": 1e6}, "not clearly bimodal"), ({"min_cycle_iou": 1.0}, "way back")]
+    ("bar", "reason"),
+    [({"min_separation": 1e6}, "not clearly bimodal"), ({"min_cycle_iou": 1.0}, "find the reference again")],
 )
-def test_a_refused_frame_says_why(look: Look, bar: dict[str, float], reason: str) -> None:
-    trace, _ = look(mode="full", **bar)
+def test_a_refused_frame_says_why(traced: Traced, bar: dict[str, float], reason: str) -> None:
+    trace, _ = traced(mode="full", **bar)
     (candidate,) = trace.candidates
     assert len(candidate.pseudo_labels) == 4
     assert all(one.refused for one in candidate.pseudo_labels)
@@ -112,9 +114,9 @@ def test_a_refused_frame_says_why(look: Look, bar: dict[str, float], reason: str
     assert {prompt.frame for prompt in candidate.prompts} == {0}
 
 
-def test_more_references_come_first_in_their_order(look: Look, rng: np.random.Generator, tracker: Tracker) -> None:
+def test_more_references_come_first_in_their_order(traced: Traced, rng: np.random.Generator, tracker: Tracker) -> None:
     other = blob_picture(rng, 90, 70)
-    trace, _ = look(other, mode="full")
+    trace, _ = traced(other, mode="full")
     (candidate,) = trace.candidates
     assert sorted(trace.order) == [0, 1]
     assert candidate.frames == 2 + 4 + 1
@@ -136,8 +138,8 @@ def test_instances_are_kept_as_their_label(tracker: Tracker, reference: Referenc
     assert (shown == both.masks["block"]).mean() > 0.99
 
 
-def test_auto_keeps_every_candidate(look: Look) -> None:
-    trace, result = look(mode="auto", auto_threshold=1.0)
+def test_auto_keeps_every_candidate(traced: Traced) -> None:
+    trace, result = traced(mode="auto", auto_threshold=1.0)
     assert [candidate.name for candidate in trace.candidates] == ["concat", "ttga", "activation", "linear", "full"]
     for index, label in enumerate(result.scores):
         (chosen,) = (one for one in trace.candidates if one.chosen[index])
@@ -147,10 +149,11 @@ def test_auto_keeps_every_candidate(look: Look) -> None:
     assert not trace.candidates[2].tracked
 
 
-def test_looking_changes_nothing_and_only_the_first_target_is_kept(
+def test_a_trace_changes_nothing_and_only_the_first_target_is_kept(
     tracker: Tracker, diffusion: LatentDiffusion, reference: Reference, target: np.ndarray
 ) -> None:
-    model = CavSam(tracker, diffusion, QUICK.replace(frames=2, ddim_steps=1))
+    recipe = QUICK.replace(frames=2, ddim_steps=1)
+    model = CavSam(tracker, DiffusionTransition(diffusion, recipe), recipe)
     other = np.ascontiguousarray(target[::-1])
     plain = list(model.segment(model.adapt([reference]), [target, other]))
     trace = Trace()
@@ -164,15 +167,18 @@ def test_looking_changes_nothing_and_only_the_first_target_is_kept(
     np.testing.assert_array_equal(pixels, target)
 
 
-def test_the_steps_are_those_of_the_timings(look: Look) -> None:
-    trace, result = look(mode="full")
-    assert trace.adapted is not None
+def test_the_steps_are_those_of_the_timings(
+    tracker: Tracker, diffusion: LatentDiffusion, reference: Reference, target: np.ndarray
+) -> None:
+    model, trace = CavSam(tracker, DiffusionTransition(diffusion, QUICK), QUICK), Trace()
+    adapted = model.adapt([reference], trace=trace)
+    (result,) = model.segment(adapted, [target], trace=trace)
     together: dict[str, float] = {}
     for step in trace.steps:
         together[step.name] = together.get(step.name, 0.0) + step.seconds
         assert step.peak_rss > 10_000_000
         assert (step.peak_cuda is None) == (not torch.cuda.is_available())
-    both = trace.adapted.timings, result.timings
+    both = adapted.timings, result.timings
     expected = {name: sum(part.get(name, 0.0) for part in both) for name in {*both[0], *both[1]}}
     assert together == pytest.approx(expected)
 

@@ -1,4 +1,4 @@
-"""The signs of colour and form, on pictures whose answers can be worked out by hand."""
+"""The cues of colour and form, on pictures whose answers can be worked out by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cavsam.scoring.appearance import GRID, Form, appearance_signs, looks, palette, pictures_of
+from cavsam.scoring.appearance import GRID, Form, appearance_cues, appearances, palette, pictures_of
 
 SIZE = 256
 RED, GREEN, BLUE = (0.9, 0.1, 0.1), (0.1, 0.9, 0.1), (0.1, 0.1, 0.9)
@@ -36,10 +36,10 @@ def one(mask: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(mask)[None]
 
 
-def signs_of(reference: np.ndarray, target: torch.Tensor, predicted: np.ndarray) -> dict[str, float]:
-    known = looks(pictures_of(painted(reference, RED, BLUE)), one(reference)[None])
-    (signs,) = appearance_signs(known, pictures_of(target), one(predicted))
-    return signs
+def cues_of(reference: np.ndarray, target: torch.Tensor, predicted: np.ndarray) -> dict[str, float]:
+    known = appearances(pictures_of(painted(reference, RED, BLUE)), one(reference)[None])
+    (cues,) = appearance_cues(known, pictures_of(target), one(predicted))
+    return cues
 
 
 def test_forms_of_shapes_with_known_measures() -> None:
@@ -63,31 +63,31 @@ def test_every_mask_has_a_form(mask: np.ndarray) -> None:
 
 def test_the_same_again_is_as_alike_as_can_be() -> None:
     mask = disc(60, 100, 110)
-    signs = signs_of(mask, painted(mask, RED, BLUE), mask)
+    cues = cues_of(mask, painted(mask, RED, BLUE), mask)
     for name in ("colour", "palette", "distinct", "thickness", "fullness", "holes", "inside"):
-        assert signs[name] == pytest.approx(1, abs=0.1), name
-    assert math.exp(signs["area"]) == pytest.approx(mask.mean(), rel=0.02)
+        assert cues[name] == pytest.approx(1, abs=0.1), name
+    assert math.exp(cues["area"]) == pytest.approx(mask.mean(), rel=0.02)
 
 
 def test_another_colour_another_form_and_the_border_are_told() -> None:
     mask, away = disc(60), disc(30, 45, 45)
     scene = painted(mask, RED, BLUE)
-    assert signs_of(mask, scene, away)["colour"] == 0
-    assert signs_of(mask, scene, away)["palette"] < 0.1
-    assert signs_of(mask, scene, away)["distinct"] < 0.2  # the rest is mostly of the same colour
+    assert cues_of(mask, scene, away)["colour"] == 0
+    assert cues_of(mask, scene, away)["palette"] < 0.1
+    assert cues_of(mask, scene, away)["distinct"] < 0.2  # the rest is mostly of the same colour
     half = disc(60, 128, 100)
     expected = (half & mask).sum() / (half | mask).sum()
-    assert signs_of(mask, scene, half)["colour"] == pytest.approx(expected, abs=0.03)
-    other = signs_of(mask, painted(mask, GREEN, BLUE), mask)
+    assert cues_of(mask, scene, half)["colour"] == pytest.approx(expected, abs=0.03)
+    other = cues_of(mask, painted(mask, GREEN, BLUE), mask)
     assert other["palette"] < 0.1
     assert other["distinct"] > 0.9
-    thin = signs_of(mask, scene, bar(8, 200))
+    thin = cues_of(mask, scene, bar(8, 200))
     ratio = math.log((4 / math.sqrt(1600)) / (1 / math.sqrt(math.pi)))
     assert thin["thickness"] == pytest.approx(math.exp(-2 * abs(ratio)), rel=0.2)
-    assert signs_of(mask, scene, disc(60) & ~disc(30))["holes"] == pytest.approx((3 / 4) ** 2, abs=0.03)
+    assert cues_of(mask, scene, disc(60) & ~disc(30))["holes"] == pytest.approx((3 / 4) ** 2, abs=0.03)
     touching = np.zeros((SIZE, SIZE), dtype=bool)
     touching[:, : SIZE // 4] = True
-    assert signs_of(mask, scene, touching)["inside"] == pytest.approx(1 - (1 + 2 / 4) / 4, abs=0.02)
+    assert cues_of(mask, scene, touching)["inside"] == pytest.approx(1 - (1 + 2 / 4) / 4, abs=0.02)
 
 
 def test_of_several_references_the_most_alike_counts_and_one_may_lack_the_label() -> None:
@@ -95,19 +95,19 @@ def test_of_several_references_the_most_alike_counts_and_one_may_lack_the_label(
     pictures = pictures_of(torch.cat([painted(mask, RED, BLUE) for mask in (thick, thin, thin)]))
     masks = torch.stack([one(thick), one(thin), one(np.zeros_like(thin))])
     for mask in (thick, thin):
-        (signs,) = appearance_signs(looks(pictures, masks), pictures[:1], one(mask))
-        assert signs["thickness"] == pytest.approx(1)
+        (cues,) = appearance_cues(appearances(pictures, masks), pictures[:1], one(mask))
+        assert cues["thickness"] == pytest.approx(1)
 
 
-def test_labels_have_their_own_looks_and_one_that_was_not_found_has_no_signs() -> None:
+def test_labels_have_their_own_looks_and_one_that_was_not_found_has_no_cues() -> None:
     left, right = disc(30, 128, 60), disc(30, 128, 190)
     picture = np.where(left[..., None], RED, np.where(right[..., None], GREEN, BLUE))
     image = pictures_of(torch.from_numpy(picture).permute(2, 0, 1)[None])
     masks = torch.from_numpy(np.stack([left, right]))
-    first, second = appearance_signs(looks(image, masks[None]), image, masks)
+    first, second = appearance_cues(appearances(image, masks[None]), image, masks)
     assert min(first["palette"], second["palette"]) > 0.9
-    first, second = appearance_signs(
-        looks(image, masks[None]), image, masks & torch.tensor([True, False])[:, None, None]
+    first, second = appearance_cues(
+        appearances(image, masks[None]), image, masks & torch.tensor([True, False])[:, None, None]
     )
     assert first
     assert second == {}
@@ -116,10 +116,10 @@ def test_labels_have_their_own_looks_and_one_that_was_not_found_has_no_signs() -
 def test_a_mask_thinner_than_a_cell_is_not_lost() -> None:
     line = np.zeros((1024, 1024), dtype=bool)
     line[500, 100:900] = True
-    known = looks(pictures_of(torch.rand(1, 3, 1024, 1024)), one(line)[None])
-    (signs,) = appearance_signs(known, torch.zeros(1, 3, GRID, GRID, dtype=torch.uint8), one(line))
-    assert all(math.isfinite(value) for value in signs.values())
-    assert signs["thickness"] == pytest.approx(1)
+    known = appearances(pictures_of(torch.rand(1, 3, 1024, 1024)), one(line)[None])
+    (cues,) = appearance_cues(known, torch.zeros(1, 3, GRID, GRID, dtype=torch.uint8), one(line))
+    assert all(math.isfinite(value) for value in cues.values())
+    assert cues["thickness"] == pytest.approx(1)
 
 
 def test_palettes_sum_to_one_and_near_colours_meet() -> None:

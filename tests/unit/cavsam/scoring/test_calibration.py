@@ -1,4 +1,4 @@
-"""Calibration: rises with every sign, survives the disk, and is refused when damaged."""
+"""Calibration: rises with every cue, survives the disk, and is refused when damaged."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def fitted() -> Calibration:
 def test_the_logistic_written_out(fitted: Calibration) -> None:
     score = fitted.score("concat", {"consistency": 0.9, "cycle": 0.4, "other": 7.0})
     assert score == pytest.approx(1 / (1 + math.exp(1.0 - 2.0 * 0.9 - 0.5 * 0.4)))
-    # a missing sign counts as its usual value
+    # a missing cue counts as its usual value
     assert fitted.score("concat", {"cycle": 0.4}) == fitted.score("concat", {"consistency": 0.6, "cycle": 0.4})
     assert fitted.present("concat", {}) == pytest.approx(1 / (1 + math.exp(-0.5)))
     assert Logistic(1e9, {}, {})({}) == pytest.approx(1.0)
 
 
 def test_a_kind_that_was_not_fitted_keeps_the_plain_score(fitted: Calibration) -> None:
-    signs = {"consistency": 0.8, "presence": 0.5, "cycle": 1.0}
+    cues = {"consistency": 0.8, "presence": 0.5, "cycle": 1.0}
     for calibration in (Calibration(), fitted):
-        assert calibration.score("full", signs) == pytest.approx(0.4)
-        assert calibration.present("full", signs) == 0.5
+        assert calibration.score("full", cues) == pytest.approx(0.4)
+        assert calibration.present("full", cues) == 0.5
         assert calibration.score("full", {"presence": 0.5}) == 0.5  # the reference does not show the label
 
 
@@ -45,7 +45,9 @@ def test_it_holds_for_the_options_that_its_masks_depend_on(fitted: Calibration) 
     both = Calibration(dict.fromkeys(OPTIONS, fitted.overlap["concat"]), {}, "", Recipe().to_dict())
     frames = Recipe(frames=3, mode="ttga")
     assert [kind for kind in OPTIONS if both.holds(kind, frames)] == ["concat", "ttga", "activation", "linear"]
-    assert not both.holds("activation", frames.replace(mode="full"))
+    # beside `full` an activation has its cue `presence` from it
+    assert not both.holds("activation", frames, presence_of="full")
+    assert both.holds("activation", frames, presence_of="ttga")
     assert [kind for kind in OPTIONS if both.holds(kind, Recipe(ttga_lr=0.1))] == ["concat", "linear", "dbst"]
 
 

@@ -1,0 +1,113 @@
+"""Pure functions of tensors against loops, numpy and scikit-image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from skimage.filters import threshold_otsu
+
+from cavsam.features import activation, iou, otsu, prototypes, separation, unlabelled, without_overlap
+from cavsam.recipe import Recipe
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_otsu_against_scikit_image(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    low = generator.normal(0.1, 0.05 + 0.03 * seed, 300)
+    values = np.concatenate([low, generator.normal(0.6, 0.1, 40 + 60 * seed)]).clip(-1, 1)
+    threshold = otsu(torch.from_numpy(values))
+    assert threshold == pytest.approx(threshold_otsu(values), abs=1e-9)
+    below, above = values[values <= threshold], values[values > threshold]
+    expected = (above.mean() - below.mean()) / np.sqrt((above.var() + below.var()) / 2)
+    assert separation(torch.from_numpy(values), threshold) == pytest.approx(expected)
+
+
+def test_a_constant_has_no_two_modes() -> None:
+    constant = torch.full((4, 4), 0.3)
+    assert otsu(constant) == pytest.approx(0.3)
+    assert separation(constant, otsu(constant)) == 0.0
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3])
+def test_separation_tells_two_modes_from_one_whatever_their_size(share: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    one = torch.randn(4000, generator=generator)
+    two = one.clone()
+    two[: int(share * 4000)] += 12
+    trust = Recipe().min_separation
+    assert separation(two, otsu(two)) > trust
+    assert separation(one, otsu(one)) < trust
+    assert separation(torch.rand(4000, generator=generator), 0.5) == pytest.approx(12**0.5, abs=0.1)
+
+
+def test_prototypes_against_a_loop() -> None:
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(2, 5, 4, 4, generator=generator)
+    masks = (torch.rand(2, 3, 16, 16, generator=generator) > 0.6).float()
+    masks[1, 2] = 0  # a label may be missing on one image
+    for label, result in enumerate(prototypes(features, masks)):
+        total, weight = np.zeros(5), 0.0
+        for image in range(2):
+            for row in range(4):
+                for column in range(4):
+                    cell = masks[image, label, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].mean().item()
+                    total += cell * features[image, :, row, column].numpy()
+                    weight += cell
+        mean = total / weight
+        np.testing.assert_allclose(result.numpy(), mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_activation_is_the_cosine() -> None:
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(2, 5, 3, 4, generator=generator)
+    unit = F.normalize(torch.randn(2, 5, generator=generator), dim=1)
+    result = activation(features, unit)
+    assert result.shape == (2, 2, 3, 4)
+    expected = F.cosine_similarity(features[1, :, 2, 3], unit[0], dim=0)
+    assert result[1, 0, 2, 3].item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_contrast_is_against_the_nearest_other_prototype() -> None:
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(2, 5, 3, 4, generator=generator)
+    labels = F.normalize(torch.randn(2, 5, generator=generator), dim=1)
+    background = F.normalize(torch.randn(3, 5, generator=generator), dim=1)
+    result = activation(features, labels, background)
+    everything = torch.cat([labels, background])
+    for cell in np.ndindex(2, 3, 4):
+        cosines = F.cosine_similarity(features[cell[0], :, cell[1], cell[2]][None], everything).numpy()
+        for label in range(2):
+            expected = cosines[label] - np.delete(cosines, label).max()
+            assert result[cell[0], label, cell[1], cell[2]].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_unlabelled_is_what_no_label_covers() -> None:
+    """Two labels that meet in a corner of one of two pictures; a cell is 4 x 4 pixels."""
+    masks = torch.zeros(2, 2, 24, 24)
+    masks[0, 0, :8, :10] = 1
+    masks[0, 1, 4:12, 8:16] = 1
+    expected = np.zeros((2, 1, 6, 6))
+    for image, row, column in np.ndindex(2, 6, 6):
+        cells = masks[image, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].numpy()
+        expected[image, 0, row, column] = (cells.max(axis=0) == 0).mean()
+    np.testing.assert_allclose(unlabelled(torch.zeros(2, 3, 6, 6), masks).numpy(), expected, atol=1e-6)
+
+
+def test_masks_without_overlap_give_a_pixel_to_the_highest_logit(rng: np.random.Generator) -> None:
+    logits = rng.normal(size=(3, 9, 11)).round(1)  # some of them equal: the first label has those
+    masks = without_overlap(torch.from_numpy(logits)).numpy()
+    for row, column in np.ndindex(9, 11):
+        own = logits[:, row, column]
+        expected = [int(own.argmax())] if own.max() > 0 else []
+        assert np.flatnonzero(masks[:, row, column]).tolist() == expected
+
+
+def test_iou_against_numpy(rng: np.random.Generator) -> None:
+    for _ in range(10):
+        first, second = rng.random((2, 9, 11)) > 0.6
+        expected = np.logical_and(first, second).sum() / np.logical_or(first, second).sum()
+        assert iou(torch.from_numpy(first), torch.from_numpy(second)) == pytest.approx(expected)
+    empty = torch.zeros(3, 3, dtype=torch.bool)
+    assert iou(empty, empty) == 1.0
