@@ -114,7 +114,7 @@ def calibration_error(scores: NDArray[np.float64], ious: NDArray[np.float64], bi
     """
     if not len(scores):
         return float("nan")
-    number = np.minimum((scores * bins).astype(int), bins - 1)
+    number = np.clip((scores * bins).astype(int), 0, bins - 1)
     return float(np.abs(np.bincount(number, weights=scores - ious, minlength=bins)).sum() / len(scores))
 
 

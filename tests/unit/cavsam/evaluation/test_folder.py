@@ -214,7 +214,7 @@ def test_a_baseline_finds_what_it_can_see(name: str, tmp_path: Path) -> None:
     arguments = ("--mode", "concat", "--baseline", name, "--episodes", "1", "--out", str(out))
     assert evaluate.run(parse(str(tmp_path), *arguments)) == 0
     (record,) = (record for record in runs.all_records(out) if record.mode == name)
-    assert record.counts.iou > 0.8
+    assert record.counts.iou > 0.6
     assert record.error is None
 
 
