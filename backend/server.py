@@ -14,6 +14,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker as GunicornWorker
 
+from backend import logs
 from backend.errors import BackendError
 from backend.service import Service
 from backend.settings import Settings, unknown_variables
@@ -37,9 +38,7 @@ def serve(settings: Settings, *, segmenter: str = CAVSAM) -> int:
 
 def configure_logging(settings: Settings) -> None:
     """One line per event on stderr; the libraries' own chatter only where it warns."""
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr, force=True
-    )
+    logs.configure(settings.log_level, settings.log_format)
     for library in ("werkzeug", "requests"):
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns before each repeat, and the last is told anyway

@@ -56,14 +56,14 @@ class Service:
             "recipe": settings.method().to_dict(),
             "device": settings.device,
         }
-        self.lane = LaneProcess(LaneSpec(segmenter, options, settings.log_level))
+        self.lane = LaneProcess(LaneSpec(segmenter, options, settings.log_level, log_format=settings.log_format))
         images = ImageFolder(settings.data_dir / "images", int(settings.max_image_mb * 1e6))
         self.clients = Clients(settings, self.ledger)
         self.interactive = Interactive(
             self.ledger,
             self.clients,
             ImageFolder(settings.data_dir / "clicked", int(settings.max_image_mb * 1e6)),
-            LaneProcess(LaneSpec(SAM2, options, settings.log_level, CLICKS)),
+            LaneProcess(LaneSpec(SAM2, options, settings.log_level, CLICKS, settings.log_format)),
         )
         self.coordinator = Coordinator(
             settings, self.ledger, self.clients, self.base_version, demand=demand, wake=self._wake_worker

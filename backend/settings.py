@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, get_type_hints
 from urllib.parse import urlsplit
 
 from backend.errors import SettingsError
+from backend.logs import FORMATS
 from cavsam.errors import CavSamError
 from cavsam.recipe import Recipe
 from cavsam.weights.sources import ModelSources
@@ -129,6 +130,7 @@ class Settings:
         "`LABEL_STUDIO_URL` always do.",
     )
     log_level: str = _setting("INFO", "`DEBUG`, `INFO`, `WARNING` or `ERROR`.")
+    log_format: str = _setting("text", "`text`, or `json` for a program that collects logs: one object per line.")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label_studio_url", self.label_studio_url.strip().rstrip("/"))
@@ -256,6 +258,7 @@ class Settings:
         if not IP_OR_NAME.fullmatch(self.host):
             problems.append(f"CAVSAM_HOST must be an IP address or a host name, such as 127.0.0.1, not {self.host!r}.")
         problems += _not_one_of("log_level", self.log_level, LOG_LEVELS)
+        problems += _not_one_of("log_format", self.log_format, FORMATS)
         problems += _not_one_of("old_predictions", self.old_predictions, OLD_PREDICTIONS)
         problems += _not_one_of("reference_policy", self.reference_policy, REFERENCE_POLICIES)
         problems += _not_one_of("project_version", self.project_version, PROJECT_VERSION)

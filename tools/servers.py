@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+import psutil
 import requests
 
 
@@ -77,7 +78,15 @@ def running(
 
 
 def stop(process: subprocess.Popen[bytes], patience: float = 20.0) -> None:
-    """End a server and every process that it started: asked first, killed after `patience` seconds."""
+    """End a server and every process that it started; they are gone when this returns.
+
+    Args:
+        process: leader of a process group of its own.
+        patience: seconds that it has to end by itself, and that killed processes have to disappear.
+
+    Raises:
+        ServerError: a killed process does not disappear, because it waits for a disk or a driver.
+    """
     if process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -85,6 +94,21 @@ def stop(process: subprocess.Popen[bytes], patience: float = 20.0) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # what is left of its group, if anything
     process.wait()
+    deadline = time.monotonic() + patience
+    while left := _living(process.pid):
+        if time.monotonic() > deadline:
+            raise ServerError(f"The processes {left} were killed but do not end; look at what they wait for.")
+        time.sleep(0.02)
+
+
+def _living(group: int) -> list[int]:
+    """List the processes of a group, without those that have ended and only wait for their parent to notice."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
 
 
 @contextmanager

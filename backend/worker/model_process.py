@@ -37,6 +37,7 @@ class LaneSpec:
     options: Mapping[str, Any]
     log_level: str = "INFO"
     runner: str = LANE
+    log_format: str = "text"
 
 
 @dataclass

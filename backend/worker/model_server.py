@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from backend import logs
 from backend.errors import UnusableRegion
 from backend.labelstudio.masks import BoolMask, mask_names, prediction_regions, reference_masks
 from backend.labelstudio.regions import Region, Slot
@@ -235,7 +236,7 @@ def main(arguments: Sequence[str]) -> int:
     _end_with(int(parent))
     jobs = Connection(int(connection))
     spec = json.loads(jobs.recv_bytes())
-    logging.basicConfig(level=spec["log_level"], format="%(asctime)s %(levelname)s lane: %(message)s")
+    logs.configure(spec["log_level"], spec["log_format"], "lane")
     factory, runner = (_imported(spec[name]) for name in ("segmenter", "runner"))
     return serve(jobs, lambda: factory(spec["options"]), runner)
 

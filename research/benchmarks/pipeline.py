@@ -132,7 +132,7 @@ def random_paper_model(recipe: Recipe, device: str) -> Any:
         cross_attention_dim=1024,
         use_linear_projection=True,
     )
-    text = CLIPTextModel(
+    text: Any = CLIPTextModel(
         CLIPTextConfig(
             hidden_size=1024,
             intermediate_size=4096,
@@ -141,10 +141,11 @@ def random_paper_model(recipe: Recipe, device: str) -> Any:
             hidden_act="gelu",
         )
     )
-    parts = [part.to(where).eval().requires_grad_(False) for part in (vae, unet, text)]
+    for part in (vae, unet, text):
+        part.to(where).eval().requires_grad_(False)
     tokenizer = CLIPTokenizer.from_pretrained(NANO / "diffusion" / "tokenizer")
     schedule = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    diffusion = LatentDiffusion(*parts, tokenizer, ddim_schedule(dict(schedule.config)), context)
+    diffusion = LatentDiffusion(vae, unet, text, tokenizer, ddim_schedule(dict(schedule.config)), context)
     return CavSam(Tracker(predictor, context), DiffusionTransition(diffusion, recipe), recipe)
 
 
@@ -200,7 +201,7 @@ def measure_backend(options: argparse.Namespace) -> dict[str, float]:
         tasks = [{"id": n, "data": {"image": "x" * 32_000}, "annotations": [], "predictions": []} for n in range(250)]
         with backend(Path(folder), settings={"CAVSAM_PREDICT_DEADLINE": "2"}) as server:
             requests.get(f"{server.url}/health", timeout=10).raise_for_status()
-            body = {"tasks": tasks, "project": "1.0", "label_config": "<View/>", "params": {}}
+            body: dict[str, Any] = {"tasks": tasks, "project": "1.0", "label_config": "<View/>", "params": {}}
             requests.post(f"{server.url}/predict", json=body, timeout=60).raise_for_status()
             processes = [server.process.pid, *children(server.process.pid)]
             memory["web processes together"] = sum(peak_memory(pid) for pid in processes)

@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -85,7 +86,7 @@ def start_as_thumbnail(vae: AutoencoderKL, constant: float = 10.0) -> None:
         nn.init.zeros_(conv.bias)
 
 
-def _carry_colours(conv: nn.Conv2d) -> None:
+def _carry_colours(conv: Any) -> None:
     """Make `conv` hand on its first three channels as they are, or averaged over 2 x 2 where it halves the size."""
     conv.weight[:3] = 0
     conv.bias[:3] = 0
@@ -95,7 +96,7 @@ def _carry_colours(conv: nn.Conv2d) -> None:
         conv.weight[[0, 1, 2], [0, 1, 2], row, column] = 1 / len(taps)
 
 
-def _pass_last_norm(half: nn.Module, before: nn.Conv2d, constant: float) -> None:
+def _pass_last_norm(half: Any, before: Any, constant: float) -> None:
     """Bring the colours through the last group norm and SiLU of an encoder or decoder.
 
     `before` is the last convolution ahead of them. It gets, beside the colours, their negatives, since
@@ -163,7 +164,7 @@ def build_tokenizer(words: Sequence[str] = WORDS) -> CLIPTokenizer:
     vocabulary = {token: i for i, token in enumerate([*tokens, START, END, PAD])}
     return CLIPTokenizer(
         vocab=vocabulary,
-        merges=merges,
+        merges=merges,  # type: ignore[arg-type]  # annotated as text, read as pairs
         bos_token=START,
         eos_token=END,
         unk_token=END,
@@ -219,7 +220,8 @@ def save_pipeline(
     dtype: torch.dtype = torch.float16,
 ) -> None:
     """Write the parts into `folder` as a StableDiffusionPipeline does; the weights on disk are in `dtype`."""
-    for name, part in (("vae", vae), ("unet", unet), ("text_encoder", text_encoder)):
+    parts: dict[str, Any] = {"vae": vae, "unet": unet, "text_encoder": text_encoder}
+    for name, part in parts.items():
         copy.deepcopy(part).to(dtype).save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / "tokenizer")
     scheduler.save_pretrained(folder / "scheduler")
@@ -257,7 +259,8 @@ def main() -> None:
     tokenizer = build_tokenizer()
     vae, unet, text_encoder = build_vae(), build_unet(), build_text_encoder(tokenizer)
     save_pipeline(args.out, vae, unet, text_encoder, tokenizer, build_scheduler())
-    for name, part in (("vae", vae), ("unet", unet), ("text_encoder", text_encoder)):
+    parts: dict[str, Any] = {"vae": vae, "unet": unet, "text_encoder": text_encoder}
+    for name, part in parts.items():
         print(f"{name:<13}{parameter_count(part):>10,} parameters")
 
 

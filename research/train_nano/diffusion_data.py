@@ -62,7 +62,7 @@ def crop(rng: np.random.Generator, image: NDArray[np.uint8], side: int) -> NDArr
     return square[:, ::-1] if rng.random() < 0.5 else square
 
 
-def recolour(rng: np.random.Generator, image: NDArray[np.float32]) -> NDArray[np.float32]:
+def recolour(rng: np.random.Generator, image: NDArray[np.floating]) -> NDArray[np.float32]:
     """Other colours, contrast and sharpness for float32 (H, W, 3) in 0..1, so that looks beyond the textures' are met.
 
     Only generic changes: nothing is taken from the evaluation domains.
@@ -70,7 +70,7 @@ def recolour(rng: np.random.Generator, image: NDArray[np.float32]) -> NDArray[np
     if rng.random() < 0.5:
         image = image[..., rng.permutation(3)]
     if rng.random() < 0.25:
-        grey = image @ np.float32([0.299, 0.587, 0.114])
+        grey = image @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
         image = image + np.float32(rng.uniform(0.5, 1)) * (grey[..., None] - image)
     if rng.random() < 0.5:
         gain, centre = rng.uniform(0.4, 1.4), rng.uniform(0.2, 0.8)
@@ -81,8 +81,9 @@ def recolour(rng: np.random.Generator, image: NDArray[np.float32]) -> NDArray[np
     return np.clip(image, 0, 1).astype(np.float32)
 
 
-def box_blur(image: NDArray[np.float32], radius: int) -> NDArray[np.float32]:
+def box_blur(image: NDArray[np.floating], radius: int) -> NDArray[np.float32]:
     """Mean over (2 radius + 1) squared pixels, going round at the borders."""
     for axis in (0, 1):
-        image = sum(np.roll(image, shift, axis) for shift in range(-radius, radius + 1)) / (2 * radius + 1)
+        shifted = [np.roll(image, shift, axis) for shift in range(-radius, radius + 1)]
+        image = np.sum(shifted, axis=0) / (2 * radius + 1)
     return image.astype(np.float32)

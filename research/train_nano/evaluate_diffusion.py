@@ -48,8 +48,8 @@ class Transition:
 
     class_name: str
     video: Tensor
-    from_reference: NDArray[np.float64]
-    from_target: NDArray[np.float64]
+    from_reference: NDArray[np.floating]
+    from_target: NDArray[np.floating]
 
     @property
     def monotone(self) -> bool:

@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ from torch import Tensor, distributed, nn
 
 from research import synth
 from research.train_nano.diffusion_data import recolour
+
+SAM2 = Any  # SAM2VideoPredictor: its package has no types, and what is read from a module may be anything
 
 PACKAGE = Path(__file__).resolve().parents[2] / "cavsam" / "weights" / "nano" / "sam2"
 PACKAGED = PACKAGE / "sam2_nano.safetensors"
@@ -186,19 +189,19 @@ def batches(seed: int, first: int, stop: int, small: int, worker: int = 0) -> It
 # ------------------------------------------------------------------------------------------------ model
 
 
-def build_model() -> nn.Module:
+def build_model() -> SAM2:
     """SAM2-nano with fresh weights (float32), from the package's own configuration."""
     return instantiate(OmegaConf.load(PACKAGE / "sam2_nano.yaml").model, _recursive_=True)
 
 
-def load_weights(path: Path) -> nn.Module:
+def load_weights(path: Path) -> SAM2:
     """SAM2-nano with the weights of an export, in float32."""
     model = build_model()
     model.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
     return model
 
 
-def set_image_size(model: nn.Module, size: int) -> None:
+def set_image_size(model: SAM2, size: int) -> None:
     """Make SAM2 work on images of `size` pixels: none of its weights depends on it."""
     model.image_size = size
     model.sam_image_embedding_size = size // model.backbone_stride
@@ -208,7 +211,7 @@ def set_image_size(model: nn.Module, size: int) -> None:
     encoder.mask_input_size = (4 * model.sam_image_embedding_size,) * 2
 
 
-def initialise(model: nn.Module) -> None:
+def initialise(model: SAM2) -> None:
     """Truncated normal weights for the trunk as in its paper, position embeddings included."""
     trunk = model.image_encoder.trunk
     for module in trunk.modules():
@@ -241,7 +244,7 @@ def normalised(frames: NDArray[np.uint8]) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def _on(model: nn.Module, array: NDArray) -> Tensor:
+def _on(model: SAM2, array: NDArray) -> Tensor:
     return torch.from_numpy(array).to(model.device)
 
 
@@ -257,7 +260,7 @@ class Encoded:
         return [level[:, rows] for level in self.features], [level[:, rows] for level in self.positions]
 
 
-def encode(model: nn.Module, batch: Batch) -> Encoded:
+def encode(model: SAM2, batch: Batch) -> Encoded:
     images = batch.frames.swapaxes(0, 1).reshape(-1, *batch.frames.shape[2:])
     _, features, positions, sizes = model._prepare_backbone_features(
         model.forward_image(normalised(images).to(model.device))
@@ -266,7 +269,7 @@ def encode(model: nn.Module, batch: Batch) -> Encoded:
 
 
 @contextmanager
-def listening(model: nn.Module) -> Iterator[dict[str, tuple[Tensor, ...]]]:
+def listening(model: SAM2) -> Iterator[dict[str, tuple[Tensor, ...]]]:
     """What the mask decoder last said, under "decoder": masks, IoU estimates, tokens, presence."""
     said: dict[str, tuple[Tensor, ...]] = {}
     hook = model.sam_mask_decoder.register_forward_hook(lambda _m, _i, output: said.update(decoder=output))
@@ -276,7 +279,7 @@ def listening(model: nn.Module) -> Iterator[dict[str, tuple[Tensor, ...]]]:
         hook.remove()
 
 
-def single(model: nn.Module, encoded: Encoded, prompts: SinglePrompts) -> FrameOutput:
+def single(model: SAM2, encoded: Encoded, prompts: SinglePrompts) -> FrameOutput:
     """Segment frames by themselves from boxes or points."""
     features, positions = encoded.rows(_on(model, prompts.rows))
     with listening(model) as said:
@@ -299,7 +302,7 @@ def single(model: nn.Module, encoded: Encoded, prompts: SinglePrompts) -> FrameO
     return FrameOutput(low_res.float(), ious.float(), presence.float(), out["pred_masks_high_res"])
 
 
-def track(model: nn.Module, batch: Batch, encoded: Encoded) -> list[FrameOutput | None]:
+def track(model: SAM2, batch: Batch, encoded: Encoded) -> list[FrameOutput | None]:
     """Run SAM2 along the clips; None for a frame whose mask was given (there is nothing to learn from it)."""
     count, length = batch.frames.shape[:2]
     memory: dict[str, dict[int, dict]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
@@ -370,7 +373,7 @@ def frame_loss(output: FrameOutput, truth: Tensor) -> tuple[Tensor, dict[str, fl
     return mask_loss + iou + presence, parts
 
 
-def batch_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+def batch_loss(model: SAM2, batch: Batch) -> tuple[Tensor, dict[str, float]]:
     """Mean loss over the tracked frames plus that of the frames segmented by themselves, and the parts."""
     encoded = encode(model, batch)
     losses, parts = [], []
@@ -395,7 +398,7 @@ def batch_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: synth.Split, episodes: int) -> dict[str, float]:
+def evaluate(model: SAM2, split: synth.Split, episodes: int) -> dict[str, float]:
     """Mean IoU of tracked frames on classes and seeds of `split`, and how often presence is judged right.
 
     smooth, far: clips of four frames, the first one's mask given. cross: an image of a class given with its
@@ -472,7 +475,7 @@ def export(state: dict[str, Tensor], path: Path) -> None:
     temporary.replace(path)
 
 
-def average_gradients(model: nn.Module, workers: int) -> None:
+def average_gradients(model: SAM2, workers: int) -> None:
     """Give every worker the mean of all workers' gradients; a parameter that a batch did not reach counts as 0."""
     if workers == 1:
         return
@@ -484,7 +487,7 @@ def average_gradients(model: nn.Module, workers: int) -> None:
         p.grad = gradient.view_as(p)
 
 
-def train(arguments: argparse.Namespace, worker: int = 0) -> nn.Module:
+def train(arguments: argparse.Namespace, worker: int = 0) -> SAM2:
     """Train as the arguments say, as one of `arguments.workers` equal processes; number 0 writes the files."""
     torch.manual_seed(arguments.seed)
     torch.set_flush_denormal(True)  # the tiny numbers in saturated sigmoids cost a fifth of the backward pass

@@ -16,12 +16,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -83,7 +85,7 @@ class LatentPool:
     def _add(self, index: int) -> None:
         item = example(self.seed, index)
         rng = np.random.default_rng([self.seed, 2, index])
-        image = crop(rng, item.image, SIZE).astype(np.float32) / 255
+        image: NDArray[np.floating] = crop(rng, item.image, SIZE).astype(np.float32) / 255
         if rng.random() < 0.3:
             image = recolour(rng, image)
         self.latents.append(encode(self.vae, image)[0].half())
@@ -140,7 +142,7 @@ def train(args: argparse.Namespace, vae: AutoencoderKL, checkpoint: Path) -> Non
     device = torch.device(args.device)
     model = build()
     networks = model.modules().to(device).train()
-    average = build().modules().to(device).eval()
+    average: Any = build().modules().to(device).eval()
     average.load_state_dict(networks.state_dict())
     # on CPUs the backward pass of the plain attention takes a third of the time of the fused one, in bfloat16
     model.unet.set_attn_processor(AttnProcessor())
@@ -175,13 +177,13 @@ def train(args: argparse.Namespace, vae: AutoencoderKL, checkpoint: Path) -> Non
         losses.append(float(loss.detach()))
         done = step + 1
         if done % 100 == 0:
-            entry = {"step": done, "seconds": time.monotonic() - began, "loss": float(np.mean(losses))}
+            entry: dict[str, Any] = {"step": done, "seconds": time.monotonic() - began, "loss": float(np.mean(losses))}
             losses.clear()
             if done % 500 == 0 or done == args.steps:
                 entry |= judge.losses(Denoiser(average["unet"], average["text_encoder"]))
             log(args.out, entry)
         if done % 250 == 0 or done == args.steps:
-            state = {"networks": networks.state_dict(), "average": average.state_dict()}
+            state: dict[str, Any] = {"networks": networks.state_dict(), "average": average.state_dict()}
             state |= {"optimizer": optimizer.state_dict(), "step": done, "seconds": time.monotonic() - began}
             save_checkpoint(checkpoint, state)
 
@@ -201,7 +203,8 @@ def denoising_loss(
 
 @torch.no_grad()
 def update_average(average: nn.Module, networks: nn.Module, decay: float) -> None:
-    old, new = list(average.parameters()), [parameter.detach() for parameter in networks.parameters()]
+    old: list[Tensor] = list(average.parameters())
+    new = [parameter.detach() for parameter in networks.parameters()]
     torch._foreach_lerp_(old, new, 1 - decay)
 
 

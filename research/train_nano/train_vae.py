@@ -15,6 +15,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ def train(args: argparse.Namespace, device: torch.device, checkpoint: Path) -> N
                 vae.train()
             log(args.out, {"step": done, "seconds": time.monotonic() - began} | entry)
         if done % 250 == 0 or done == args.steps:
-            state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
+            state: dict[str, Any] = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
             save_checkpoint(checkpoint, state | {"seconds": time.monotonic() - began})
 
 

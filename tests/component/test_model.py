@@ -6,6 +6,7 @@ import importlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -29,7 +30,7 @@ def backend(
     api = importlib.import_module("label_studio_ml.api")
     service = Service(make_settings(), segmenter=THRESHOLD)
 
-    class Tested(model.CavSam):
+    class Tested(model.CavSam):  # type: ignore[name-defined]
         service = staticmethod(lambda: service)
 
     server = make_server("127.0.0.1", 0, api.init_app(Tested), threaded=True)
@@ -49,7 +50,7 @@ def test_the_whole_round(backend: RunningBackend, label_studio: FakeLabelStudio)
     label_studio.extra_params[project] = {"quiet_period": 1}
     assert label_studio.connect(project, backend.url)["model_version"] == backend.service.base_version
     annotation = label_studio.annotate(first, [brush(CAT_BOX, "cat")])
-    event = {"action": "ANNOTATION_UPDATED", "project": {"id": project, "label_config": CONFIG}}
+    event: dict[str, Any] = {"action": "ANNOTATION_UPDATED", "project": {"id": project, "label_config": CONFIG}}
     event |= {"annotation": {"id": annotation, "task": first}}
     told = requests.post(f"{backend.url}/webhook", json=event, timeout=5)
     assert (told.status_code, told.json()["result"]) == (201, {"status": "noted"})
@@ -60,7 +61,7 @@ def test_the_whole_round(backend: RunningBackend, label_studio: FakeLabelStudio)
     label_studio.predictions.clear()
     wait_for(lambda: label_studio.retrieve(project) and label_studio.versions_of(second) == [version], "what was lost")
 
-    body = {
+    body: dict[str, Any] = {
         "tasks": [{"id": second, "data": label_studio.tasks[second]["data"]}],
         "project": f"{project}.1700000000",
         "label_config": CONFIG,
@@ -71,7 +72,7 @@ def test_the_whole_round(backend: RunningBackend, label_studio: FakeLabelStudio)
 
 
 def test_an_error_is_a_sentence(backend: RunningBackend):
-    body = {"tasks": [], "project": "none", "label_config": CONFIG, "params": {}}
+    body: dict[str, Any] = {"tasks": [], "project": "none", "label_config": CONFIG, "params": {}}
     answer = requests.post(f"{backend.url}/predict", json=body, timeout=60)
     assert answer.status_code == 500
     assert "The request names no project." in answer.text

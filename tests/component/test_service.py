@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,7 +145,11 @@ def test_new_tasks_follow(label_studio: FakeLabelStudio, project: int, start_bac
     annotate_first(label_studio, project)
     wait_until_all_predicted(label_studio, project)
     task = label_studio.add_task(project, picture((1, 9, 1, 9)))
-    event = {"action": "TASKS_CREATED", "project": label_studio.projects[project], "tasks": [{"id": task}]}
+    event: dict[str, Any] = {
+        "action": "TASKS_CREATED",
+        "project": label_studio.projects[project],
+        "tasks": [{"id": task}],
+    }
     requests.post(f"{backend.url}/webhook", json=event, timeout=5)
     wait_until_all_predicted(label_studio, project)
     assert is_exact(label_studio, task, (1, 9, 1, 9))
@@ -347,7 +352,7 @@ class TestPredict:
                 nested[0] = label_studio.retrieve(project)
             return listing(number)
 
-        label_studio._list_tasks = list_and_ask  # type: ignore[method-assign]
+        label_studio._list_tasks = list_and_ask  # type: ignore[method-assign, assignment]
         annotate_first(label_studio, project)
         backend.service.coordinator.note_all()
         wait_until_all_predicted(label_studio, project)
@@ -417,7 +422,7 @@ class TestNoTaskGetsTwo:
         assert once_each(label_studio, project)
 
     def test_two_requests_at_once(self, label_studio: FakeLabelStudio, project: int, held_back: RunningBackend):
-        label_studio.retrieve(project, before_store=lambda: label_studio.retrieve(project) and None)
+        label_studio.retrieve(project, before_store=lambda: label_studio.retrieve(project))
         assert once_each(label_studio, project)
 
     def test_the_answer_was_lost(self, label_studio: FakeLabelStudio, project: int, start_backend: StartBackend):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -212,3 +213,17 @@ def test_long_requests_do_not_end_the_worker(
     assert label_studio.retrieve(project) == [[]] * 6
     assert time.monotonic() - started >= 3
     assert backend.health()["status"] == "UP"
+
+
+def test_the_log_as_json_says_which_task_each_line_is_about(
+    serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int
+):
+    backend = serve(CAVSAM_LOG_FORMAT="json")
+    label_studio.connect(project, backend.url)
+    annotate(label_studio, project)
+    wait_for(lambda: predicted(label_studio, project) == 5, "predictions", 120)
+    assert backend.stop() == 0
+    lines = [json.loads(line) for line in backend.log.read_text().splitlines()]
+    assert {line.get("project") for line in lines} == {None, project}
+    others = set(label_studio.tasks_of(project)[1:])
+    assert {line["task"] for line in lines if "task" in line} == others

@@ -53,7 +53,7 @@ def label_studio() -> Iterator[FakeLabelStudio]:
 @pytest.fixture
 def make_settings(tmp_path: Path, label_studio: FakeLabelStudio) -> Callable[..., Settings]:
     def make(**changes: Any) -> Settings:
-        values = {
+        values: dict[str, Any] = {
             "label_studio_url": label_studio.url,
             "label_studio_api_key": LEGACY_KEY,
             "model": "nano",

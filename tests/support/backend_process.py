@@ -89,6 +89,10 @@ class BackendProcess:
         return self.process.wait(30)
 
 
+def wait_until_ended(pids: set[int]) -> None:
+    wait_for(lambda: not running(pids), "all processes to end")
+
+
 @contextmanager
 def backends(folder: Path, label_studio_url: str, label_studio_key: str) -> Iterator[Callable[..., BackendProcess]]:
     """A function that starts backends over one data folder; those that still run at the end are killed."""
@@ -117,4 +121,4 @@ def backends(folder: Path, label_studio_url: str, label_studio_key: str) -> Iter
                 everyone = family(backend.process.pid)
                 backend.process.kill()
                 backend.process.wait()
-                wait_for(lambda everyone=everyone: not running(everyone), "all processes to end")
+                wait_until_ended(everyone)

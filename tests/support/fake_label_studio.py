@@ -203,7 +203,7 @@ class FakeLabelStudio:
         tasks: Iterable[int] | None = None,
         *,
         before_predict: Callable[[], None] = lambda: None,
-        before_store: Callable[[], None] = lambda: None,
+        before_store: Callable[[], object] = lambda: None,
         lose_answer: bool = False,
     ) -> list[Any]:
         """As Label Studio retrieves predictions; the callbacks happen where it is not watching."""

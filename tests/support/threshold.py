@@ -67,7 +67,7 @@ class ThresholdSegmenter:
             nearest = distance.argmin(0)
             masks = {n: nearest == i for i, n in enumerate(names) if n and (nearest == i).any()}
             scores = {n: 0.75 if n in masks else 0.0 for n in names if n}
-            yield TargetResult(index, image.shape[:2], masks, scores, time.monotonic() - started)
+            yield TargetResult(index, (image.shape[0], image.shape[1]), masks, scores, time.monotonic() - started)
 
 
 def _die_if_deadly(image: np.ndarray, target: str) -> None:

@@ -9,40 +9,106 @@ from pathlib import Path
 import pytest
 
 from backend.settings import settings_table
+from tests.support.imports import modules_of
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = ROOT / "README.md"
+DOCUMENTS = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+ROOMS = ("cavsam", "backend", "research", "tools", "tests", "docs", "requirements", "label_config")
+LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
+
+
+def found_in_documents(pattern: str) -> list[tuple[Path, str]]:
+    """Find what the only group of a pattern matches, with the document that says it."""
+    return [
+        (document, found)
+        for document in DOCUMENTS
+        for found in re.findall(pattern, document.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    ]
 
 
 def test_the_readme_lists_every_setting():
     """After a change: `make readme`."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (table,) = re.findall(r"<!-- settings -->\n(.*?)\n<!-- end of settings -->", text, flags=re.DOTALL)
+    (table,) = re.findall(r"<!-- settings -->\n(.*?)\n<!-- end of settings -->", README.read_text(), flags=re.DOTALL)
     assert table == settings_table()
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document: Path):
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
-        if not target.startswith(("http://", "https://")):
-            assert (document.parent / target).exists(), target
+def test_links_lead_somewhere():
+    links = [(document, link) for document, link in found_in_documents(r"\]\(([^)\s]+)\)") if "://" not in link]
+    assert {README, ROOT / "docs" / "method.md"} <= {document for document, _ in links}
+    for document, link in links:
+        path, _, heading = link.partition("#")
+        target = document.parent / path if path else document
+        assert target.exists(), (document.name, link)
+        if heading:
+            assert heading in headings_of(target), (document.name, link)
 
 
-def test_the_make_targets_of_the_readme_exist():
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(re.findall(r"(?m)(?:^|`)make ([a-z]+)\b", (ROOT / "README.md").read_text(encoding="utf-8"))):
-        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+def headings_of(document: Path) -> set[str]:
+    """List the names by which links reach a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def test_files_that_are_named_exist():
+    named = [
+        (document, path)
+        for document, path in found_in_documents(r"`([\w./-]+)`")
+        if "/" in path and path.split("/")[0] in ROOMS
+    ]
+    assert len({path for _, path in named}) > 5
+    for document, path in named:
+        assert (ROOT / path).exists(), (document.name, path)
+
+
+def test_modules_that_are_run_exist():
+    modules = modules_of(ROOT, ["cavsam", "backend", "research", "tools"])
+    own = [
+        (document, name)
+        for document, name in found_in_documents(r"python -m ([\w.]+)")
+        if name.split(".")[0] in {module.split(".")[0] for module in modules}
+    ]
+    assert "research.bench" in {name for _, name in own}
+    for document, name in own:
+        assert name in modules or f"{name}.__main__" in modules, (document.name, name)
+
+
+def test_the_make_targets_that_are_named_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    named = found_in_documents(r"(?:^|`)make ([a-z]+)\b")
+    assert {"demo", "test"} <= {name for _, name in named}
+    for document, name in named:
+        assert name in targets, (document.name, name)
 
 
 def test_the_lock_files_cover_the_package_s_dependencies():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    pinned = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "requirements").glob("*.txt"))
+    pinned = "\n".join(path.read_text(encoding="utf-8") for path in LOCKS)
+    assert needed
     for requirement in needed:
         name = re.split(r"[<>=\[; ]", requirement)[0].lower().replace("_", "-")
         assert re.search(rf"^{re.escape(name)}==\S+$", pinned, flags=re.MULTILINE), requirement
 
 
-def test_no_lock_file_names_a_host():
-    for path in (ROOT / "requirements").glob("*.txt"):
-        assert "://" not in path.read_text(encoding="utf-8"), path.name
+@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
+def test_no_lock_file_names_a_host(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert "==" in text
+    assert "://" not in text
+
+
+def test_the_image_gets_what_the_package_is_built_from_and_no_more():
+    copied = {
+        source
+        for line in re.findall(r"^COPY (.+)$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+        for source in line.split()[:-1]
+        if not source.startswith("--")
+    }
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line.startswith("!")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = {name for name in project["tool"]["setuptools"]["packages"]["find"]["include"] if "." not in name}
+    described = {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"]}
+    assert copied == allowed == packages | described | {"requirements", "tools/setup.sh"}
+    for source in copied:
+        assert (ROOT / source).exists(), source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,6 @@ def test_no_modules_import_each_other_in_a_circle():
         ("cavsam", {"backend", "research", "tools", "tests"}),
         ("backend", {"research", "tools", "tests"}),
         ("research", {"tests"}),
-        ("tools", {"tests"}),
     ],
 )
 def test_packages_depend_on_each_other_in_one_direction(package: str, strangers: set[str]):
@@ -78,3 +78,16 @@ def test_the_http_layer_loads_no_torch(room: str):
 def test_the_command_line_loads_no_torch():
     for name in reached_from(["cavsam.cli", "cavsam"], AT_LOAD):
         assert {found.split(".")[0] for found in IMPORTS[name].at_load} & HEAVY == set(), name
+
+
+UNIT_TESTS = sorted((ROOT / "tests" / "unit").rglob("*.py"))
+PROCESSES_AND_SOCKETS = {"subprocess", "multiprocessing", "socket", "socketserver", "http", "requests", "urllib"}
+
+
+@pytest.mark.parametrize("path", UNIT_TESTS, ids=lambda path: path.relative_to(ROOT / "tests" / "unit").as_posix())
+def test_unit_tests_start_no_process_open_no_socket_and_do_not_sleep(path: Path):
+    source = path.read_text(encoding="utf-8")
+    sleeps = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute) and node.attr == "sleep"]
+    outside = {name.split(".")[0] for name in imports_of(source, MODULES).ever} & PROCESSES_AND_SOCKETS
+    assert outside == set()
+    assert sleeps == []

@@ -81,7 +81,7 @@ def test_what_keeps_it_from_beginning_is_said(make_settings: MakeSettings, label
     next(running)
     with pytest.raises(DataFolderBusy):
         list(backfill(make_settings(), project, segmenter=THRESHOLD))
-    running.close()
+    del running  # closes it
 
 
 def test_the_command_shows_a_bar_and_a_line_per_task(

@@ -24,7 +24,7 @@ class Scene:
         self.label_studio, self.ledger = label_studio, ledger
         self.client = LabelStudio(label_studio.url, LEGACY_KEY, timeout=5)
         self.project = label_studio.add_project()
-        reference, *self.tasks = (label_studio.add_task(self.project, image="x") for _ in range(6))
+        reference, *self.tasks = (label_studio.add_task(self.project, image=b"x") for _ in range(6))
         ledger.note_project(self.project, "uid")
         ledger.replace_tasks(self.project, [Task(self.project, n, {}, False, "") for n in (reference, *self.tasks)])
         references = learned_from(ReferenceAnnotation(self.project, "r1", 1, reference, ()))

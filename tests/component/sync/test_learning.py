@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -131,7 +132,7 @@ def test_start_training_learns_what_waited_and_tries_failed_tasks_again(
     wait_for(lambda: ledger.counts(project, version(project))["failed"] == 1, "the task without a picture to fail")
     wait_for(lambda: ledger.counts(project, version(project))["delivered"] == 3, "the others")
     old = version(project)
-    train = {"action": "START_TRAINING", "project": label_studio.projects[project]}
+    train: dict[str, Any] = {"action": "START_TRAINING", "project": label_studio.projects[project]}
     label_studio.files[f"/data/upload/{third}.png"] = image
     assert requests.post(f"{backend.url}/webhook", json=train, timeout=5).ok
     wait_until_complete(backend, label_studio, project, {first})
@@ -170,7 +171,7 @@ def test_the_project_sorts_by_our_version_unless_somebody_chose_another(
     described["model_version"] = "another model's"
     label_studio.annotate(third, [brush(target_box(2), "cat")])
     del label_studio.annotations[annotation], label_studio.tasks[first]
-    event = {"action": "TASKS_DELETED", "project": described, "tasks": [{"id": first}]}
+    event: dict[str, Any] = {"action": "TASKS_DELETED", "project": described, "tasks": [{"id": first}]}
     requests.post(f"{backend.url}/webhook", json=event, timeout=5)
     wait_until_complete(backend, label_studio, project, {third})
     looks = backend.service.coordinator.looks(project)
@@ -191,7 +192,7 @@ def test_many_accepted_at_once_change_nothing_and_many_deleted_fall_back(
     label_studio.connected[project] = ""
     accepted = [accept(label_studio, task) for task in (second, third)]
     label_studio.connected[project] = url
-    event = {
+    event: dict[str, Any] = {
         "action": "ANNOTATIONS_CREATED",
         "project": label_studio.projects[project],
         "annotation": [label_studio.annotations[number] for number in accepted],
@@ -245,6 +246,6 @@ def test_a_changed_configuration_is_followed(label_studio: FakeLabelStudio, proj
     assert "horse is not in the configuration" in backend.service.why_no_reference(project)
     described = label_studio.projects[project]
     described["label_config"] = described["label_config"].replace("dog", "horse")
-    event = {"action": "PROJECT_UPDATED", "project": described}
+    event: dict[str, Any] = {"action": "PROJECT_UPDATED", "project": described}
     requests.post(f"{backend.url}/webhook", json=event, timeout=5)
     wait_until_complete(backend, label_studio, project, {first})

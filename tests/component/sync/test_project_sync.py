@@ -74,7 +74,7 @@ def test_a_task_missing_from_one_listing_is_kept(
         answer.set_data(json.dumps(body))
         return answer
 
-    label_studio._list_tasks = shifted  # type: ignore[method-assign]
+    label_studio._list_tasks = shifted  # type: ignore[method-assign, assignment]
     read_tasks(ledger, client, project, LABELS)
     assert left_out
     assert [task.id for task in ledger.tasks(project)] == label_studio.tasks_of(project)

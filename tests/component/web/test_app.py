@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def backend(start_backend: StartBackend) -> RunningBackend:
     return start_backend()
 
 
-def post(backend: RunningBackend, path: str, body: object, **kwargs: object) -> requests.Response:
+def post(backend: RunningBackend, path: str, body: Any, **kwargs: Any) -> requests.Response:
     return requests.post(backend.url + path, json=body, timeout=30, **kwargs)
 
 
@@ -124,7 +125,7 @@ def test_an_internal_error_shows_the_client_nothing(
 
 def test_250_tasks_with_8_megabytes_pass(backend: RunningBackend, label_studio: FakeLabelStudio):
     project = label_studio.add_project()
-    numbers = [label_studio.add_task(project, image="x") for _ in range(250)]
+    numbers = [label_studio.add_task(project, image=b"x") for _ in range(250)]
     label_studio.connected[project] = backend.url
     filling = {"predictions": [{"id": 1, "result": ["x" * 32_000], "model_version": "other"}]}
     body = {"project": f"{project}.1", "tasks": [{"id": n, "data": {}} | filling for n in numbers]}

@@ -39,7 +39,13 @@ SIZE = (64, 96)
 
 def click(x: float, y: float, *, positive: bool = True, label: str = "cat", name: str = "c1", **changes: Any) -> dict:
     """A smart point at a pixel, as the editor of 1.23.2 serializes it."""
-    value = {"x": 100 * x / SIZE[1], "y": 100 * y / SIZE[0], "width": 0.5, "keypointlabels": [label], "labels": [label]}
+    value: dict[str, Any] = {
+        "x": 100 * x / SIZE[1],
+        "y": 100 * y / SIZE[0],
+        "width": 0.5,
+        "keypointlabels": [label],
+        "labels": [label],
+    }
     region = {
         "original_width": SIZE[1],
         "original_height": SIZE[0],
@@ -56,7 +62,12 @@ def click(x: float, y: float, *, positive: bool = True, label: str = "cat", name
 
 
 def drawn_box(top: int, bottom: int, left: int, right: int) -> dict:
-    value = {"x": 100 * left / 96, "y": 100 * top / 64, "width": 100 * (right - left) / 96, "rotation": 0}
+    value: dict[str, Any] = {
+        "x": 100 * left / 96,
+        "y": 100 * top / 64,
+        "width": 100 * (right - left) / 96,
+        "rotation": 0,
+    }
     value |= {"height": 100 * (bottom - top) / 64, "rectanglelabels": ["cat"]}
     return {"id": "r1", "from_name": "box", "to_name": "image", "type": "rectanglelabels", "value": value}
 
@@ -141,7 +152,7 @@ class Editor:
 
     def ask(self, task: int, *regions: dict, config: str = CONFIG, **fields: Any) -> requests.Response:
         known = self.label_studio.tasks[task]
-        body = {
+        body: dict[str, Any] = {
             "tasks": [{"id": task, "data": known["data"]} | fields],
             "project": f"{self.project}.1700000000",
             "label_config": config,

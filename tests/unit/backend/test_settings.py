@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -161,7 +162,7 @@ def test_a_project_may_have_settings_of_its_own(extra: object, changed: dict):
 )
 def test_what_a_project_sets_wrongly_is_said_and_the_rest_counts(extra: object, words: str):
     settings = Settings()
-    good = {"quiet_period": 1.0}
+    good: dict[str, Any] = {"quiet_period": 1.0}
     found, problems = settings.for_project(extra | good if isinstance(extra, dict) else extra)
     (problem,) = problems
     assert words in problem

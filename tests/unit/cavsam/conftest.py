@@ -79,9 +79,11 @@ def make_diffusion(tokenizer_folder: Path, prediction_type: str = "epsilon") -> 
         )
     )
     scheduler = DDIMScheduler(**SD_SCHEDULE, prediction_type=prediction_type)
-    parts = [part.eval().requires_grad_(False) for part in (vae, unet, text_encoder)]
+    for part in (vae, unet, text_encoder):
+        part.eval().requires_grad_(False)
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
-    return LatentDiffusion(*parts, tokenizer, ddim_schedule(dict(scheduler.config)), contextlib.nullcontext)
+    schedule = ddim_schedule(dict(scheduler.config))
+    return LatentDiffusion(vae, unet, text_encoder, tokenizer, schedule, contextlib.nullcontext)
 
 
 @pytest.fixture(scope="session")

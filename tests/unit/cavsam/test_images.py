@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,9 +147,9 @@ def test_mask_shrinks_by_majority() -> None:
         (np.zeros((2, 2), dtype=complex), "complex"),
     ],
 )
-def test_what_cannot_be_read_says_so(source: object, message: str) -> None:
+def test_what_cannot_be_read_says_so(source: Any, message: str) -> None:
     with pytest.raises(ImageError, match=message):
-        read_image(source)  # type: ignore[arg-type]
+        read_image(source)
 
 
 def test_a_truncated_file_and_a_folder_say_so(colours: np.ndarray, tmp_path: Path) -> None:

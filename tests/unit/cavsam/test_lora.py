@@ -49,9 +49,9 @@ def test_mixed_bank_equals_merged_weights(diffusion: LatentDiffusion, mix: lora.
         for name, layer in lora.attention_projections(merged).items():
             down, up, w = bank.down[name].double(), bank.up[name].double(), weights[sample].double()
             if mix == "delta":
-                delta = sum(w[n] * up[n] @ down[n] for n in range(3))
+                delta = torch.einsum("n,nor,nri->oi", w, up, down)
             else:
-                delta = sum(w[n] * up[n] for n in range(3)) @ sum(w[n] * down[n] for n in range(3))
+                delta = torch.einsum("n,nor->or", w, up) @ torch.einsum("n,nri->ri", w, down)
             layer.weight.data += delta.float()
         with torch.no_grad():
             expected = merged(latents[sample : sample + 1], 500, embeddings[sample : sample + 1]).sample
@@ -65,7 +65,7 @@ def test_the_two_mixes_differ_between_the_ends(diffusion: LatentDiffusion) -> No
     for mix in ("delta", "factor"):
         with torch.no_grad(), lora.attached(diffusion.unet, bank, torch.tensor([[0.5, 0.5]]), mix):
             results.append(diffusion.predict(latents, 500, embeddings))
-    assert not torch.allclose(*results, atol=1e-4)
+    assert not torch.allclose(results[0], results[1], atol=1e-4)
 
 
 def test_detached_unet_is_as_before(diffusion: LatentDiffusion) -> None:
@@ -98,14 +98,14 @@ def test_a_batch_of_fits_equals_single_fits(diffusion: LatentDiffusion, count: i
 
 
 def test_fitting_is_reproducible_and_lowers_the_loss(diffusion: LatentDiffusion) -> None:
-    recipe = Recipe(lora_steps=150, lora_rank=8, lora_lr=5e-3)
+    recipe = Recipe(lora_steps=60, lora_rank=8, lora_lr=5e-3)
     latents, embeddings = inputs(diffusion, 1)
     flags = [parameter.requires_grad for parameter in diffusion.unet.parameters()]
     bank, losses = diffusion.fit_loras(latents, embeddings, recipe)
     again, losses_again = diffusion.fit_loras(latents, embeddings, recipe)
     assert losses == losses_again
     assert all(torch.equal(bank.up[name], again.up[name]) for name in bank.up)
-    assert sum(losses[-30:]) < sum(losses[:30])
+    assert sum(losses[-20:]) < sum(losses[:20])
     assert flags == [parameter.requires_grad for parameter in diffusion.unet.parameters()]
     assert not any(tensor.requires_grad for tensor in bank.parameters())
 

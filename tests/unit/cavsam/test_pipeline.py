@@ -145,7 +145,7 @@ def test_masks_do_not_overlap(build: Build, reference: Reference, targets: list[
     same_place = Reference(reference.image, {"one": reference.masks["bright"], "two": reference.masks["bright"]})
     model = build(mode="concat")
     for result in model.segment(model.adapt([same_place]), targets):
-        assert sum(mask.astype(int) for mask in result.masks.values()).max() <= 1
+        assert np.sum(list(result.masks.values()), axis=0).max() <= 1
 
 
 def test_options_of_the_recipe_reach_the_result(build: Build, reference: Reference, targets: list[np.ndarray]) -> None:
@@ -511,7 +511,7 @@ def test_instances_are_tracked_apart_and_part_the_mask_of_their_label(build: Bui
         assert 0 <= part.score <= 1
     for name, instances in result.instances.items():
         np.testing.assert_array_equal(np.any([part.mask for part in instances], axis=0), result.masks[name])
-        assert sum(part.mask.astype(int) for part in instances).max() == 1
+        assert np.sum([part.mask for part in instances], axis=0).max() == 1
     if "other" in result.instances:
         assert result.instances["other"][0].score == result.scores["other"]
 
@@ -532,7 +532,7 @@ def test_components_of_a_region_are_the_instances_of_a_scattered_label(build: Bu
         sizes = np.bincount(numbered.ravel())[1:]
         large = (sizes >= 0.01 * sizes.max()).sum()
         assert len(parts) == (large if name == "both" else 1)
-        assert sum(part.mask.astype(int) for part in parts).max() == 1
+        assert np.sum([part.mask for part in parts], axis=0).max() == 1
         np.testing.assert_array_equal(np.any([part.mask for part in parts], axis=0), mask)
         assert all(part.score == result.scores[name] for part in parts)
     assert len(result.instances["both"]) > 1
@@ -646,12 +646,13 @@ def test_an_object_too_small_for_the_canvas_is_still_prompted(build: Build, trac
 def test_what_makes_no_reference_is_refused(rng: np.random.Generator) -> None:
     image = rng.integers(0, 256, (8, 9, 3), dtype=np.uint8)
     full = np.ones((8, 9), dtype=bool)
-    for masks, message in (
+    cases: list[tuple[Any, str]] = [
         ({}, "no mask"),
         ({"cell": np.zeros((8, 9), dtype=bool)}, "'cell' is empty"),
         ({"cell": np.ones((9, 8), dtype=bool)}, "8x9 pixels but its image has 9x8"),
         ({"cell": full.astype(np.uint8)}, "must be bool"),
-    ):
+    ]
+    for masks, message in cases:
         with pytest.raises(InvalidReference, match=message):
             Reference(image, masks)
     with pytest.raises(InvalidReference, match="image"):
@@ -677,7 +678,9 @@ def test_a_single_picture_in_place_of_several_is_refused_at_the_call(
     path = tmp_path / "a.png"
     Image.fromarray(targets[0]).save(path)
     with Image.open(path) as picture, path.open("rb") as file:
-        for single in (str(path), path, path.read_bytes(), picture, file, targets[0], torch.from_numpy(targets[0])):
+        tensor = torch.from_numpy(targets[0])
+        singles: list[Any] = [str(path), path, path.read_bytes(), picture, file, targets[0], tensor]
+        for single in singles:
             with pytest.raises(UsageError, match="pass a list"):
                 model.segment(adapted, single)
     for other in (None, 3, reference):

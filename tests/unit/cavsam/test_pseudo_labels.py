@@ -60,7 +60,10 @@ def test_pseudo_labels_follow_the_activations(tracker: Tracker, reference: tuple
         point = one.prompt("point").point
         assert point is not None
         assert full[one.label][int(point[1]), int(point[0])] == full[one.label][expected].max()
-    for strict, reason in (({"min_separation": 1e6}, "not clearly bimodal"), ({"min_cycle_iou": 1.0}, "misses")):
+    for strict, reason in (
+        ({"min_separation": 1e6}, "not clearly bimodal"),
+        ({"min_cycle_iou": 1.0}, "find the reference again"),
+    ):
         refused = pseudo_labels(tracker, video, masks.bool(), aligned, [1], recipe.replace(**strict))
         assert len(refused) == 2
         assert all(reason in one.refused for one in refused)

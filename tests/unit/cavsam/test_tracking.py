@@ -83,7 +83,7 @@ def test_a_correction_equals_the_predictors_own(
     plain = tracker.track(trunk, prompts, 2, read=2)
     if kind == "box":
         correction = Prompt(2, 1, box=(60.0, 70.0, 130.0, 130.0))
-        given = {"box": [60.0, 70.0, 130.0, 130.0]}
+        given: dict[str, list] = {"box": [60.0, 70.0, 130.0, 130.0]}
     else:
         correction = Prompt(2, 1, point=(95.5, 100.5))
         given = {"points": [[95.5, 100.5]], "labels": [1]}

@@ -131,8 +131,8 @@ def both_ends(diffusion: LatentDiffusion, pictures: Tensor, recipe: Recipe) -> l
 def test_frames_in_one_batch_equal_frames_one_by_one(diffusion: LatentDiffusion) -> None:
     pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(13))
     ends = [invert(diffusion, fitted, RECIPE) for fitted in fit_images(diffusion, pictures, "cell", RECIPE)]
-    together = frames_between(diffusion, *ends, RECIPE)
-    single = frames_between(diffusion, *ends, RECIPE.replace(frame_batch=1))
+    together = frames_between(diffusion, ends[0], ends[1], RECIPE)
+    single = frames_between(diffusion, ends[0], ends[1], RECIPE.replace(frame_batch=1))
     assert together.shape == (4, 3, 64, 64)
     assert float(together.min()) >= 0
     assert float(together.max()) <= 1
@@ -144,7 +144,7 @@ def test_a_frame_is_denoised_with_its_own_share_of_both_ends(diffusion: LatentDi
     pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(14))
     recipe = RECIPE.replace(alpha_min=0.0, alpha_max=1.0, frames=2)
     ends = both_ends(diffusion, pictures, recipe)
-    frames = frames_between(diffusion, *ends, recipe)
+    frames = frames_between(diffusion, ends[0], ends[1], recipe)
     for end, frame in zip(ends, frames, strict=True):
         with lora.attached(diffusion.unet, end.adapter, torch.ones(1, 1)):
             expected = diffusion.decode(diffusion.denoise(end.latent[None], end.embedding[None], recipe.ddim_steps))
@@ -163,5 +163,7 @@ def test_the_two_ways_to_mix_adapters_give_different_frames(diffusion: LatentDif
     pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(16))
     recipe = RECIPE.replace(lora_lr=0.05)
     ends = both_ends(diffusion, pictures, recipe)
-    delta, factor = (frames_between(diffusion, *ends, recipe.replace(lora_mix=mix)) for mix in ("delta", "factor"))
+    delta, factor = (
+        frames_between(diffusion, ends[0], ends[1], recipe.replace(lora_mix=mix)) for mix in ("delta", "factor")
+    )
     assert not torch.allclose(delta, factor, atol=1e-4)

@@ -41,7 +41,12 @@ def test_more_shots_keep_the_target_and_the_first_references():
 def test_episodes_take_their_scenes_from_the_seeds_of_their_split(monkeypatch):
     seeds = []
     generate = synth.generate
-    monkeypatch.setattr(synth, "generate", lambda *a, seed, **k: seeds.append(seed) or generate(*a, seed=seed, **k))
+
+    def noted(*arguments, seed, **options):
+        seeds.append(seed)
+        return generate(*arguments, seed=seed, **options)
+
+    monkeypatch.setattr(synth, "generate", noted)
     for split in ("dev", "test"):
         seeds.clear()
         for domain, index in itertools.product(("cells", "textures"), range(4)):

@@ -26,7 +26,7 @@ def write_run(
     models: str = "nano",
     shots: int = 1,
     domains: int = 3,
-    **options: object,
+    **options: Any,
 ) -> None:
     """A run whose cues are known: `good` rises with the IoU, `bad` falls with it, `noise` and `still` say nothing."""
     generator = np.random.default_rng(seed)

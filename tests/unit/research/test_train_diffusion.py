@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -82,7 +84,7 @@ def test_training_sees_training_classes_only() -> None:
 
 
 def test_recolouring_stays_in_range_and_keeps_the_layout() -> None:
-    image = diffusion_data.example(0, 0).image.astype(np.float32) / 255
+    image = diffusion_data.example(0, 0).image / np.float32(255)
     for seed in range(20):
         changed = diffusion_data.recolour(np.random.default_rng(seed), image)
         assert changed.dtype == np.float32
@@ -112,7 +114,7 @@ def test_the_denoising_loss_is_zero_for_the_true_noise_and_weighted_by_the_signa
             seen["kept"] = kept.flatten()
             return (noisy - kept.sqrt() * latents) / (1 - kept).sqrt() + self.error
 
-    oracle = Oracle()
+    oracle: Any = Oracle()
 
     def loss() -> float:
         generator = torch.Generator().manual_seed(1)
@@ -134,7 +136,7 @@ def test_the_learning_rate_rises_and_then_falls_to_almost_nothing() -> None:
 
 
 def test_a_monotone_transition_is_told_from_one_that_jumps_back() -> None:
-    rising, falling = np.linspace(0, 1, 11), np.linspace(1, 0, 11)
+    rising, falling = np.linspace(0.0, 1.0, 11), np.linspace(1.0, 0.0, 11)
     video = torch.zeros(11, 3, 4, 4)
     good = evaluate_diffusion.Transition("star", video, rising, falling)
     assert good.monotone

@@ -28,7 +28,7 @@ MIXED = parse_label_config("""<View><Image name="image" value="$x"/>
 <Rectangle name="rectangle" toName="image"/><Labels name="labels" toName="image"><Label value="dog"/></Labels>
 </View>""")
 
-SHAPES = {
+SHAPES: dict[str, Shape] = {
     "brush": Brush(bytes([0, 0, 1, 255, 7])),
     "bitmask": Bitmask("data:image/png;base64,AAAA"),
     "polygon": Polygon(((1, 2.5), (30.25, 4), (5, 60))),

@@ -6,6 +6,7 @@ import threading
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -431,7 +432,7 @@ class TestTaskStates:
         ledger.mark_delivered(1, VERSION, [3])
         return ledger
 
-    def shown(self, ledger: Ledger, **choice: object) -> list[int]:
+    def shown(self, ledger: Ledger, **choice: Any) -> list[int]:
         return [task.task for task in ledger.task_states(1, VERSION, **choice)[0]]
 
     def test_orders_and_filters(self, filled: Ledger):

@@ -146,7 +146,7 @@ def test_score_quality_against_all_pairs():
     ranks = [
         np.array([(v > values).sum() + ((v == values).sum() + 1) / 2 for v in values]) for values in (scores, ious)
     ]
-    assert quality.spearman == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    assert quality.spearman == pytest.approx(np.corrcoef(ranks[0], ranks[1])[0, 1])
     assert quality.good == pytest.approx(chance(ious > 0.5, scores))
     assert quality.absent == pytest.approx(chance(absent, -scores))
     nothing = score_quality(scores, ious, np.zeros(60, dtype=bool))

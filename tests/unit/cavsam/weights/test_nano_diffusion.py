@@ -111,7 +111,7 @@ def test_any_text_is_encoded_and_embedded(tokenizer: CLIPTokenizer, text: str) -
 def test_unknown_words_are_spelled_and_not_dropped(tokenizer: CLIPTokenizer) -> None:
     for text in ("kidney", "naïve 肺", "woven-gear7"):
         ids = tokenizer(text).input_ids
-        assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
+        assert str(tokenizer.decode(ids, skip_special_tokens=True)).replace(" ", "") == text.replace(" ", "")
     assert tokenizer("kidney").input_ids != tokenizer("spleen").input_ids
     assert tokenizer("Striped STAR").input_ids == tokenizer("striped star").input_ids
 

@@ -45,8 +45,8 @@ def flattened(node, path=()):
 
 
 def test_only_sizes_differ_from_the_released_configuration():
-    nano = OmegaConf.to_container(OmegaConf.load(FOLDER / "sam2_nano.yaml"))["model"]
-    released = OmegaConf.to_container(OmegaConf.load(SAM2_PACKAGE / "configs/sam2.1/sam2.1_hiera_t.yaml"))["model"]
+    nano = OmegaConf.to_container(OmegaConf.load(FOLDER / "sam2_nano.yaml").model)
+    released = OmegaConf.to_container(OmegaConf.load(SAM2_PACKAGE / "configs/sam2.1/sam2.1_hiera_t.yaml").model)
     ours = {path: value for path, value in flattened(nano) if path[-1] not in SIZES}
     theirs = {path: value for path, value in flattened(released) if path[-1] not in SIZES}
     assert ours == theirs
