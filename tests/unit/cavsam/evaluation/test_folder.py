@@ -238,8 +238,8 @@ def test_a_video_is_tracked_from_its_first_frame(tmp_path: Path) -> None:
     assert sequence["J"] > 0.7
     for record, number in zip(records, (2, 4, 6), strict=True):
         stored = np.array(Image.open(runs.mask_path(out, record)), dtype=bool)
-        with Image.open(tmp_path / "videos" / "ball" / "masks" / f"{number:05d}.png") as mask:
-            assert (stored & (np.array(mask) > 0)).sum() == record.intersection
+        with Image.open(tmp_path / "videos" / "ball" / "masks" / f"{number:05d}.png") as truth:
+            assert (stored & (np.array(truth) > 0)).sum() == record.intersection
     with pytest.raises(CavSamError, match="one frame only"):
         evaluate.run(parse(str(tmp_path / "videos"), "--dataset", "video", "--every", "9", "--out", str(out)))
     resumed = parse(str(tmp_path / "videos"), "--dataset", "video", "--every", "2", "--out", str(out), "--resume")
