@@ -17,7 +17,7 @@ DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 ROOMS = ("cavsam", "backend", "research", "tools", "tests", "docs", "requirements", "label_config")
 RETIRED = {
     r"lanes?": "model process",
-    r"(?:a|an|the|its|each|every|next|last|first|full|two|by) looks?": "sync",
+    r"(?:a|an|the|its|each|every|next|last|first|full|two|by) looks?(?!-)": "sync",
     r"ways? back": "backward tracking",
     r"signs|(?:a|the|each|one|another) sign": "cue",
     r"told|notices?": "warning, or a sentence with its subject",
@@ -107,7 +107,7 @@ def test_the_words_that_have_left_are_found():
     """A word of each kind, so that no pattern is broken."""
     old = "The lane told the next look of a note: the way back has signs of truth; the agenda shall tell."
     assert all(re.search(rf"\b(?:{word})\b", old) for word in RETIRED)
-    kept = "Note that it looks at the ground truth, signed and sealed; look there."
+    kept = "Note that it looks at the ground truth of a look-alike, signed and sealed; look there."
     assert not any(re.search(rf"\b(?:{word})\b", kept) for word in RETIRED)
 
 
