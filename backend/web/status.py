@@ -43,13 +43,10 @@ def model_status(service: Service) -> dict[str, Any]:
         "wanted_device": service.settings.device,
         "memory_bytes": service.lane.resident_bytes,
         "gpu_memory_bytes": service.lane.gpu_bytes,
-        "models": {
-            "name": sources.name,
-            "try_out": service.trial_models,
-            "recipe": service.settings.method().described(),
-        }
+        "models": {"name": sources.name, "try_out": service.trial_models}
         | ({} if service.trial_models else {"sam2": sources.sam2, "diffusion": sources.diffusion}),
         "mode": service.settings.method().mode,
+        "recipe": service.settings.method().described(),
     }
 
 
