@@ -1,6 +1,6 @@
 # make demo    a real Label Studio fills up with masks after one annotation (KEEP=1: the servers stay up)
 # make test    the whole test suite, with the real Label Studio and a real browser (ARGS="-k name" to choose)
-# See README.md for the settings; everything is set up on first use.
+# See docs/settings.md for the settings; everything is set up on first use.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -46,7 +46,7 @@ bench:  ## measure the modes of the method on generated episodes (ARGS="..." goe
 lock:  ## write requirements/ from the installed environments
 	@$(PYTHON_BIN) tools/lock.py
 
-readme:  ## write the settings into the README's table
+readme:  ## write the settings into docs/settings.md
 	@$(PYTHON_BIN) -m tools.readme
 
 clean:  ## remove both environments and everything that was generated

@@ -78,8 +78,8 @@ def _status(settings: Settings) -> int:
         ) from error
     work = status["work"]
     print(f"{status['model_version']}: {work['state']}{': ' + work['error'] if work['error'] else ''}")
-    if "notice" in status:
-        print(status["notice"])
+    if "warning" in status:
+        print(status["warning"])
     for project in status["projects"]:
         jobs = project["jobs"]
         print(

@@ -18,7 +18,7 @@ from backend import logs
 from backend.errors import BackendError
 from backend.service import Service
 from backend.settings import Settings, unknown_variables
-from backend.web.app import TRIAL_NOTICE, create_app
+from backend.web.app import TRIAL_WARNING, create_app
 from backend.worker.model_process import CAVSAM
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class _Server(BaseApplication):
 
         signal.signal(signal.SIGTERM, end)
         service.start()
-        log.info("Model version %s%s.", service.base_version, f" - {TRIAL_NOTICE}" if service.trial_models else "")
+        log.info("Model version %s%s.", service.base_version, f" - {TRIAL_WARNING}" if service.trial_models else "")
 
     def _before_end(self, arbiter: Arbiter, worker: GunicornWorker) -> None:
         if self._service is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 
 from backend.errors import SettingsError
 from backend.logs import FORMATS
+from backend.text import read_json
 from cavsam.errors import CavSamError
 from cavsam.recipe import Recipe
 from cavsam.weights.sources import ModelSources
@@ -27,8 +27,6 @@ IP_OR_NAME = re.compile(r"[\w.-]+|[\da-fA-F]*:[\da-fA-F:.]*(%[\w.-]+)?")
 OLD_PREDICTIONS = ("keep", "remove")
 REFERENCE_POLICIES = ("first", "pinned", "latest-k", "nearest-k")
 PROJECT_VERSION = ("follow", "leave")
-PRIVATE_DOMAINS = (".localhost", ".local", ".internal", ".home.arpa")
-"""Never given to anybody by the public DNS."""
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -43,45 +41,74 @@ def _setting(
     return dataclasses.field(default=default, metadata=metadata, repr=not secret)
 
 
+def _constant(default: Any) -> Any:
+    """A field of `Settings` that nobody needs to change: only tests do, and the environment does not."""
+    return dataclasses.field(default=default, metadata={"constant": True})
+
+
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one backend process; the environment variable of `name` is `CAVSAM_NAME`."""
+    """The settings of one backend process; the environment variable of `name` is `CAVSAM_NAME`.
+
+    Constants come last: `threads` answer requests, `answer_lease` seconds has Label Studio to store what /predict
+    answered before it is pushed instead, `push_batch` predictions go in one call, `push_interval` seconds lie between
+    two pushes, and an answer of /predict has at most `max_answer_mb`.
+    """
 
     label_studio_url: str = _setting(
         "",
-        "Address of Label Studio as this machine reaches it, such as `http://label-studio:8080`. Without it the "
-        "address that Label Studio names when it connects is used.",
+        "Address of Label Studio as this machine reaches it, such as `http://label-studio:8080`; everyone sets it. "
+        "Without it the address that Label Studio names when it connects is used.",
         aliases=("LABEL_STUDIO_URL",),
     )
     label_studio_api_key: str = _setting(
         "",
-        "Key for Label Studio's API: a personal access token or a legacy token. Without it the legacy token that "
-        "Label Studio hands over is used, which works only where legacy tokens are enabled.",
+        "Key for Label Studio's API, a personal access token or a legacy token; everyone sets it. Without it the "
+        "legacy token that Label Studio hands over is used, which works only if legacy tokens are enabled.",
         aliases=("LABEL_STUDIO_API_KEY",),
         secret=True,
     )
     model: str = _setting(
         "default", "Model pair: `default` (SAM2.1 tiny, SD 2.1-base), `paper`, or `nano` (bundled, for trying out)."
     )
-    sam2: str = _setting("", "SAM2 weights instead of the pair's: hub id, folder or checkpoint file.")
-    sam2_revision: str = _setting("", "Revision (branch, tag or commit) of `CAVSAM_SAM2` on the hub.")
-    sam2_config: str = _setting("", "SAM2 configuration, when the checkpoint's name does not tell it.")
-    diffusion: str = _setting("", "Diffusion weights instead of the pair's: hub id, folder or checkpoint file.")
-    diffusion_revision: str = _setting("", "Revision of `CAVSAM_DIFFUSION` on the hub.")
-    device: str = _setting("auto", "Where the model runs: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
+    sam2: str = _setting(
+        "", "SAM2 weights instead of the pair's, for your own or larger ones: hub id, folder or checkpoint file."
+    )
+    sam2_revision: str = _setting("", "Revision (branch, tag or commit) of `CAVSAM_SAM2` on the hub, to pin it.")
+    sam2_config: str = _setting("", "SAM2 configuration, for a checkpoint whose name does not tell it.")
+    diffusion: str = _setting(
+        "",
+        "Diffusion weights instead of the pair's, such as a model of your domain: hub id, folder or checkpoint file.",
+    )
+    diffusion_revision: str = _setting("", "Revision of `CAVSAM_DIFFUSION` on the hub, to pin it.")
+    device: str = _setting(
+        "auto", "Where the model runs, to choose among several GPUs: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`."
+    )
     mode: str = _setting(
-        "full", "How much of the method runs: `concat`, `ttga`, `dbst`, `full`, or `auto`: `full` where it is needed."
+        "full",
+        "How much of the method runs: `concat`, `ttga`, `dbst`, `full`, or `auto` (`full` only for targets that need "
+        "it); a quicker one for a machine without a GPU.",
     )
-    recipe: str = _setting("", 'Other hyperparameters as a JSON object, such as `{"lora_steps": 100}`.')
-    data_dir: Path = _setting(DATA_DIR, "Folder of the ledger and of images in work.")  # noqa: RUF009 - a field
-    host: str = _setting("127.0.0.1", "Address to listen on; `0.0.0.0` for all of the machine's.")
-    port: int = _setting(9090, "Port to listen on; `0` takes a free one.")
-    threads: int = _setting(16, "Requests answered at the same time.")
-    predict_deadline: float = _setting(80.0, "Seconds after which /predict answers with what is finished.")
-    answer_lease: float = _setting(
-        120.0, "Seconds that Label Studio has to store what /predict answered before it is pushed instead."
+    recipe: str = _setting(
+        "",
+        'Hyperparameters of the method as a JSON object, such as `{"lora_steps": 100}`, for whoever measured '
+        "that they help.",
     )
-    reconcile_interval: float = _setting(60.0, "Seconds between two looks at a project for what events missed.")
+    data_dir: Path = _setting(  # noqa: RUF009 - a field
+        DATA_DIR, "Folder of the ledger and of images in work, to keep them on a disk that stays."
+    )
+    host: str = _setting(
+        "127.0.0.1", "Address to listen on; `0.0.0.0`, all of the machine's, if Label Studio runs on another machine."
+    )
+    port: int = _setting(9090, "Port to listen on, if the usual one is taken; `0` takes a free one.")
+    predict_deadline: float = _setting(
+        80.0,
+        "Seconds after which /predict answers with what is finished; less if a proxy or Label Studio's "
+        "`ML_TIMEOUT_PREDICT` gives up earlier.",
+    )
+    reconcile_interval: float = _setting(
+        60.0, "Seconds between two full syncs, to catch missed webhooks; more for many or large projects."
+    )
     reference_policy: str = _setting(
         "first",
         "What is learned from: `first`, `pinned`, `latest-k` or `nearest-k`; see docs/active-learning.md.",
@@ -115,22 +142,32 @@ class Settings:
     review_below: float = _setting(
         0.5, "Score below which a prediction is pushed but flagged for review; `0` flags none.", per_project=True
     )
-    push_batch: int = _setting(50, "Predictions pushed in one call.")
-    push_interval: float = _setting(1.0, "Seconds between two pushes, so that finished tasks gather.")
-    api_timeout: float = _setting(30.0, "Seconds to wait for an answer of Label Studio's API.")
-    max_image_mb: float = _setting(200.0, "Largest image file that is fetched, in MB.")
-    max_request_mb: float = _setting(64.0, "Largest request body that is accepted, in MB.")
-    max_answer_mb: float = _setting(32.0, "Largest answer of /predict in MB; the rest is pushed.")
-    basic_auth_user: str = _setting("", "User name that Label Studio must give (HTTP basic auth); empty for none.")
+    api_timeout: float = _setting(30.0, "Seconds to wait for an answer of Label Studio's API; more for a slow one.")
+    max_image_mb: float = _setting(200.0, "Largest image file that is fetched, in MB; more for uncompressed pictures.")
+    max_request_mb: float = _setting(
+        64.0,
+        "Largest request body that is accepted, in MB; more if tasks carry long texts, for Label Studio sends "
+        "whole tasks.",
+    )
+    basic_auth_user: str = _setting(
+        "", "User name that Label Studio must give (HTTP basic auth), for a port that others can reach; empty for none."
+    )
     basic_auth_password: str = _setting("", "Password to `CAVSAM_BASIC_AUTH_USER`.", secret=True)
     allowed_hosts: str = _setting(
         "",
-        "Host names, comma-separated, under which the status page's buttons work without basic auth. IP addresses, "
-        "`localhost`, names without a dot or in `.local` or `.internal`, `CAVSAM_HOST` and the host of "
-        "`LABEL_STUDIO_URL` always do.",
+        "Host names, comma-separated, under which the backend answers without basic auth; for a backend that has a "
+        "public name. IP addresses, `localhost`, names without a dot or in `.local` or `.internal`, `CAVSAM_HOST` and "
+        "the host of `LABEL_STUDIO_URL` always do.",
     )
-    log_level: str = _setting("INFO", "`DEBUG`, `INFO`, `WARNING` or `ERROR`.")
+    log_level: str = _setting(
+        "INFO", "`DEBUG`, `INFO`, `WARNING` or `ERROR`; `DEBUG` for whoever reports a fault, `WARNING` for a quiet log."
+    )
     log_format: str = _setting("text", "`text`, or `json` for a program that collects logs: one object per line.")
+    threads: int = _constant(16)
+    answer_lease: float = _constant(120.0)
+    push_batch: int = _constant(50)
+    push_interval: float = _constant(1.0)
+    max_answer_mb: float = _constant(32.0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label_studio_url", self.label_studio_url.strip().rstrip("/"))
@@ -151,7 +188,7 @@ class Settings:
         types = get_type_hints(cls)
         values: dict[str, Any] = {}
         problems: list[str] = []
-        for field in dataclasses.fields(cls):
+        for field in _tunable():
             if overrides.get(field.name) is not None:
                 values[field.name] = types[field.name](overrides[field.name])
                 continue
@@ -177,8 +214,8 @@ class Settings:
         """
         if isinstance(extra_params, str) and extra_params.strip():
             try:
-                extra_params = json.loads(extra_params)
-            except (ValueError, RecursionError):
+                extra_params = read_json(extra_params)
+            except ValueError:
                 extra_params = [extra_params]
         if not extra_params:
             return self, []
@@ -187,7 +224,7 @@ class Settings:
             return self, [f"The project's extra params must be a JSON object such as {example}; they are ignored."]
         found, problems = self, []
         types = get_type_hints(Settings)
-        allowed = [field.name for field in dataclasses.fields(self) if field.metadata["per_project"]]
+        allowed = [field.name for field in _tunable() if field.metadata["per_project"]]
         for name, value in extra_params.items():
             if name not in allowed:
                 problems.append(f"The extra param {str(name)[:60]!r} is not known; there are {', '.join(allowed)}.")
@@ -218,22 +255,6 @@ class Settings:
         """Host and port as an address is written, an IPv6 host in brackets; `host` instead of where we listen."""
         host = self.host if host is None else host
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
-
-    def knows_host(self, host: str) -> bool:
-        """Whether a host name that a browser called us by can only be ours.
-
-        Any site may have its own name lead to our address once its page is loaded (DNS rebinding), but it cannot have
-        an address for a name, nor a name that the public DNS does not give.
-        """
-        host = host.lower().rstrip(".")
-        own = (self.host, urlsplit(self.label_studio_url).hostname or "", *self.allowed_hosts.split(","))
-        if "." not in host or host.endswith(PRIVATE_DOMAINS) or host in {name.strip().lower() for name in own}:
-            return True
-        try:
-            ipaddress.ip_address(host.partition("%")[0])
-        except ValueError:
-            return False
-        return True
 
     def method(self) -> Recipe:
         """The method's hyperparameters."""
@@ -267,15 +288,11 @@ class Settings:
         problems += _not_between("reference_task", self.reference_task, 0, 2**63 - 1)
         problems += _not_between("review_below", self.review_below, 0.0, 1.0)
         problems += _not_between("port", self.port, 0, 65535)
-        problems += _not_between("threads", self.threads, 2, 256)
-        problems += _not_between("push_batch", self.push_batch, 1, 500)
         problems += _not_between("predict_deadline", self.predict_deadline, 0.0, 95.0)
-        problems += _not_between("answer_lease", self.answer_lease, 0.1, 3600.0)
         problems += _not_between("reconcile_interval", self.reconcile_interval, 1.0, 86400.0)
         problems += _not_between("quiet_period", self.quiet_period, 0.0, 3600.0)
-        problems += _not_between("push_interval", self.push_interval, 0.0, 60.0)
         problems += _not_between("api_timeout", self.api_timeout, 0.5, 600.0)
-        for name in ("max_image_mb", "max_request_mb", "max_answer_mb"):
+        for name in ("max_image_mb", "max_request_mb"):
             problems += _not_between(name, getattr(self, name), 0.1, 4096.0)
         for name in self.allowed_hosts.split(","):
             if name.strip() and not HOST_NAME.fullmatch(name.strip()):
@@ -307,9 +324,9 @@ class SettingRow(NamedTuple):
 
 
 def setting_rows() -> list[SettingRow]:
-    """Every setting in the order of the README's table, with its default as it would be written."""
+    """Every setting in the order of the table, with its default as it would be written."""
     rows = []
-    for field in dataclasses.fields(Settings):
+    for field in _tunable():
         names = (*field.metadata["aliases"], variable_of(field.name))
         rows.append(SettingRow(names[0], _written(field.default), field.metadata["description"]))
     return rows
@@ -331,8 +348,13 @@ def variable_of(name: str) -> str:
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """Variables with our prefix that mean nothing: most likely misspelt."""
-    known = {variable_of(field.name) for field in dataclasses.fields(Settings)}
+    known = {variable_of(field.name) for field in _tunable()}
     return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+
+
+def _tunable() -> list[dataclasses.Field[Any]]:
+    """The fields of `Settings` that the environment may set."""
+    return [field for field in dataclasses.fields(Settings) if "constant" not in field.metadata]
 
 
 def _written(value: Any) -> str:

@@ -19,6 +19,8 @@ ImageSource = Any
 
 Mask = NDArray[np.bool_]
 
+FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "WEBP", "AVIF")
+"""What is read, by PIL's names. Others have decoders that nobody needs here, and EPS would run Ghostscript."""
 MAX_PIXELS = 170_000_000
 """Larger pictures are refused instead of filling the memory; PIL's own bound lies a little higher."""
 
@@ -130,7 +132,7 @@ def _opened(source: str | Path | bytes | Image.Image) -> Image.Image:
         with warnings.catch_warnings():
             # PIL warns of large pictures at a lower bound than ours
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(stream)
+            picture = Image.open(stream, formats=FORMATS)
         if picture.width * picture.height > MAX_PIXELS:
             raise ImageError(
                 f"{_describe(source)} has {picture.width}x{picture.height} pixels; scale it below {MAX_PIXELS:,}."

@@ -1,4 +1,4 @@
-"""Write the backend's settings into the README's table: `make readme`, after a setting changed."""
+"""Write the backend's settings into docs/settings.md: `make readme`, after a setting changed."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 from backend.settings import settings_table
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 
 
 def main() -> None:
-    text = README.read_text(encoding="utf-8")
+    text = DOCUMENT.read_text(encoding="utf-8")
     table = f"<!-- settings -->\n{settings_table()}\n<!-- end of settings -->"
     text, count = re.subn(r"<!-- settings -->\n.*?\n<!-- end of settings -->", lambda _: table, text, flags=re.DOTALL)
     if count != 1:
-        raise SystemExit("README.md must have one table between <!-- settings --> and <!-- end of settings -->.")
-    README.write_text(text, encoding="utf-8")
+        raise SystemExit("docs/settings.md must have one table between <!-- settings --> and <!-- end of settings -->.")
+    DOCUMENT.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

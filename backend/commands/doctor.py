@@ -185,8 +185,8 @@ def _project(settings: Settings, client: LabelStudio, project: int, *, guarded: 
     labels = ", ".join(dict.fromkeys(label for control in config.controls for label in control.labels))
     if config.controls:
         yield Finding("ok", subject, f"{found.get('title')!r}: labels {labels or 'from the tasks'}")
-    for notice in config.notices:
-        yield Finding("note" if config.controls else "fail", subject, notice)
+    for warning in config.warnings:
+        yield Finding("note" if config.controls else "fail", subject, warning)
     try:
         backends = client.backends(project)
     except LabelStudioError as error:

@@ -62,7 +62,7 @@ class KeyAuth(AuthBase):
                     timeout=(5.0, self._timeout),
                     allow_redirects=False,  # a 307 would have the key sent wherever it points
                 )
-        except requests.RequestException as error:
+        except (requests.RequestException, ValueError) as error:  # ValueError: the address cannot be encoded
             raise unreachable(self._url, error) from error
         if answer.status_code == 401:
             raise LabelStudioDenied(

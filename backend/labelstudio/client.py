@@ -187,7 +187,7 @@ class LabelStudio:
             response = opened.request(method, self.url + path, **arguments)
             if response.status_code == 401 and self._auth.renew():
                 response = opened.request(method, self.url + path, **arguments)
-        except requests.RequestException as error:
+        except (requests.RequestException, ValueError) as error:  # ValueError: the address cannot be encoded
             raise unreachable(self.url, error) from error
         check_status(response, path)
         return response

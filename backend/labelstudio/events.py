@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
 from backend.errors import InvalidRequest
+from backend.text import read_json
 
 LARGEST = 2**63 - 1
 """What the ledger can hold."""
@@ -36,8 +36,8 @@ class Note:
 def read_event(raw: bytes) -> dict[str, Any]:
     """The JSON object that a webhook's body holds; raises `InvalidRequest` where it holds something else."""
     try:
-        event = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        event = read_json(raw)
+    except ValueError as error:
         raise InvalidRequest("The event is not JSON.") from error
     if not isinstance(event, dict):
         raise InvalidRequest("The event must be a JSON object.")

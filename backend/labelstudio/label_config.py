@@ -26,6 +26,13 @@ SMART = 'smart="true" makes them clicks that correct a mask'
 SUPPORTED = "BrushLabels, BitmaskLabels, PolygonLabels, RectangleLabels and their forms with <Labels> are"
 
 
+LONGEST = 1_000_000
+"""Characters of a configuration that is read."""
+MOST_LABELS = 5000
+MOST_CONTROLS = 200
+"""Both bound the work, which grows with their product; a tag on two images counts twice."""
+
+
 @dataclass(frozen=True)
 class Control:
     """One control tag on one `<Image>`.
@@ -53,12 +60,12 @@ class LabelConfig:
 
     `controls` take masks, `hints` only teach (ellipses), `prompts` are smart tools whose regions are clicks.
     `images` maps the name of each `<Image>` tag to the expression of its `value`, such as `$image` or
-    `$scan.left`; `notices` says in plain sentences what is not supported.
+    `$scan.left`; `warnings` says in plain sentences what is not supported.
     """
 
     controls: tuple[Control, ...]
     images: Mapping[str, str]
-    notices: tuple[str, ...]
+    warnings: tuple[str, ...]
     hints: tuple[Control, ...] = ()
     prompts: tuple[Control, ...] = ()
 
@@ -80,46 +87,58 @@ class LabelConfig:
 
 
 def parse_label_config(xml: str) -> LabelConfig:
-    """Read a labelling configuration; raises `LabelConfigError` where it is no XML."""
+    """Read a labelling configuration; raises `LabelConfigError` if it is no XML, or larger than any that people use."""
+    if len(xml) > LONGEST:
+        raise LabelConfigError(f"The labelling configuration is longer than {LONGEST:,} characters; shorten it.")
     try:
         root = ET.fromstring(xml)
     except ET.ParseError as error:
         raise LabelConfigError(f"The labelling configuration is not valid XML ({error}).") from error
-    notices: list[str] = []
-    images = _images(root, notices)
+    if sum(1 for _ in root.iter("Label")) > MOST_LABELS:
+        raise LabelConfigError(f"The labelling configuration has more than {MOST_LABELS} labels; take some out.")
+    warnings: list[str] = []
+    images = _images(root, warnings)
     controls: list[Control] = []
     hints: list[Control] = []
     points: list[Control] = []
     smart: set[str] = set()
     written: dict[str, str] = {}
+    drawing = 0
     for tag in root.iter():
         found = hints if tag.tag in HINT_TAGS else points if tag.tag in POINT_TAGS else controls
         if tag.tag in LABELLED_TAGS | {"EllipseLabels", "KeyPointLabels"}:
-            found += _labelled_controls(tag, images, notices)
+            found += _labelled_controls(tag, images, warnings)
         elif tag.tag in DRAWING_TAGS | {"Ellipse", "KeyPoint"}:
-            found += _drawing_controls(tag, root, images, notices)
+            found += _drawing_controls(tag, root, images, warnings)
         elif tag.tag in UNSUPPORTED_TAGS and set(_targets(tag)) & set(images):
-            notices.append(f"<{tag.tag} name={tag.get('name', '')!r}> is not supported; {SUPPORTED}.")
+            warnings.append(f"<{tag.tag} name={tag.get('name', '')!r}> is not supported; {SUPPORTED}.")
+        drawing += tag.tag in DRAWING_TAGS | {"Ellipse", "KeyPoint", "Labels"}
+        if max(len(found), drawing) > MOST_CONTROLS:
+            raise LabelConfigError(
+                f"The labelling configuration has more than {MOST_CONTROLS} control tags on images; take some out."
+            )
         name = tag.get("name", "")
         written[name] = f"<{tag.tag} name={name!r}>"
         if _is_smart(tag):
             smart.add(name)
     if not images:
-        notices.append("The configuration has no <Image> tag with a value such as $image.")
+        warnings.append("The configuration has no <Image> tag with a value such as $image.")
     elif not controls:
-        notices.append(f"The configuration has nothing to predict: no control tag on an image that works; {SUPPORTED}.")
+        warnings.append(
+            f"The configuration has nothing to predict: no control tag on an image that works; {SUPPORTED}."
+        )
     boxes = [control for control in controls if control.name in smart and _points_at_another(control, controls)]
     controls = [control for control in controls if control not in boxes]
     prompts = boxes + [point for point in points if point.name in smart]
     for point in points:
         if point.name not in smart:
-            notices.append(f"{written[point.name]} draws points, which give no mask and are left out; {SMART}.")
+            warnings.append(f"{written[point.name]} draws points, which give no mask and are left out; {SMART}.")
     for control in hints + prompts:
         missing = [label for label in control.labels if _mask_control(controls, control.to_name, label) is None]
         if missing:
             names = ", ".join(repr(label) for label in missing)
-            notices.append(f"{written[control.name]} has labels that no mask tag on {control.to_name!r} has: {names}.")
-    return LabelConfig(tuple(controls), images, tuple(dict.fromkeys(notices)), tuple(hints), tuple(prompts))
+            warnings.append(f"{written[control.name]} has labels that no mask tag on {control.to_name!r} has: {names}.")
+    return LabelConfig(tuple(controls), images, tuple(dict.fromkeys(warnings)), tuple(hints), tuple(prompts))
 
 
 def image_url(expression: str, data: Mapping[str, Any]) -> str | None:
@@ -165,31 +184,31 @@ def _points_at_another(control: Control, controls: Iterable[Control]) -> bool:
     return any(_mask_control(others, control.to_name, label) is not None for label in control.labels)
 
 
-def _images(root: ET.Element, notices: list[str]) -> dict[str, str]:
+def _images(root: ET.Element, warnings: list[str]) -> dict[str, str]:
     images = {}
     for tag in root.iter("Image"):
         name = tag.get("name", "")
         if tag.get("valueList"):
-            notices.append(f"<Image name={name!r}> shows several pages (valueList), which is not supported.")
+            warnings.append(f"<Image name={name!r}> shows several pages (valueList), which is not supported.")
         elif name and tag.get("value"):
             images[name] = tag.get("value", "")
     return images
 
 
-def _labelled_controls(tag: ET.Element, images: Mapping[str, str], notices: list[str]) -> list[Control]:
+def _labelled_controls(tag: ET.Element, images: Mapping[str, str], warnings: list[str]) -> list[Control]:
     name, kind = tag.get("name", ""), tag.tag.lower()
     labels, dynamic = _labels(tag)
     if not labels and not dynamic:
-        notices.append(f"<{tag.tag} name={name!r}> has no labels.")
+        warnings.append(f"<{tag.tag} name={name!r}> has no labels.")
         return []
     targets = [target for target in _targets(tag) if target in images]
     if not targets:
-        notices.append(f"<{tag.tag} name={name!r}> points at no supported <Image> tag.")
+        warnings.append(f"<{tag.tag} name={name!r}> points at no supported <Image> tag.")
     return [Control(name, target, labels, dynamic, kind) for target in targets]
 
 
 def _drawing_controls(
-    tag: ET.Element, root: ET.Element, images: Mapping[str, str], notices: list[str]
+    tag: ET.Element, root: ET.Element, images: Mapping[str, str], warnings: list[str]
 ) -> list[Control]:
     """One control for each `<Labels>` tag on the same image."""
     name, kind = tag.get("name", ""), tag.tag.lower()
@@ -200,7 +219,7 @@ def _drawing_controls(
             if target in images and target in _targets(labelling) and (labels or dynamic):
                 controls.append(Control(name, target, labels, dynamic, kind, labelling.get("name", "")))
     if not controls:
-        notices.append(f"<{tag.tag} name={name!r}> has no <Labels> tag on the same image to label its regions.")
+        warnings.append(f"<{tag.tag} name={name!r}> has no <Labels> tag on the same image to label its regions.")
     return controls
 
 

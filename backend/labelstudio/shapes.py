@@ -33,6 +33,8 @@ LEVEL = 0.499
 SPECK = 0.01
 """Components smaller than this share of the mask are noise to a polygon or rectangle."""
 THRESHOLD = 128
+FORMATS = ("PNG", "WEBP", "JPEG", "GIF", "BMP")
+"""Pictures of a bitmask that are read, by PIL's names; the editor writes PNG."""
 ROWS_AT_ONCE = 256
 """Rows of a polygon filled together, which bounds the memory."""
 
@@ -55,7 +57,7 @@ def png_to_mask(address: str, height: int, width: int) -> BoolMask:
     if not head.startswith("data:image/") or not head.endswith(";base64"):
         raise UnusableRegion("A bitmask region holds no picture; draw the region again.")
     try:
-        with Image.open(io.BytesIO(base64.b64decode(body, validate=True))) as picture:
+        with Image.open(io.BytesIO(base64.b64decode(body, validate=True)), formats=FORMATS) as picture:
             if picture.size != (width, height):
                 raise UnusableRegion(
                     f"A bitmask region says {width}x{height} pixels but its picture has "

@@ -16,6 +16,7 @@ from backend.errors import (
     LabelStudioRejected,
     LabelStudioUnreachable,
 )
+from backend.text import read_json, whole
 
 RETRIED_STATUSES = frozenset({429, *range(500, 600)})
 """Statuses after which the same call may succeed a little later."""
@@ -70,7 +71,7 @@ def check_status(response: requests.Response, path: str) -> None:
 def _detail(response: requests.Response, length: int = 300) -> str:
     """What an error answer says, shortened: validation errors repeat the whole region."""
     try:
-        answer = response.json()
+        answer = read_json(response.content)
     except ValueError:
         return response.reason or "no reason given"
     errors = answer.get("validation_errors") or answer.get("detail") if isinstance(answer, dict) else answer
@@ -87,23 +88,23 @@ def _as_list(value: Any) -> list[Any]:
 def json_of(response: requests.Response) -> Any:
     """Read an answer's JSON; raises `LabelStudioError` if something else than Label Studio answered."""
     try:
-        return response.json()
+        return read_json(response.content)
     except ValueError as error:
         raise LabelStudioError(
             f"What answers at {shown(response.url)} is not Label Studio's API; check LABEL_STUDIO_URL."
         ) from error
 
 
-def unreachable(url: str, error: requests.RequestException) -> LabelStudioUnreachable:
-    """Say that no answer came from `url`."""
+def unreachable(url: str, error: Exception) -> LabelStudioUnreachable:
+    """Say that no answer came from `url`, which may be no address at all."""
     never_connected = isinstance(error, requests.ConnectTimeout) or "NewConnectionError" in repr(error)
     return LabelStudioUnreachable(
-        f"Label Studio cannot be reached at {url}: {cause(error)}. Check LABEL_STUDIO_URL and that it runs.",
+        f"Label Studio cannot be reached at {shown(url)}: {cause(error)}. Check LABEL_STUDIO_URL and that it runs.",
         sent=not never_connected,
     )
 
 
-def cause(error: requests.RequestException) -> str:
+def cause(error: Exception) -> str:
     """Name in a few words why a call failed."""
     given_up = error.args[0] if error.args else None
     timed_out = isinstance(given_up, MaxRetryError) and isinstance(given_up.reason, ReadTimeoutError)
@@ -116,4 +117,4 @@ def cause(error: requests.RequestException) -> str:
 
 def shown(address: str) -> str:
     """An address without its query, which may hold a signature."""
-    return address.split("?")[0][:200]
+    return whole(address.split("?")[0][:200])

@@ -43,8 +43,8 @@ def store_project(ledger: Ledger, project: int, found: Mapping[str, Any], versio
     xml = str(found.get("label_config") or "")
     config = parse_label_config(xml)
     if xml != known.label_config:
-        for notice in config.notices:
-            log.warning("Project %d: %s", project, notice)
+        for warning in config.warnings:
+            log.warning("Project %d: %s", project, warning)
         ledger.forget_annotations_read(project)
     ledger.describe_project(project, str(found.get("title") or ""), xml)
     return known

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import json
 import logging
 from collections.abc import Mapping
@@ -25,18 +24,18 @@ from backend.errors import (
 from backend.labelstudio.events import is_number, read_event
 from backend.service import Service
 from backend.settings import Settings
+from backend.text import read_json
 from backend.web.metrics import Metrics
-from backend.web.status_page import create_page, refuse_other_sites
+from backend.web.security import secure
+from backend.web.status_page import create_page
 
 log = logging.getLogger(__name__)
 
 MODEL_CLASS = "CavSam"
-TRIAL_NOTICE = "try-out models (nano): for trying the backend out, not for real work"
-DEAD_NOTICE = "The backend's {} has ended unexpectedly; the log says why. Start the backend again."
+TRIAL_WARNING = "try-out models (nano): for trying the backend out, not for real work"
+DEAD_THREAD = "The backend's {} has ended unexpectedly; the log says why. Start the backend again."
 EVENT_READ_NOW = 100_000
 """Bytes up to which an event is read before it is answered; Label Studio gives up on an answer after a second."""
-OPEN_PATHS = frozenset({"/health", "/webhook"})
-"""Called without basic auth: by health checks, and by Label Studio's webhooks, which only bring about a look."""
 
 STATUS_OF: tuple[tuple[type[BackendError], int], ...] = (
     (InvalidRequest, 400),
@@ -56,10 +55,9 @@ def create_app(settings: Settings, service: Service) -> Flask:
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = int(settings.max_request_mb * 1e6)
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the provider Flask installs has it
-    app.before_request(refuse_other_sites)
-    _guard(app, settings)
     metrics = Metrics(service)
     metrics.install(app)
+    secure(app, settings)
     _handle_errors(app, metrics)
 
     def overview() -> dict[str, Any]:
@@ -70,12 +68,12 @@ def create_app(settings: Settings, service: Service) -> Flask:
             "work": service.worker.activity.state,
         }
         if service.trial_models:
-            answer["notice"] = TRIAL_NOTICE
+            answer["warning"] = TRIAL_WARNING
         if service.worker.activity.error:
             answer["error"] = service.worker.activity.error
         dead = service.dead_threads()
         if dead:
-            answer |= {"status": "DOWN", "dead": dead, "error": DEAD_NOTICE.format(" and ".join(dead))}
+            answer |= {"status": "DOWN", "dead": dead, "error": DEAD_THREAD.format(" and ".join(dead))}
         return answer
 
     @app.get("/health")
@@ -91,7 +89,7 @@ def create_app(settings: Settings, service: Service) -> Flask:
         version = service.setup(project, _text(body, "hostname"), _text(body, "access_token"), extra_params)
         _, problems = settings.for_project(extra_params)
         service.interactive.prepare(_text(body, "schema"))
-        return jsonify({"model_version": version} | ({"notice": " ".join(problems)} if problems else {}))
+        return jsonify({"model_version": version} | ({"warning": " ".join(problems)} if problems else {}))
 
     @app.post("/predict")
     def predict() -> Response:
@@ -125,27 +123,6 @@ def create_app(settings: Settings, service: Service) -> Flask:
     return app
 
 
-def _guard(app: Flask, settings: Settings) -> None:
-    if not settings.basic_auth_user:
-        return
-
-    @app.before_request
-    def check() -> Response | None:
-        if request.path in OPEN_PATHS:
-            return None
-        given = request.authorization
-        user = (given.username or "") if given else ""
-        password = (given.password or "") if given else ""
-        user_right = hmac.compare_digest(user.encode(), settings.basic_auth_user.encode())
-        password_right = hmac.compare_digest(password.encode(), settings.basic_auth_password.encode())
-        if given is not None and given.type == "basic" and user_right and password_right:
-            return None
-        answer = jsonify({"error": "Give the backend's user name and password (CAVSAM_BASIC_AUTH_USER)."})
-        answer.status_code = 401
-        answer.headers["WWW-Authenticate"] = 'Basic realm="cavsam"'
-        return answer
-
-
 def _handle_errors(app: Flask, metrics: Metrics) -> None:
     """Every error becomes one sentence for the caller; what a developer needs goes to the log."""
 
@@ -170,7 +147,10 @@ def _handle_errors(app: Flask, metrics: Metrics) -> None:
 
 
 def _body() -> dict[str, Any]:
-    body = request.get_json(force=True, silent=True)
+    try:
+        body = read_json(request.get_data(cache=False))
+    except ValueError:
+        body = None
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.")
     return body

@@ -21,14 +21,14 @@ STATES = {None: "not queued", "queued": "queued", "running": "running", "done": 
 
 
 def backend_status(service: Service) -> dict[str, Any]:
-    """All there is to say but the single tasks: `work` (what the lane does now), `lane` (its load), `projects`."""
+    """Collect all there is to say but the single tasks: `work` (what the model does now), `model`, `projects`."""
     work = asdict(service.worker.activity)
     del work["since"]
-    return {"work": work, "lane": lane_status(service), "projects": project_states(service)}
+    return {"work": work, "model": model_status(service), "projects": project_states(service)}
 
 
-def lane_status(service: Service) -> dict[str, Any]:
-    """The lane's load: how much waits for it, for how long its job has been in work, its memory, device and models."""
+def model_status(service: Service) -> dict[str, Any]:
+    """Collect what the model process has to do: what waits, what is in work since when, memory, device and models."""
     activity, sources = service.worker.activity, service.settings.sources()
     working = activity.task is not None
     return {
@@ -49,7 +49,7 @@ def lane_status(service: Service) -> dict[str, Any]:
 
 
 def project_states(service: Service) -> list[dict[str, Any]]:
-    """All projects in the order in which the lane comes to them; the time left counts those before as well."""
+    """All projects in the order in which the model comes to them; the time left counts those before as well."""
     states = []
     ahead = 0.0
     for project in service.ledger.projects():
@@ -102,7 +102,7 @@ def _project_state(service: Service, project: Project, ahead: float) -> dict[str
         "paused": project.paused,
         "predicting_again": project.id in ledger.wanted_again(),
         "error": project.error,
-        "notices": _notices(service, project.id),
+        "warnings": _warnings(service, project.id),
         "jobs": jobs,
         "total": waiting + jobs["done"] + jobs["failed"],
         "over": jobs["done"] + jobs["failed"],
@@ -202,11 +202,11 @@ def _picture(project: int, task: int, kind: str, state: str) -> str:
     return f"api/projects/{project}/tasks/{task}/{kind}?of={state}"
 
 
-def _notices(service: Service, project: int) -> list[str]:
+def _warnings(service: Service, project: int) -> list[str]:
     """What the configuration holds that is not supported, and what else was noted (`Ledger.set_notices`)."""
     config = known_config(service.ledger, project)
     noted = [text for texts in service.ledger.notices(project).values() for text in texts]
-    return list(dict.fromkeys([*(config.notices if config else ()), *noted]))
+    return list(dict.fromkeys([*(config.warnings if config else ()), *noted]))
 
 
 def _link(service: Service, project: int, task: int | None = None) -> str | None:

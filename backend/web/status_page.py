@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from flask import Blueprint, Response, jsonify, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from backend.errors import CrossSiteRequest, InvalidRequest, NotKnown
+from backend.errors import InvalidRequest, NotKnown
 from backend.labelstudio.events import LARGEST
 from backend.service import Service
-from backend.settings import Settings
 from backend.store.ledger import ALL_PROJECTS
 from backend.web import controls
-from backend.web.status import PER_PAGE, backend_status, lane_status, project_state, project_states, task_page
+from backend.web.status import PER_PAGE, backend_status, model_status, project_state, project_states, task_page
 from backend.web.thumbnails import Thumbnails
 
 ACTIONS: dict[str, Callable[[Service, int], str]] = {
@@ -29,10 +28,6 @@ ACTIONS: dict[str, Callable[[Service, int], str]] = {
     "predict-again": controls.predict_again,
 }
 TASK_ACTIONS: dict[str, Callable[[Service, int, int], str]] = {"retry": controls.retry, "cancel": controls.cancel}
-CONTENT_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'"
-)
 NUMBER = f"int(max={LARGEST})"
 """Of a project or a task, in a route."""
 PICTURE_AGE = 86_400
@@ -44,7 +39,6 @@ def create_page(service: Service, overview: Callable[[], dict[str, Any]]) -> Blu
     page = Blueprint("page", __name__)
     page.add_app_template_filter(duration)
     page.add_app_template_filter(size)
-    page.before_request(lambda: refuse_unknown_hosts(service.settings))
     thumbnails = Thumbnails(
         service.ledger,
         service.clients.of,
@@ -57,9 +51,9 @@ def create_page(service: Service, overview: Callable[[], dict[str, Any]]) -> Blu
     def status() -> Response:
         return jsonify({**overview(), **backend_status(service)})
 
-    @page.get("/api/lane")
-    def lane() -> Response:
-        return jsonify(lane_status(service))
+    @page.get("/api/model")
+    def model() -> Response:
+        return jsonify(model_status(service))
 
     @page.get("/api/projects")
     def projects() -> Response:
@@ -104,46 +98,7 @@ def create_page(service: Service, overview: Callable[[], dict[str, Any]]) -> Blu
         listed = _asked_page(service, chosen) if chosen is not None else None
         return render_template("page.html", status=shown, chosen=chosen, listed=listed, address=_address)
 
-    @page.after_app_request
-    def harden(answer: Response) -> Response:
-        answer.headers["Content-Security-Policy"] = CONTENT_POLICY
-        answer.headers["X-Content-Type-Options"] = "nosniff"
-        answer.headers["Cross-Origin-Resource-Policy"] = "same-origin"
-        answer.headers["Referrer-Policy"] = "same-origin"
-        answer.headers.setdefault("Cache-Control", "no-store")
-        return answer
-
     return page
-
-
-def refuse_other_sites() -> None:
-    """Refuse what a browser sends for a page of another site: no such page may connect, pause or delete anything.
-
-    Browsers add the password of basic auth by themselves, so a password does not tell. Label Studio and programs send
-    neither of the two headers. Another port is another site too: Label Studio's own pages may not press our buttons.
-    """
-    if request.method in ("GET", "HEAD", "OPTIONS"):
-        return
-    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
-    same_host = origin is None or _netloc(origin) == request.host
-    # a browser leaves out the first header over plain http, except to this machine itself
-    if not (same_host if site is None else site == "same-origin"):
-        raise CrossSiteRequest("This call came from a page of another site; use the backend's own page.")
-
-
-def refuse_unknown_hosts(settings: Settings) -> None:
-    """Refuse to press a button under a host name that may be another site's, which to a browser is then our own page.
-
-    With basic auth there is no need: a browser gives the password to no other name.
-    """
-    if request.method in ("GET", "HEAD", "OPTIONS") or settings.basic_auth_user:
-        return
-    host = _hostname(f"//{request.host}")
-    if not settings.knows_host(host):
-        raise CrossSiteRequest(
-            f"The backend is not known to be at {host}; if it is, add that name to CAVSAM_ALLOWED_HOSTS, or call it by "
-            "its IP address."
-        )
 
 
 def duration(seconds: float) -> str:
@@ -206,20 +161,6 @@ def _done(sentence: str) -> AnyResponse:
 
 def _is_browser() -> bool:
     return request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html"
-
-
-def _netloc(address: str) -> str:
-    try:
-        return urlsplit(address).netloc
-    except ValueError:
-        return ""
-
-
-def _hostname(address: str) -> str:
-    try:
-        return urlsplit(address).hostname or ""
-    except ValueError:
-        return ""
 
 
 def _picture(content: bytes) -> Response:

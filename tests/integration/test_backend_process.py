@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import requests
 
+from backend.settings import Settings
 from backend.store.ledger import Ledger
 from tests.support.backend import wait_for
 from tests.support.backend_process import ENDLESS, ROOT, SLOW, BackendProcess, family, running
@@ -51,7 +52,7 @@ def test_the_command_serves_the_bundled_models_and_leaves_nothing_behind(
     backend = serve(command=[sys.executable, "-m", "backend.cli", "serve"])
     health = backend.health()  # answered while the model is being loaded
     assert health["status"] == "UP"
-    assert "try-out" in health["notice"]
+    assert "try-out" in health["warning"]
     assert "nano" in label_studio.setup(project, backend.url)["model_version"]
     backend.wait_until_idle()
     everyone = family(backend.process.pid)
@@ -187,11 +188,11 @@ def test_two_servers_do_not_share_a_data_folder(serve: Callable[..., BackendProc
 def test_more_requests_than_threads_leave_health_and_setup_free(
     serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int
 ):
-    backend = serve(ENDLESS, CAVSAM_THREADS="4", CAVSAM_PREDICT_DEADLINE="20")
+    backend = serve(ENDLESS, CAVSAM_PREDICT_DEADLINE="20")
     label_studio.connect(project, backend.url)
     annotate(label_studio, project)
     wait_for(lambda: backend.health()["work"] == "working", "work")
-    asking = [threading.Thread(target=label_studio.retrieve, args=(project,)) for _ in range(12)]
+    asking = [threading.Thread(target=label_studio.retrieve, args=(project,)) for _ in range(3 * Settings.threads)]
     for thread in asking:
         thread.start()
     for _ in range(10):

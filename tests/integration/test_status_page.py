@@ -153,13 +153,13 @@ def test_the_buttons(
         expect(page.get_by_role("status")).to_contain_text("All projects are paused")
         annotate(label_studio, project)
         expect(page.locator(f"#progress-{project}")).to_contain_text("0 of 5 tasks predicted", timeout=PATIENCE)
-        assert status(backend)["lane"]["paused"]
+        assert status(backend)["model"]["paused"]
         press(page, f"Pause {of}")
         expect(page.locator(f"#paused-{project}")).to_be_visible(timeout=PATIENCE)
         press(page, "Resume all")
         expect(page.locator("#all-paused")).to_have_count(0, timeout=PATIENCE)
         after = status(backend)
-        assert (after["lane"]["paused"], after["projects"][0]["paused"]) == (False, True)
+        assert (after["model"]["paused"], after["projects"][0]["paused"]) == (False, True)
         assert after["projects"][0]["jobs"]["queued"] == 5
         press(page, f"Resume {of}")
         expect(page.locator(f"#progress-{project}")).to_contain_text("4 of 5 tasks predicted, 4 of", timeout=PATIENCE)
@@ -205,7 +205,7 @@ def test_cancel_and_pages_of_other_sites(
             with page.expect_response(lambda answer: answer.url.endswith("/api/pause")) as pressed:
                 page.goto(site)
             assert pressed.value.status == 403
-        assert not status(backend)["lane"]["paused"]
+        assert not status(backend)["model"]["paused"]
 
 
 def test_on_a_phone_in_the_dark_and_without_javascript(
@@ -221,7 +221,7 @@ def test_on_a_phone_in_the_dark_and_without_javascript(
             page = watched.page
             expect(page.locator(f"#task-{label_studio.tasks_of(project)[2]}")).to_be_visible()
             assert page.evaluate("document.scrollingElement.scrollWidth <= window.innerWidth")
-            for place in ("body", ".notice", ".failed", ".error, .low"):
+            for place in ("body", ".warning", ".failed", ".error, .low"):
                 element = page.locator(place).first
                 if element.count():
                     assert contrast(element) >= 4.5, (scheme, place)
@@ -236,7 +236,7 @@ def test_on_a_phone_in_the_dark_and_without_javascript(
         expect(page.get_by_text("4 of 5 tasks predicted")).to_be_visible(timeout=PATIENCE)
         page.get_by_role("button", name="Pause all").click()
         expect(page.get_by_role("button", name="Resume all")).to_be_visible(timeout=PATIENCE)
-    assert status(backend)["lane"]["paused"]
+    assert status(backend)["model"]["paused"]
 
 
 def contrast(element: Locator) -> float:

@@ -106,7 +106,6 @@ def backends(folder: Path, label_studio_url: str, label_studio_key: str) -> Iter
             "CAVSAM_MODEL": "nano",
             "CAVSAM_PORT": "0",
             "CAVSAM_DATA_DIR": str(folder / "data"),
-            "CAVSAM_PUSH_INTERVAL": "0.1",
         }
         log = folder / f"backend-{len(started)}.log"
         usual_command = [sys.executable, "-c", SERVE.format(segmenter=segmenter)]

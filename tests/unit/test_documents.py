@@ -13,8 +13,20 @@ from tools.imports import modules_of
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-DOCUMENTS = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 ROOMS = ("cavsam", "backend", "research", "tools", "tests", "docs", "requirements", "label_config")
+RETIRED = {
+    r"lanes?": "model process",
+    r"(?:a|an|the|its|each|every|next|last|first|full|two|by) looks?(?!-)": "sync",
+    r"ways? back": "backward tracking",
+    r"signs|(?:a|the|each|one|another) sign": "cue",
+    r"told|notices?": "warning, or a sentence with its subject",
+    r"(?<!ground )truth": "ground truth",
+    r"agendas?": "schedule",
+    r"notes|(?:a|the|each|no|one|this|its) note": "event, warning or text",
+    r"shall": "should",
+}
+"""Words for which there is another one in docs/glossary.md. The verbs "to look", "to note" and "to sign" stay."""
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 
 
@@ -27,9 +39,10 @@ def found_in_documents(pattern: str) -> list[tuple[Path, str]]:
     ]
 
 
-def test_the_readme_lists_every_setting():
+def test_the_document_of_the_settings_lists_every_one():
     """After a change: `make readme`."""
-    (table,) = re.findall(r"<!-- settings -->\n(.*?)\n<!-- end of settings -->", README.read_text(), flags=re.DOTALL)
+    text = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"<!-- settings -->\n(.*?)\n<!-- end of settings -->", text, flags=re.DOTALL)
     assert table == settings_table()
 
 
@@ -79,6 +92,23 @@ def test_the_make_targets_that_are_named_exist():
     assert {"demo", "test"} <= {name for _, name in named}
     for document, name in named:
         assert name in targets, (document.name, name)
+
+
+@pytest.mark.parametrize("word", RETIRED)
+def test_no_document_uses_a_word_that_has_left(word: str):
+    pattern = re.compile(rf"\b(?:{word})\b", flags=re.IGNORECASE)
+    for document in DOCUMENTS:
+        for number, line in enumerate(document.read_text(encoding="utf-8").splitlines(), 1):
+            found = pattern.search(line)
+            assert found is None, f"{document.name}:{number}: {found and found[0]!r} -> {RETIRED[word]}"
+
+
+def test_the_words_that_have_left_are_found():
+    """A word of each kind, so that no pattern is broken."""
+    old = "The lane told the next look of a note: the way back has signs of truth; the agenda shall tell."
+    assert all(re.search(rf"\b(?:{word})\b", old) for word in RETIRED)
+    kept = "Note that it looks at the ground truth of a look-alike, signed and sealed; look there."
+    assert not any(re.search(rf"\b(?:{word})\b", kept) for word in RETIRED)
 
 
 def test_the_lock_files_cover_the_package_s_dependencies():

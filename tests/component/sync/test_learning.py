@@ -94,8 +94,8 @@ def test_extra_params_that_cannot_be_used_are_told_and_the_default_serves(
     backend = start_backend()
     answer = label_studio.connect(project, backend.url)
     assert answer["model_version"]
-    assert "reference_policy must be one of first" in answer["notice"]
-    assert "'speed' is not known" in answer["notice"]
+    assert "reference_policy must be one of first" in answer["warning"]
+    assert "'speed' is not known" in answer["warning"]
     label_studio.annotate(first, [brush(target_box(0), "cat")])
     wait_until_complete(backend, label_studio, project, {first})
     (told,) = backend.service.ledger.notices(project).values()
@@ -103,7 +103,7 @@ def test_extra_params_that_cannot_be_used_are_told_and_the_default_serves(
     label_studio.setup(project)
     assert caplog.text.count("'speed' is not known") == 1
     label_studio.extra_params[project] = None
-    assert "notice" not in label_studio.setup(project)
+    assert "warning" not in label_studio.setup(project)
     wait_for(lambda: not backend.service.ledger.notices(project), "the notices to go")
 
 
@@ -113,7 +113,7 @@ def test_extra_params_typed_into_label_studios_form_come_as_text(
     first, second, *_ = label_studio.tasks_of(project)
     label_studio.extra_params[project] = ' {"reference_policy": "latest-k", "reference_shots": 2}\n'
     backend = start_backend()
-    assert "notice" not in label_studio.connect(project, backend.url)
+    assert "warning" not in label_studio.connect(project, backend.url)
     for index, task in enumerate((first, second)):
         label_studio.annotate(task, [brush(target_box(index), "cat")])
     wait_until_complete(backend, label_studio, project, {first, second})

@@ -39,7 +39,7 @@ def test_health_and_front_page_announce_the_try_out_models(backend: RunningBacke
         assert answer.status_code == 200
         assert answer.json()["status"] == "UP"
         assert answer.json()["model_class"] == "CavSam"
-        assert "try-out" in answer.json()["notice"]
+        assert "try-out" in answer.json()["warning"]
         assert "nano" in answer.json()["model_version"]
 
 
@@ -79,7 +79,7 @@ def test_setup_takes_any_extra_params(backend: RunningBackend, label_studio: Fak
     }
     answer = post(backend, "/setup", body)
     assert answer.json()["model_version"] == backend.service.base_version
-    assert ("notice" in answer.json()) == bool(extra)
+    assert ("warning" in answer.json()) == bool(extra)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +182,21 @@ def test_answers_while_label_studio_is_slow(start_backend: StartBackend):
             assert post(backend, "/webhook", {"action": "PROJECT_UPDATED", "project": {"id": 7}}).ok
         assert time.monotonic() - started < 19  # that is: none of the fifteen waited for the silent server
         connection.close()
+
+
+def test_half_a_surrogate_pair_kills_nothing(
+    start_backend: StartBackend, label_studio: FakeLabelStudio, caplog: pytest.LogCaptureFixture
+):
+    """It is legal in JSON, but neither the ledger nor a socket takes it."""
+    backend = start_backend(label_studio_url="", label_studio_api_key="")
+    handed_over = rb'"hostname": "http://\ud800.com", "access_token": "\udfff", "extra_params": "{\"\ud800\": 1}"'
+    raw = rb'{"project": "7.1", ' + handed_over + b"}"
+    assert requests.post(backend.url + "/setup", data=raw, timeout=5).ok
+    wait_for(lambda: "Project 7: Label Studio cannot be reached" in caplog.text, "the error of a failed sync")
+    project = label_studio.add_project()
+    label_studio.connect(project, backend.url)
+    wait_for(lambda: backend.service.ledger.project(project), "another project, read by the same thread")
+    assert requests.get(backend.url + "/health", timeout=5).json()["status"] == "UP"
 
 
 HOLD = (

@@ -103,15 +103,15 @@ def test_the_page_and_the_api_say_the_same(label_studio: FakeLabelStudio, projec
         task["seconds"] for task in get(backend, f"api/projects/{project}/tasks", show="predicted").json()["tasks"]
     ]
     assert described["seconds_per_task"] == pytest.approx(sum(seconds) / 4, abs=0.006)
-    assert any("VectorLabels" in notice for notice in described["notices"])
-    assert described["notices"][-1] == "<b>noted</b>"
+    assert any("VectorLabels" in warning for warning in described["warnings"])
+    assert described["warnings"][-1] == "<b>noted</b>"
     assert get(backend, "api/projects").json()["projects"] == [described]
     whole = get(backend, "api/status").json()
     assert whole["projects"] == [described]
     assert get(backend, "").json()["projects"] == [described]  # not a browser
-    assert whole["lane"]["models"] == {"name": "nano", "try_out": True}
-    assert (whole["lane"]["queue"], whole["lane"]["paused"]) == (0, False)
-    assert whole["lane"]["memory_bytes"] > 10_000_000
+    assert whole["model"]["models"] == {"name": "nano", "try_out": True}
+    assert (whole["model"]["queue"], whole["model"]["paused"]) == (0, False)
+    assert whole["model"]["memory_bytes"] > 10_000_000
 
     listed = {task["task"]: task for task in get(backend, f"api/projects/{project}/tasks").json()["tasks"]}
     assert list(listed) == tasks
@@ -324,7 +324,7 @@ class TestButtons:
         assert "whole backend is paused" in post(backend, f"api/projects/{project}/resume").json()["done"]
         assert ledger.counts(project, version)["queued"] == 5
         whole = get(backend, "api/status").json()
-        assert (whole["lane"]["paused"], whole["lane"]["queue"], whole["projects"][0]["paused"]) == (True, 0, False)
+        assert (whole["model"]["paused"], whole["model"]["queue"], whole["projects"][0]["paused"]) == (True, 0, False)
         page = requests.get(backend.url, headers=BROWSER, timeout=5).text
         assert "Paused: no task of any project is begun" in page
         assert post(backend, "api/resume").ok
@@ -362,7 +362,7 @@ class TestButtons:
         label_studio.missing_paths.clear()
         backend.service.coordinator.note(Note(project, "again"))
         wait_for(lambda: not ledger.wanted_again(), "the wish to be dropped")
-        wait_for(lambda: "Settings, Model" in str(get(backend, "api/projects").json()), "the notice")
+        wait_for(lambda: "Settings, Model" in str(get(backend, "api/projects").json()), "the warning")
         assert label_studio.predictions == before
         assert states(backend, project)[1] == "delivered"
 
@@ -469,9 +469,7 @@ def test_pages_of_other_sites_press_no_buttons(start_backend: StartBackend):
     assert backend.service.ledger.is_paused(ALL_PROJECTS)
 
 
-def test_a_name_that_may_be_another_sites_presses_no_buttons(
-    start_backend: StartBackend, label_studio: FakeLabelStudio
-):
+def test_a_name_that_may_be_another_sites_opens_nothing(start_backend: StartBackend, label_studio: FakeLabelStudio):
     backend = start_backend(allowed_hosts="cavsam.example.org, other.example.org", host="own.example.org")
     ledger = backend.service.ledger
     port = backend.url.rpartition(":")[2]
@@ -499,17 +497,18 @@ def test_a_name_that_may_be_another_sites_presses_no_buttons(
             assert press(action, host).status_code == 200
             assert ledger.is_paused(ALL_PROJECTS) == (action == "pause")
 
-    # reading, and what Label Studio and health checks call, under any name
+    # reading too, and what Label Studio and health checks call
     evil = {"Host": "evil.example"}
-    for path in ("", "api/status", "health"):
-        assert requests.get(f"{backend.url}/{path}", headers=evil, timeout=5).status_code == 200
+    for path in ("", "api/status", "health", "versions", "static/page.js", "api/projects/1/tasks/1/image"):
+        assert requests.get(f"{backend.url}/{path}", headers=evil, timeout=5).status_code == 403, path
     project = label_studio.add_project()
     for path, body, status in (
         ("setup", {"project": f"{project}.1"}, 200),
         ("predict", {"project": f"{project}.1", "tasks": []}, 200),
         ("webhook", {"action": "PROJECT_UPDATED"}, 201),
     ):
-        assert requests.post(f"{backend.url}/{path}", json=body, headers=evil, timeout=5).status_code == status
+        assert requests.post(f"{backend.url}/{path}", json=body, headers=evil, timeout=5).status_code == 403
+        assert requests.post(f"{backend.url}/{path}", json=body, timeout=5).status_code == status
 
 
 def test_with_a_password_any_name_will_do(start_backend: StartBackend):

@@ -33,13 +33,13 @@ def test_reads_every_type_and_takes_overrides_first():
         "CAVSAM_RECIPE": '{"lora_steps": 7, "ddim_steps": 5}',
         "CAVSAM_MODE": "ttga",
         "CAVSAM_DEVICE": "cuda:1",
-        "CAVSAM_THREADS": "",
+        "CAVSAM_API_TIMEOUT": "",
     }
     settings = Settings.from_environment(environ, port=4321, data_dir="/other")
     assert settings.port == 4321
     assert settings.data_dir == Path("/other")
     assert settings.predict_deadline == 2.5
-    assert settings.threads == 16  # an empty variable is none
+    assert settings.api_timeout == 30.0  # an empty variable is none
     assert (settings.method().mode, settings.method().lora_steps) == ("ttga", 7)
 
 
@@ -123,6 +123,12 @@ def test_table_has_a_row_and_a_sentence_for_every_setting():
 
 def test_finds_misspelt_variables():
     assert unknown_variables({"CAVSAM_MODLE": "nano", "CAVSAM_MODEL": "nano", "PATH": ""}) == ["CAVSAM_MODLE"]
+
+
+def test_the_environment_does_not_set_constants():
+    environ = {"CAVSAM_THREADS": "3", "CAVSAM_PUSH_BATCH": "7"}
+    assert Settings.from_environment(environ) == Settings()
+    assert unknown_variables(environ) == ["CAVSAM_PUSH_BATCH", "CAVSAM_THREADS"]
 
 
 @pytest.mark.parametrize(

@@ -185,3 +185,10 @@ def test_noise_in_a_file_never_escapes_as_another_error(rng: np.random.Generator
         for reader in (read_image, read_mask):
             with contextlib.suppress(ImageError):
                 assert reader(data.tobytes()).ndim in (2, 3)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PCX", "TGA"])
+def test_a_format_that_nobody_needs_is_not_even_opened(colours: np.ndarray, kind: str) -> None:
+    """PIL hands EPS to Ghostscript, which runs programs."""
+    with pytest.raises(ImageError, match=r"is not a picture that can be read\.$"):
+        read_image(encoded(Image.fromarray(colours), kind))

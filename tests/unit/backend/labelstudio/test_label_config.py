@@ -16,7 +16,7 @@ def test_reads_the_bundled_configuration():
     assert control.to_name == "image"
     assert len(control.labels) == 2
     assert config.images == {"image": "$image"}
-    assert config.notices == ()
+    assert config.warnings == ()
 
 
 def test_several_controls_images_aliases_and_any_name_of_the_data():
@@ -32,7 +32,7 @@ def test_several_controls_images_aliases_and_any_name_of_the_data():
         Control("b", "left", ("Cell",)),
         Control("b", "right", ("Cell",)),
     )
-    assert config.notices == ()
+    assert config.warnings == ()
     assert config.control("b", "right") == config.controls[2]
     assert config.control("a", "right") is None
 
@@ -52,7 +52,7 @@ def test_says_what_is_not_supported():
         <BrushLabels name="e" toName="i"/></View>"""
     )
     assert config.controls == ()
-    text = " ".join(config.notices)
+    text = " ".join(config.warnings)
     for words in (
         "EllipseLabels name='p'",
         "name='lone'> has no <Labels>",
@@ -77,7 +77,7 @@ def test_every_mask_tag_and_its_form_with_labels():
         Control("r", "i", ("a",), kind="rectanglelabels"),
         Control("b", "i", ("b",), kind="brush", labels_name="l"),
     )
-    assert config.notices == ()
+    assert config.warnings == ()
 
 
 MASKS = '<BrushLabels name="b" toName="i"><Label value="a"/></BrushLabels>'
@@ -96,7 +96,7 @@ def test_smart_tools_beside_a_mask_tag_are_prompts_and_ellipses_are_hints():
             '<EllipseLabels name="e" toName="i"><Label value="a"/></EllipseLabels>',
         )
     )
-    assert config.notices == ()
+    assert config.warnings == ()
     assert [control.name for control in config.controls] == ["b"]
     assert [control.name for control in config.prompts] == ["r", "k"]
     assert config.hint("e", "i") == Control("e", "i", ("a",), kind="ellipselabels")
@@ -119,7 +119,7 @@ def test_points_that_are_no_clicks_and_labels_without_a_mask_tag_are_told():
             '<EllipseLabels name="e" toName="i"><Label value="a"/><Label value="z"/></EllipseLabels>',
         )
     )
-    points, labels = config.notices
+    points, labels = config.warnings
     assert "KeyPointLabels name='k'" in points
     assert 'smart="true"' in points
     assert "EllipseLabels name='e'" in labels
@@ -139,7 +139,7 @@ def test_of_several_mask_tags_a_brush_takes_the_mask():
 @pytest.mark.parametrize("path", sorted((ROOT / "label_config").glob("*.xml")), ids=lambda path: path.stem)
 def test_the_bundled_configurations_are_understood(path: Path):
     config = parse_label_config(path.read_text())
-    assert config.notices == ()
+    assert config.warnings == ()
     assert {label for control in config.controls for label in control.labels} == {"Object", "Part"}
 
 
@@ -165,3 +165,20 @@ def test_refuses_what_is_no_xml(xml: str):
 )
 def test_finds_the_image_in_the_data(expression: str, data: dict, url: str | None):
     assert image_url(expression, data) == url
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        (
+            '<Brush name="b" toName="image"/>' * 30
+            + '<Labels name="l" toName="image"><Label value="a"/></Labels>' * 30,
+            "control tags",
+        ),
+        ('<BrushLabels name="b" toName="image">' + '<Label value="a"/>' * 5001 + "</BrushLabels>", "labels"),
+        (" " * 1_000_001, "characters"),
+    ],
+)
+def test_a_configuration_that_would_take_minutes_is_refused(tags: str, words: str):
+    with pytest.raises(LabelConfigError, match=words):
+        parse_label_config(f'<View><Image name="image" value="$image"/>{tags}</View>')

@@ -167,3 +167,10 @@ def test_a_bitmask_without_transparency_counts_where_it_is_bright():
 def test_bitmasks_that_are_none(address: str, words: str):
     with pytest.raises(UnusableRegion, match=words):
         png_to_mask(address, 4, 5)
+
+
+def test_a_bitmask_in_a_format_that_no_browser_shows_is_damaged():
+    stream = io.BytesIO()
+    Image.fromarray(np.full((2, 2), 255, np.uint8)).save(stream, "PCX")
+    with pytest.raises(UnusableRegion, match="damaged"):
+        png_to_mask("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode(), 2, 2)
