@@ -1,4 +1,4 @@
-"""The words of Label Studio that the documents quote, for people to find and to search for, are those of its release."""
+"""The words of Label Studio that the documents quote are those of its release, so that people find them."""
 
 from __future__ import annotations
 
