@@ -11,7 +11,7 @@ import pytest
 from backend.settings import settings_table
 from cavsam.cli import build_parser
 from cavsam.evaluation.runs import Method
-from tests.support.imports import modules_of
+from tools.imports import modules_of
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"

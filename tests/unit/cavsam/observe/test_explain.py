@@ -23,7 +23,7 @@ from cavsam.transition import DiffusionTransition
 from cavsam.types import TargetResult
 from cavsam.weights.sources import NAMES
 from tests.support.candidates import ALL_KNOWN
-from tests.unit.cavsam.conftest import blob_picture
+from tests.support.tiny_models import blob_picture
 
 QUICK = Recipe().replace(frames=2, ddim_steps=1, lora_steps=2, lora_rank=2, ttga_steps=2)
 

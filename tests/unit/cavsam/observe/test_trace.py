@@ -17,7 +17,7 @@ from cavsam.recipe import Mode
 from cavsam.tracking import Tracker
 from cavsam.transition import DiffusionTransition
 from tests.support.candidates import ALL_KNOWN
-from tests.unit.cavsam.conftest import blob_picture
+from tests.support.tiny_models import blob_picture
 
 QUICK = Recipe().replace(frames=4, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3)
 Traced = Callable[..., tuple[Trace, TargetResult]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, PNDMScheduler
+from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 
 from cavsam.diffusion import LatentDiffusion
@@ -26,6 +26,7 @@ from cavsam.weights.loading import (
     select_device,
 )
 from cavsam.weights.sources import NANO, ModelSources
+from tests.support.tiny_models import save_diffusion
 
 CPU = torch.device("cpu")
 NANO_CONFIG = str(NANO / "sam2" / "sam2_nano.yaml")
@@ -148,17 +149,8 @@ def test_without_a_network_one_sentence_says_what_to_do() -> None:
         assert str(caught.value).count("\n") == 0
 
 
-def save_pipeline(diffusion: LatentDiffusion, folder: Path) -> None:
-    """As diffusers lays a Stable Diffusion model out."""
-    for name in ("vae", "unet", "text_encoder", "tokenizer"):
-        getattr(diffusion, name).save_pretrained(folder / name)
-    PNDMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, set_alpha_to_one=False
-    ).save_pretrained(folder / "scheduler")
-
-
 def test_a_diffusion_folder_loads_and_predicts_the_same(diffusion: LatentDiffusion, tmp_path: Path) -> None:
-    save_pipeline(diffusion, tmp_path)
+    save_diffusion(diffusion, tmp_path)
     loaded = load_diffusion(ModelSources(diffusion=str(tmp_path)), CPU)
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     prompts = ["cell", "a road"]
@@ -172,7 +164,7 @@ def test_a_diffusion_folder_loads_and_predicts_the_same(diffusion: LatentDiffusi
 
 
 def test_an_incomplete_diffusion_folder_says_what_is_missing(diffusion: LatentDiffusion, tmp_path: Path) -> None:
-    save_pipeline(diffusion, tmp_path)
+    save_diffusion(diffusion, tmp_path)
     weights = next((tmp_path / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ModelError, match="unet cannot be loaded"):
