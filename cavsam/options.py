@@ -74,7 +74,8 @@ def recipe_of(options: argparse.Namespace, mode: str | None) -> Recipe:
 
 def announce(sources: ModelSources, recipe: Recipe) -> None:
     """Say on stderr what will run, and that the bundled models are for trying out only if they are chosen."""
-    print(f"cavsam: models {sources.name}, recipe {recipe.described()}.", file=sys.stderr)
+    trial = " These are try-out models, not for real work." if sources.is_nano else ""
+    print(f"cavsam: models {sources.name}, recipe {recipe.described()}.{trial}", file=sys.stderr)
     if sources.is_nano:
         print(
             "cavsam: These are the bundled try-out models: they show how the method works, they are not for real work.",
