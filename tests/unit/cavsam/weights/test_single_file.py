@@ -26,8 +26,8 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def original(diffusion: LatentDiffusion) -> dict[str, Tensor]:
     """The tiny model's tensors under the published names."""
-    parts = (diffusion.unet, diffusion.vae, diffusion.text_encoder)
-    tensors = original_checkpoint(*(part.state_dict() for part in parts), diffusion.unet.config.layers_per_block)
+    unet, vae, text_encoder = (part.state_dict() for part in (diffusion.unet, diffusion.vae, diffusion.text_encoder))
+    tensors = original_checkpoint(unet, vae, text_encoder, diffusion.unet.config.layers_per_block)
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
