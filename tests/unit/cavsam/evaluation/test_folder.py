@@ -146,6 +146,9 @@ def test_a_class_s_episodes_stay_whatever_is_beside_it(tmp_path: Path) -> None:
     assert drawn(both) == drawn(alone)
     assert drawn(draw_far_episodes(tmp_path, samples, 2, 5, seed=3)) == drawn(alone)[:5]
     assert drawn(draw_far_episodes(tmp_path, samples, 2, None, seed=4)) != drawn(alone)
+    bounded = draw_far_episodes(tmp_path, samples, 2, None, seed=3, per_domain=5)
+    assert [episode.target.class_name for episode in bounded] == ["a", "b", "a", "b", "a"]
+    assert drawn(bounded) == drawn(alone)[:3]
     write_list(tmp_path / "list.jsonl", both)
     assert read_list(tmp_path / "list.jsonl") == both
 
