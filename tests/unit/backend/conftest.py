@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from backend.store.ledger import Ledger
+from backend.store.store import Store
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    opened = Ledger(tmp_path / "ledger.sqlite3")
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path / "ledger.sqlite3")
     yield opened
     opened.close()
