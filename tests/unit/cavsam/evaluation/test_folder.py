@@ -250,6 +250,13 @@ def test_a_video_is_tracked_from_its_first_frame(tmp_path: Path) -> None:
     assert runs.all_records(out) == records
 
 
+def test_a_video_must_show_its_object_at_first(tmp_path: Path) -> None:
+    add_picture(tmp_path / "videos" / "ball", "0", empty=True)
+    add_picture(tmp_path / "videos" / "ball", "1")
+    with pytest.raises(CavSamError, match="first frame of 'ball' shows no object"):
+        evaluate.run(parse(str(tmp_path / "videos"), "--dataset", "video", "--out", str(tmp_path / "out")))
+
+
 @pytest.mark.parametrize("option", [("--episodes", "0"), ("--shots", "0"), ("--every", "0"), ("--at-most", "1")])
 def test_numbers_that_mean_nothing_are_refused(option: tuple[str, str], tmp_path: Path) -> None:
     with pytest.raises(CavSamError, match=rf"{option[0]} must be at least"):
