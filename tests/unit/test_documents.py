@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from backend.settings import settings_table
-from tests.support.imports import modules_of
+from tools.imports import modules_of
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"

@@ -14,7 +14,7 @@ from cavsam.alignment import align, augment, cyclic_loss
 from cavsam.errors import NumericalError
 from cavsam.recipe import Recipe
 from cavsam.tracking import Tracker
-from tests.unit.cavsam.conftest import blob_picture
+from tests.support.tiny_models import blob_picture
 
 PAPER = Recipe.preset("paper")
 """What the tests start from, whatever the defaults become."""

@@ -32,7 +32,7 @@ from cavsam.scoring.calibration import Calibration, Logistic
 from cavsam.tracking import Prompt, Tracker
 from cavsam.transition import DiffusionTransition, Frames
 from cavsam.video import picture_square
-from tests.unit.cavsam.conftest import blob_picture
+from tests.support.tiny_models import blob_picture
 
 QUICK = Recipe.preset("paper").replace(
     frames=3, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3, min_separation=0.0, min_cycle_iou=0.0

@@ -12,7 +12,7 @@ from cavsam.alignment import Alignment, align
 from cavsam.pseudo_labels import cycle_iou, pseudo_labels
 from cavsam.recipe import Recipe
 from cavsam.tracking import Tracker
-from tests.unit.cavsam.conftest import blob_picture
+from tests.support.tiny_models import blob_picture
 
 PAPER = Recipe.preset("paper")
 """What the tests start from, whatever the defaults become."""

@@ -22,7 +22,7 @@ from cavsam.tracking import Tracker
 from cavsam.transition import DiffusionTransition
 from cavsam.types import TargetResult
 from cavsam.weights.sources import NAMES
-from tests.unit.cavsam.conftest import blob_picture
+from tests.support.tiny_models import blob_picture
 
 QUICK = Recipe.preset("paper").replace(frames=2, ddim_steps=1, lora_steps=2, lora_rank=2, ttga_steps=2)
 

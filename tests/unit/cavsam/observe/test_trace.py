@@ -16,7 +16,7 @@ from cavsam.observe.trace import Trace
 from cavsam.recipe import Mode
 from cavsam.tracking import Tracker
 from cavsam.transition import DiffusionTransition
-from tests.unit.cavsam.conftest import blob_picture
+from tests.support.tiny_models import blob_picture
 
 QUICK = Recipe.preset("paper").replace(frames=4, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3)
 Traced = Callable[..., tuple[Trace, TargetResult]]
