@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from cavsam.diffusion import LatentDiffusion, ddim_schedule
@@ -78,12 +79,38 @@ def make_diffusion(tokenizer_folder: Path, prediction_type: str = "epsilon") -> 
     return LatentDiffusion(vae, unet, text_encoder, tokenizer, schedule, contextlib.nullcontext)
 
 
-def save_diffusion(diffusion: LatentDiffusion, folder: Path, **options: object) -> None:
-    """Write a model as diffusers lays a Stable Diffusion model out; the options go to its `save_pretrained`."""
+def save_diffusion(diffusion: LatentDiffusion, folder: Path, *, half: bool = False, pickled: bool = False) -> None:
+    """Write a model as diffusers lays a Stable Diffusion model out.
+
+    Args:
+        diffusion: the model.
+        folder: where to; made if need be.
+        half: whether to write the variant "fp16" only.
+        pickled: whether to write PyTorch's own files, without safetensors.
+    """
     for name in ("vae", "unet", "text_encoder"):
-        getattr(diffusion, name).save_pretrained(folder / name, **options)
+        getattr(diffusion, name).save_pretrained(folder / name)
+        written = next((folder / name).glob("*.safetensors"))
+        weights = {key: tensor.half() if half else tensor for key, tensor in load_file(written).items()}
+        written.unlink()
+        variant = ".fp16" if half else ""
+        if pickled:
+            stem = written.stem if written.stem != "model" else "pytorch_model"
+            torch.save(weights, folder / name / f"{stem}{variant}.bin")
+        else:
+            save_file(weights, folder / name / f"{written.stem}{variant}.safetensors", {"format": "pt"})
     diffusion.tokenizer.save_pretrained(folder / "tokenizer")
     PNDMScheduler(**SD_SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False).save_pretrained(folder / "scheduler")
+
+
+class Touch:
+    """An object in a pickle that writes a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.path), "w")
 
 
 def blob_picture(rng: np.random.Generator, height: int, width: int) -> Reference:
