@@ -49,7 +49,7 @@ def load_single_file(file: Path, config: Path = SD2) -> dict[str, Any]:
             {**DDIMScheduler.load_config(config, subfolder="scheduler"), "prediction_type": kind}
         )
         options = {"config": str(config), "local_files_only": True, "scheduler": scheduler}
-        options["tokenizer"] = _tokenizer(config / "tokenizer")
+        options["tokenizer"] = read_tokenizer(config / "tokenizer")
         if config == SD2 and kind == "v_prediction":
             sample_size = 96  # latents of 768 pixels
     try:
@@ -125,7 +125,7 @@ def _prediction_type(file: Path) -> PredictionType:
     )
 
 
-def _tokenizer(folder: Path) -> CLIPTokenizer:
+def read_tokenizer(folder: Path) -> CLIPTokenizer:
     """Read a CLIP tokenizer of `merges.txt`, from which its vocabulary follows, or as transformers writes one."""
     if (folder / "tokenizer_config.json").is_file():
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from huggingface_hub.utils import filter_repo_objects
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from cavsam.diffusion import LatentDiffusion
 from cavsam.errors import ModelError
@@ -28,6 +28,7 @@ from cavsam.weights.loading import (
     select_device,
 )
 from cavsam.weights.sources import NANO, ModelSources
+from research.rehearsal import published_names
 from tests.support.tiny_models import Touch, save_diffusion
 
 CPU = torch.device("cpu")
@@ -175,6 +176,24 @@ def test_a_diffusion_folder_of_any_format_loads(
 ) -> None:
     save_diffusion(diffusion, tmp_path, half=half, pickled=pickled)
     assert_same_weights(load_diffusion(ModelSources(diffusion=str(tmp_path)), CPU), diffusion, half=half)
+
+
+def test_a_folder_of_the_older_published_names_loads(diffusion: LatentDiffusion, tmp_path: Path) -> None:
+    """The published folders name the VAE's attention and the text encoder's tensors as older libraries did."""
+    save_diffusion(diffusion, tmp_path)
+    names: set[str] = set()
+    for part in ("vae", "unet", "text_encoder"):
+        file = next((tmp_path / part).glob("*.safetensors"))
+        renamed = published_names(part, load_file(file))
+        save_file(renamed, file, {"format": "pt"})
+        names |= renamed.keys()
+    assert {
+        "decoder.mid_block.attentions.0.query.weight",
+        "encoder.mid_block.attentions.0.proj_attn.bias",
+        "text_model.embeddings.token_embedding.weight",
+        "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight",
+    } <= names
+    assert_same_weights(load_diffusion(ModelSources(diffusion=str(tmp_path)), CPU), diffusion, half=False)
 
 
 def test_full_precision_and_safetensors_go_first(diffusion: LatentDiffusion, tmp_path: Path) -> None:
