@@ -24,7 +24,7 @@ from backend.labelstudio.clients import Clients
 from backend.labelstudio.events import Note
 from backend.labelstudio.images import ImageFolder
 from backend.settings import Settings
-from backend.store.ledger import Ledger
+from backend.store.store import Store
 from backend.sync.coordinator import NOT_SAID, Coordinator, Demand
 from backend.sync.delivery import prediction_text
 from backend.sync.policy import why_no_reference
@@ -50,7 +50,7 @@ class Service:
         sources = settings.sources()
         self.trial_models = sources.is_nano
         self._folder_lock = _locked(settings)
-        self.ledger = Ledger(settings.data_dir / "ledger.sqlite3")
+        self.store = Store.of(settings)
         options = {
             "sources": asdict(sources),
             "recipe": settings.method().to_dict(),
@@ -58,18 +58,18 @@ class Service:
         }
         self.lane = LaneProcess(LaneSpec(segmenter, options, settings.log_level, log_format=settings.log_format))
         images = ImageFolder(settings.data_dir / "images", int(settings.max_image_mb * 1e6))
-        self.clients = Clients(settings, self.ledger)
+        self.clients = Clients(settings, self.store)
         self.interactive = Interactive(
-            self.ledger,
+            self.store,
             self.clients,
             ImageFolder(settings.data_dir / "clicked", int(settings.max_image_mb * 1e6)),
             LaneProcess(LaneSpec(SAM2, options, settings.log_level, CLICKS, settings.log_format)),
         )
         self.coordinator = Coordinator(
-            settings, self.ledger, self.clients, self.base_version, demand=demand, wake=self._wake_worker
+            settings, self.store, self.clients, self.base_version, demand=demand, wake=self._wake_worker
         )
         hooks = Hooks(self.clients.of, self.coordinator.finished, self.coordinator.refused, self._review_below)
-        self.worker = Worker(self.ledger, self.lane, images, hooks)
+        self.worker = Worker(self.store, self.lane, images, hooks)
         self._started = self._stopped = False
         # however many tasks are opened at once, some threads stay free to answer /health and /setup in time
         self._waiters = threading.BoundedSemaphore(max(1, settings.threads // 2))
@@ -78,13 +78,14 @@ class Service:
 
     def start(self) -> None:
         """Go on where the last process stopped."""
-        requeued = self.ledger.recover(self.settings.answer_lease)
+        requeued = self.store.recover(self.settings.answer_lease)
         if requeued:
             log.info("%d tasks that were in work when the backend stopped are queued again.", requeued)
-        for project in self.ledger.projects():
+        for project in self.store.projects.all():
             version = model_version(self.base_version, project.reference_key)
             if version != project.version:
-                self.ledger.set_version(project.id, version)
+                annotations = self.store.annotations(project.id)
+                annotations.set_references(version, annotations.references())
         if self.trial_models:
             log.warning("The bundled nano models are for trying out only; set CAVSAM_MODEL=default for real work.")
         self.coordinator.start()
@@ -105,11 +106,11 @@ class Service:
         self.interactive.stop()
         self.worker.stop()
         if self.coordinator.stop() and not self.worker.is_alive:
-            self.ledger.close()  # else a call to Label Studio is still waited for, and ends with the process
+            self.store.close()  # else a call to Label Studio is still waited for, and ends with the process
         self._folder_lock.close()
 
     def _review_below(self, project: int) -> float:
-        return known_settings(self.ledger, self.settings, project).review_below
+        return known_settings(self.store, self.settings, project).review_below
 
     def _wake_worker(self) -> None:
         self.worker.wake()
@@ -136,12 +137,12 @@ class Service:
 
     def version_of(self, project: int) -> str:
         """The version that predictions for the project carry now."""
-        known = self.ledger.project(project)
+        known = self.store.projects.find(project)
         return known.version if known and known.version else self.base_version
 
     def versions(self) -> list[str]:
         """All versions there are predictions of."""
-        return self.ledger.versions() or [self.base_version]
+        return self.store.queue.versions() or [self.base_version]
 
     def predict(self, project: int, tasks: Sequence[int]) -> list[str]:
         """One JSON text per task, in order: a prediction, or `[]` where Label Studio shall store nothing now.
@@ -173,7 +174,7 @@ class Service:
     def _release(self, project: int, owner: str) -> None:
         """Let go of what a request reserved and did not give."""
         try:
-            released = self.ledger.release(owner)
+            released = self.store.release(owner)
         except LedgerError:
             self.coordinator.release_later(project, owner)
             raise
@@ -182,7 +183,7 @@ class Service:
 
     def task_states(self, project: int) -> list[dict[str, Any]]:
         """What became of each task under the present version, those that failed first."""
-        jobs = self.ledger.jobs(project, self.version_of(project)).values()
+        jobs = self.store.jobs(project, self.version_of(project)).all().values()
         ordered = sorted(jobs, key=lambda job: (job.state != "failed", job.task))
         return [
             {
@@ -197,7 +198,9 @@ class Service:
 
     def why_no_reference(self, project: int) -> str:
         """Why nothing can be predicted yet, for people."""
-        return why_no_reference(self.ledger.candidates(project), known_settings(self.ledger, self.settings, project))
+        return why_no_reference(
+            self.store.annotations(project).judged(), known_settings(self.store, self.settings, project)
+        )
 
     # /predict, step by step
 
@@ -207,8 +210,8 @@ class Service:
         patience = min(deadline, time.monotonic() + REFERENCE_PATIENCE)
         looks_before: int | None = None
         while True:
-            known, reference = self.ledger.project(project), self.ledger.reference(project)
-            unknown = [task for task in tasks if self.ledger.task(project, task) is None]
+            known, reference = self.store.projects.find(project), self.store.annotations(project).references()
+            unknown = [task for task in tasks if self.store.tasks(project).find(task) is None]
             looks = self.coordinator.looks(project)
             if known is not None and reference is not None and not unknown:
                 return known.version
@@ -230,21 +233,21 @@ class Service:
 
     def _request(self, project: int, version: str, tasks: Sequence[int]) -> None:
         """Have these tasks done next, those that failed a while ago once more."""
-        references = self.ledger.references(project)
+        references = self.store.annotations(project).references()
         learned_from = references.tasks if references else frozenset()
         wanted = [
             task
             for task in dict.fromkeys(tasks)
-            if self.ledger.task(project, task) is not None and task not in learned_from
+            if self.store.tasks(project).find(task) is not None and task not in learned_from
         ]
-        self.ledger.queue(project, version, wanted, priority=REQUESTED)
-        self.ledger.raise_priority(project, version, wanted, REQUESTED)
-        self.ledger.retry_failed(project, version, wanted, older_than=FAILED_PAUSE)
+        self.store.jobs(project, version).queue(wanted, priority=REQUESTED)
+        self.store.jobs(project, version).raise_priority(wanted, REQUESTED)
+        self.store.jobs(project, version).retry_failed(wanted, older_than=FAILED_PAUSE)
         self.worker.wake()
 
     def _reserve(self, project: int, version: str, tasks: Sequence[int], owner: str) -> set[int]:
         """The tasks whose result this request may give."""
-        jobs = self.ledger.jobs(project, version, tasks)
+        jobs = self.store.jobs(project, version).all(tasks)
         delivered = [task for task, job in jobs.items() if job.delivery == "delivered"]
         if delivered:
             # Label Studio asks for what it was given: either it asked before that was stored, or it was deleted there
@@ -255,19 +258,19 @@ class Service:
             except LabelStudioError as error:
                 log.warning("Project %d: cannot look up what Label Studio has stored. %s", project, error)
             else:
-                self.ledger.mark_open(project, version, [task for task in delivered if task not in there])
+                self.store.deliveries(project, version).mark_open([task for task in delivered if task not in there])
                 self.worker.wake()
-        return self.ledger.reserve(project, version, tasks, owner)
+        return self.store.deliveries(project, version).reserve(tasks, owner)
 
     def _await_results(self, project: int, version: str, tasks: set[int], deadline: float) -> None:
         """Wait until the reserved tasks are over, or nothing more can be finished before the deadline."""
         while not self.coordinator.is_stopping and not self.coordinator.is_listing(project):
-            jobs = self.ledger.jobs(project, version, tasks)
+            jobs = self.store.jobs(project, version).all(tasks)
             if not any(job.state in ("queued", "running") for job in jobs.values()):
                 return
             if self.version_of(project) != version or time.monotonic() >= deadline:
                 return
-            if self.ledger.is_paused(project):
+            if self.store.projects.is_paused(project):
                 log.info("Project %d is paused: /predict does not wait.", project)
                 return
             if self.worker.activity.state == "no model":
@@ -279,7 +282,7 @@ class Service:
 
     def _seconds_to_next_result(self, project: int, version: str, tasks: set[int]) -> float:
         """An estimate of when the first of some tasks is finished; 0 where there is nothing to go by."""
-        mean = self.ledger.mean_seconds(project, version)
+        mean = self.store.jobs(project, version).mean_seconds()
         if mean is None:
             return 0.0
         activity = self.worker.activity
@@ -296,7 +299,7 @@ class Service:
         for task in tasks:
             text = "[]"
             if task in mine and size < limit:
-                found = self.ledger.answer(project, version, [task], owner, self.settings.answer_lease)
+                found = self.store.deliveries(project, version).answer([task], owner, self.settings.answer_lease)
                 if task in found:
                     text = prediction_text(found[task], with_task=False)
                     size += len(text)

@@ -19,8 +19,14 @@ ImageSource = Any
 
 Mask = NDArray[np.bool_]
 
+ORIENTATION = 0x0112
+"""The EXIF tag of how a camera was held."""
+SIDEWAYS = (5, 6, 7, 8)
+"""Its values with which width and height change places."""
+
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "WEBP", "AVIF")
 """What is read, by PIL's names. Others have decoders that nobody needs here, and EPS would run Ghostscript."""
+
 MAX_PIXELS = 170_000_000
 """Larger pictures are refused instead of filling the memory; PIL's own bound lies a little higher."""
 
@@ -45,6 +51,17 @@ def read_image(source: ImageSource) -> NDArray[np.uint8]:
         return _rgb_from_array(source)
     with _opened(source) as picture:
         return _rgb_from_pil(picture, _describe(source))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(H, W) of a picture file as `read_image` and `read_mask` give it, from its header alone.
+
+    Raises:
+        ImageError: the file cannot be read as a picture.
+    """
+    with _opened(path) as picture:
+        sideways = picture.getexif().get(ORIENTATION) in SIDEWAYS
+        return (picture.width, picture.height) if sideways else (picture.height, picture.width)
 
 
 def is_one_picture(source: object) -> bool:

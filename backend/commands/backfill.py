@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from backend.entities import ALL_PROJECTS
 from backend.errors import BackendError
 from backend.service import Service
 from backend.settings import Settings
-from backend.store.ledger import ALL_PROJECTS
 from backend.sync.coordinator import Demand
 from backend.worker.model_process import CAVSAM
 
@@ -30,7 +30,7 @@ def backfill(
     service = Service(settings, segmenter=segmenter, demand=Demand(project, limit))
     try:
         for paused in (ALL_PROJECTS, project):
-            service.ledger.set_paused(paused, False)  # whoever asks for it now does not want it to wait
+            service.store.projects.set_paused(paused, False)  # whoever asks for it now does not want it to wait
         service.start()
         while True:
             looked = service.coordinator.looks(project)
@@ -49,12 +49,12 @@ def backfill(
 
 
 def _check(service: Service, project: int) -> None:
-    known = service.ledger.project(project)
+    known = service.store.projects.find(project)
     if known is None:
         raise BackendError(f"Label Studio has no project {project}, or its key may not see it.")
     if known.error:
         raise BackendError(known.error)
-    if service.ledger.reference(project) is None:
+    if service.store.annotations(project).references() is None:
         raise BackendError(service.why_no_reference(project))
     if service.worker.activity.state == "no model":
         raise BackendError(service.worker.activity.error)

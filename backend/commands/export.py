@@ -16,6 +16,7 @@ from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from backend.commands.export_formats import FORMATS, ExportedObject, ExportedTask, Picture
+from backend.entities import Task
 from backend.errors import BackendError, LabelStudioNotFound, UnusableRegion
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.clients import Clients
@@ -23,7 +24,7 @@ from backend.labelstudio.label_config import LabelConfig, image_url
 from backend.labelstudio.masks import mask_of
 from backend.labelstudio.regions import Region, read_regions
 from backend.settings import Settings
-from backend.store.ledger import Ledger, Task
+from backend.store.store import Store
 from backend.sync.project_sync import known_config
 
 INDEX = "index.json"
@@ -123,13 +124,13 @@ def export(settings: Settings, project: int, folder: Path, form: str, what: What
     path = settings.data_dir / "ledger.sqlite3"
     if not path.exists():
         raise BackendError(f"There is no ledger in {settings.data_dir}; set CAVSAM_DATA_DIR to the backend's folder.")
-    with closing(Ledger(path)) as ledger:
-        known, config = ledger.project(project), known_config(ledger, project)
+    with closing(Store(path)) as store:
+        known, config = store.projects.find(project), known_config(store, project)
         if known is None or config is None:
-            numbers = ", ".join(str(other.id) for other in ledger.projects()) or "none"
+            numbers = ", ".join(str(other.id) for other in store.projects.all()) or "none"
             raise BackendError(f"The ledger does not know project {project}; it knows {numbers}.")
         labels = list(dict.fromkeys(label for control in config.controls for label in control.labels))
-        results = _results(settings, ledger, project, known.version, config, what)
+        results = _results(settings, store, project, known.version, config, what)
         with _new_folder(folder) as part:
             exported = []
             for task in FORMATS[form](part, results, labels):
@@ -142,17 +143,17 @@ def export(settings: Settings, project: int, folder: Path, form: str, what: What
 
 
 def _results(
-    settings: Settings, ledger: Ledger, project: int, version: str, config: LabelConfig, what: What
+    settings: Settings, store: Store, project: int, version: str, config: LabelConfig, what: What
 ) -> Iterator[_Result]:
     """Read the results one by one, by the tasks' numbers."""
     names = _Names()
-    client = None if what == "predictions" else Clients(settings, ledger).of(project)
-    for task in ledger.tasks(project) if client is None else _listed(client, project):
+    client = None if what == "predictions" else Clients(settings, store).of(project)
+    for task in store.tasks(project).all() if client is None else _listed(client, project):
         given = _annotation(client, task.id) if client is not None and task.annotated else None
         if given is not None:
             yield _Result(task.id, task.data, given, config, names, ExportedTask(task.id, "annotation"))
             continue
-        job = ledger.job(project, task.id, version) if what != "annotations" else None
+        job = store.jobs(project, version).find(task.id) if what != "annotations" else None
         if job is not None and job.result is not None:
             given = {"model_version": version, "score": job.score, "result": json.loads(job.result)}
             exported = ExportedTask(task.id, "prediction", version, job.score)

@@ -8,7 +8,7 @@ from backend.errors import LabelStudioDenied
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.image_hosts import PrivateHosts
 from backend.settings import Settings
-from backend.store.ledger import Ledger
+from backend.store.store import Store
 
 
 class Clients:
@@ -17,9 +17,9 @@ class Clients:
     May be used by several threads.
     """
 
-    def __init__(self, settings: Settings, ledger: Ledger):
-        self._settings, self._ledger = settings, ledger
-        self._granted = ledger.grants()  # project -> address and token that /setup handed over
+    def __init__(self, settings: Settings, store: Store):
+        self._settings, self._store = settings, store
+        self._granted = store.projects.grants()  # project -> address and token that /setup handed over
         self._clients: dict[tuple[str, str, str], LabelStudio] = {}
         self._lock = threading.Lock()
 
@@ -31,8 +31,8 @@ class Clients:
     def keep(self, project: int) -> None:
         """Write to the ledger what was handed over for a project, if it is new."""
         granted = self._granted.get(project)
-        if granted is not None and granted != self._ledger.grants().get(project):
-            self._ledger.set_grant(project, *granted)
+        if granted is not None and granted != self._store.projects.grants().get(project):
+            self._store.projects.set_grant(project, *granted)
 
     def of(self, project: int) -> LabelStudio:
         """A connection for a project; raises `LabelStudioDenied` where there is no address or key for one."""

@@ -24,7 +24,7 @@ class Note:
     - `touched`: annotations of `tasks` may have changed; those in `annotations` are expected to be found.
     - `finished`: a job is over, or a result is free to be pushed.
     - `train`: somebody wants what has changed to be learned now.
-    - `again`: the ledger says that its predictions are to be replaced (`Ledger.want_again`).
+    - `again`: the ledger says that its predictions are to be replaced (`Store.want_again`).
     """
 
     project: int

@@ -17,6 +17,7 @@ import requests
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
+from backend.entities import Task
 from backend.errors import (
     BackendError,
     ImageNotKept,
@@ -28,7 +29,6 @@ from backend.errors import (
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.label_config import LabelConfig, image_url
 from backend.labelstudio.transport import RETRIED_STATUSES, cause, shown
-from backend.store.ledger import Task
 
 CHUNK = 1 << 16
 

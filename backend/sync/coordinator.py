@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from backend.entities import Project, References
 from backend.errors import (
     BackendError,
     InvalidRequest,
@@ -30,7 +31,7 @@ from backend.labelstudio.clients import Clients
 from backend.labelstudio.events import Note, read_event, webhook_notes
 from backend.labelstudio.label_config import parse_label_config
 from backend.settings import Settings
-from backend.store.ledger import Ledger, Project, References
+from backend.store.store import Store
 from backend.sync.delivery import confirm_answers, push_finished, remove_duplicates, remove_superseded, show_version
 from backend.sync.project_sync import (
     ensure_webhook,
@@ -83,14 +84,14 @@ class Coordinator:
     def __init__(
         self,
         settings: Settings,
-        ledger: Ledger,
+        store: Store,
         clients: Clients,
         base_version: str,
         *,
         demand: Demand | None,
         wake: Callable[[], None],
     ):
-        self._settings, self._ledger, self._clients = settings, ledger, clients
+        self._settings, self._store, self._clients = settings, store, clients
         self._base_version = base_version
         self._demand = demand
         self._wake = wake
@@ -147,7 +148,7 @@ class Coordinator:
 
     def note_all(self) -> None:
         """Have every known project looked at."""
-        for project in self._ledger.projects():
+        for project in self._store.projects.all():
             self._notes.put(Note(project.id))
 
     def take_event(self, event: Mapping[str, Any]) -> None:
@@ -181,7 +182,7 @@ class Coordinator:
         # Label Studio's form hands on what was typed as it is, its API an object
         typed = isinstance(extra_params, str)
         text = extra_params.strip() if typed else json.dumps(extra_params) if extra_params else ""
-        known = self._ledger.project(project)
+        known = self._store.projects.find(project)
         news = known is not None and text != known.extra_params
         self._extra_params[project] = text
         self._notes.put(Note(project, "changed" if news else "seen"))
@@ -193,7 +194,7 @@ class Coordinator:
 
     def refused(self, project: int) -> None:
         """The reference taught nothing: go on without one until another is chosen."""
-        self._ledger.set_references(project, self._base_version, None)
+        self._store.annotations(project).set_references(self._base_version, None)
         self._notes.put(Note(project))
 
     def release_later(self, project: int, owner: str) -> None:
@@ -227,11 +228,11 @@ class Coordinator:
         while not self._stopping.is_set():
             try:
                 if recover:
-                    self._ledger.settle_pushing(self._settings.answer_lease)
+                    self._store.doubt_pushing(self._settings.answer_lease)
                     recover = False
                 while self._unreleased:
                     project, owner = self._unreleased[0]
-                    self._ledger.release(owner)
+                    self._store.release(owner)
                     self._unreleased.popleft()
                     self._notes.put(Note(project, "finished"))
                 self._coordinate_once()
@@ -329,18 +330,18 @@ class Coordinator:
         agenda.look_at = None
         client = self._clients.of(project)
         found = client.project(project)
-        known = store_project(self._ledger, project, found, self._base_version)
+        known = store_project(self._store, project, found, self._base_version)
         self._clients.keep(project)
         self._keep_extra_params(project, known)
         config = parse_label_config(str(found.get("label_config") or ""))
         with self._while_listing(project, asks_meanwhile=bool(found.get("evaluate_predictions_automatically"))):
-            counts = read_tasks(self._ledger, client, project, config)
+            counts = read_tasks(self._store, client, project, config)
         agenda.touched.clear()
         self._settle(project, agenda)
         self._see_to_predictions(project, client, counts)
-        self._ledger.mark_reconciled(project)
+        self._store.projects.mark_synced(project)
         agenda.push_at = sooner(agenda.push_at, time.monotonic())
-        if self._ledger.has_deliveries(project):
+        if self._store.deliveries(project, known.version).are_waiting():
             agenda.confirm_at = sooner(agenda.confirm_at, time.monotonic())
         agenda.looked_at = time.monotonic()
         agenda.look_took = agenda.looked_at - started
@@ -356,20 +357,20 @@ class Coordinator:
         if text is None:
             return  # /setup was not called since the start; the ledger has what was handed over before
         if text != known.extra_params:
-            self._ledger.set_extra_params(project, text)
+            self._store.projects.set_extra_params(project, text)
         _, problems = self._settings.for_project(text)
-        for problem in self._ledger.set_notices(project, "extra params", problems):
+        for problem in self._store.projects.set_warnings(project, "extra params", problems):
             log.warning("Project %d: %s", project, problem)
 
     def _see_to_predictions(self, project: int, client: LabelStudio, counts: Mapping[int, int]) -> None:
         """Compare the predictions that Label Studio has with those it was given; `counts` is how many per task."""
-        known = self._ledger.project(project)
+        known = self._store.projects.find(project)
         if known is not None and known.reference_key is not None:
-            missing = reopen_missing(self._ledger, client, project, known.version, counts)
+            missing = reopen_missing(self._store, client, project, known.version, counts)
             if missing:
                 log.info("Project %d: %d predictions are not there any more; giving them again.", project, len(missing))
                 self._wake()
-        remove_duplicates(self._ledger, client, project, counts)
+        remove_duplicates(self._store, client, project, counts)
 
     def _begin_again(self, project: int, agenda: Agenda, client: LabelStudio, version: str | None) -> None:
         """Remove a version's predictions here and there, so that all tasks are queued anew; or leave all as it is.
@@ -378,26 +379,26 @@ class Coordinator:
         """
         if version is None:
             log.warning("Project %d: there is no reference any more, so nothing is predicted again.", project)
-            self._ledger.forget_again(project)
+            self._store.projects.forget_again(project)
             return
         if self._demand is None and not self._is_connected(project, agenda, client):
-            self._ledger.forget_again(project)
-            for text in self._ledger.set_notices(project, AGAIN, [NOT_AGAIN]):
+            self._store.projects.forget_again(project)
+            for text in self._store.projects.set_warnings(project, AGAIN, [NOT_AGAIN]):
                 log.warning("Project %d: %s", project, text)
             return
         # first there: what is removed there only is asked for again, what is forgotten here only would stay there
         removed = client.delete_version(project, version)
-        self._ledger.begin_again(project, version)
+        self._store.jobs(project, version).begin_again()
         log.info("Project %d: removed %d predictions of %s to predict again.", project, removed, version)
 
     def _look_at_task(self, project: int, agenda: Agenda, task: int, expected: frozenset[int], tries: int) -> None:
         """Judge one task's annotations again; one that an event named may not be committed yet."""
-        config = known_config(self._ledger, project)
-        if agenda.looked_at is None or config is None or self._ledger.task(project, task) is None:
+        config = known_config(self._store, project)
+        if agenda.looked_at is None or config is None or self._store.tasks(project).find(task) is None:
             agenda.touched.pop(task, None)
             agenda.look_at = time.monotonic()
             return
-        found = read_annotations(self._ledger, self._clients.of(project), project, task, config)
+        found = read_annotations(self._store, self._clients.of(project), project, task, config)
         missing = expected - {candidate.annotation for candidate in found}
         if missing and tries < len(FOLLOW_UP_PAUSES):
             agenda.touched[task] = (missing, tries + 1, time.monotonic() + FOLLOW_UP_PAUSES[tries])
@@ -410,19 +411,19 @@ class Coordinator:
 
         What is to be predicted again begins here: by now it is known that there is a reference to do it from.
         """
-        known = self._ledger.project(project)
-        config = known_config(self._ledger, project)
+        known = self._store.projects.find(project)
+        config = known_config(self._store, project)
         if known is None or config is None:
             return
         client = self._clients.of(project)
-        settings = known_settings(self._ledger, self._settings, project)
-        chosen = resolve_references(self._ledger, client, project, config, settings)
+        settings = known_settings(self._store, self._settings, project)
+        chosen = resolve_references(self._store, client, project, config, settings)
         version = model_version(self._base_version, chosen.key if chosen else None)
         if version != known.version or (chosen is None) != (known.reference_key is None):
             at_once = known.reference_key is None or agenda.learn_now or self._demand is not None
             if not agenda.is_quiet(version, 0.0 if at_once else settings.quiet_period):
                 return
-            self._ledger.set_references(project, version, chosen)
+            self._store.annotations(project).set_references(version, chosen)
             if chosen is not None:
                 log.info("Project %d: %s; version %s.", project, _told(chosen), version)
             elif known.reference_key is not None:
@@ -430,16 +431,16 @@ class Coordinator:
         agenda.pending_version = agenda.settle_at = None
         if agenda.learn_now:
             agenda.learn_now = False
-            if self._ledger.retry_failed(project, version):
+            if self._store.jobs(project, version).retry_failed():
                 self._wake()
-        if project in self._ledger.wanted_again():
+        if project in self._store.projects.wanted_again():
             self._begin_again(project, agenda, client, version if chosen else None)
-        if chosen is not None and unqueued_tasks(self._ledger, project, version, chosen):
+        if chosen is not None and unqueued_tasks(self._store, project, version, chosen):
             self._queue(project, agenda, client, version)
 
     def _queue(self, project: int, agenda: Agenda, client: LabelStudio, version: str) -> None:
         """Queue the tasks that are missing under the present version, unless Label Studio has them or left us."""
-        references = self._ledger.references(project)
+        references = self._store.annotations(project).references()
         if references is None:
             return
         if self._demand is None and not self._is_connected(project, agenda, client):
@@ -451,8 +452,8 @@ class Coordinator:
             agenda.unconnected += 1
             return
         agenda.unconnected = 0
-        self._ledger.mark_delivered(project, version, client.tasks_with_prediction(project, version))
-        queued = queue_tasks(self._ledger, project, version, references, self._demand.limit if self._demand else None)
+        self._store.deliveries(project, version).mark_delivered(client.tasks_with_prediction(project, version))
+        queued = queue_tasks(self._store, project, version, references, self._demand.limit if self._demand else None)
         if queued:
             log.info("Project %d: %d tasks are queued.", project, queued)
             self._wake()
@@ -465,7 +466,7 @@ class Coordinator:
         except LabelStudioDenied:
             return True  # a key that may label but not administrate cannot ask
         if backends:
-            self._ledger.set_notices(project, AGAIN, [])
+            self._store.projects.set_warnings(project, AGAIN, [])
         if backends and not agenda.webhook_seen_to:
             agenda.webhook_seen_to = True
             ensure_webhook(client, project, backends)
@@ -473,11 +474,11 @@ class Coordinator:
 
     def _confirm(self, project: int, agenda: Agenda) -> None:
         agenda.confirm_at = None
-        known = self._ledger.project(project)
+        known = self._store.projects.find(project)
         if known is None or not known.version:
             return
-        confirm_answers(self._ledger, self._clients.of(project), project, known.version)
-        if self._ledger.answered(project, known.version):
+        confirm_answers(self._store, self._clients.of(project), project, known.version)
+        if self._store.deliveries(project, known.version).answered():
             agenda.confirm_at = time.monotonic() + CONFIRM_PAUSE
         agenda.push_at = sooner(agenda.push_at, time.monotonic())
 
@@ -485,21 +486,22 @@ class Coordinator:
         agenda.push_at = None
         if self._demand is not None and self._demand.limit is not None:
             return
-        known = self._ledger.project(project)
+        known = self._store.projects.find(project)
         if known is None or known.reference_key is None:
             return
         client = self._clients.of(project)
-        settings = known_settings(self._ledger, self._settings, project)
-        pushed = push_finished(self._ledger, client, project, known.version, settings.push_batch, settings.answer_lease)
+        settings = known_settings(self._store, self._settings, project)
+        pushed = push_finished(self._store, client, project, known.version, settings.push_batch, settings.answer_lease)
         if pushed:
             log.info("Project %d: %d predictions are in Label Studio.", project, pushed)
-        if self._ledger.has_deliveries(project):
+        deliveries = self._store.deliveries(project, known.version)
+        if deliveries.are_waiting():
             agenda.push_at = time.monotonic() + max(settings.push_interval, 0.05)
-        elif self._ledger.is_complete(project):
+        elif deliveries.are_complete():
             if settings.project_version == "follow" and known.version != known.shown_version:
-                show_version(self._ledger, client, project, known.version)
+                show_version(self._store, client, project, known.version)
             if settings.old_predictions == "remove":
-                remove_superseded(self._ledger, client, project)
+                remove_superseded(self._store, client, project, known.version)
         self.notify()
 
     def _is_gone(self, project: int) -> bool:
@@ -514,9 +516,9 @@ class Coordinator:
 
     def _drop(self, project: int, error: str) -> None:
         """The project is gone, or the key may not see it."""
-        if self._ledger.project(project) is not None:
+        if self._store.projects.find(project) is not None:
             log.warning("Project %d is forgotten: %s", project, error)
-            self._ledger.forget_project(project)
+            self._store.projects.forget(project)
         del self._agendas[project]
         self._looked[project] += 1
         self.notify()
@@ -531,10 +533,10 @@ class Coordinator:
         self._looked[project] += 1
         self.notify()
         # last, for the ledger itself may be the trouble
-        known = self._ledger.project(project)
+        known = self._store.projects.find(project)
         if first or (known is not None and known.error != error):
             log.warning("Project %d: %s", project, error)
-        self._ledger.set_project_error(project, error)
+        self._store.projects.set_error(project, error)
 
     @contextmanager
     def _while_listing(self, project: int, *, asks_meanwhile: bool) -> Iterator[None]:

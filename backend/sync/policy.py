@@ -17,15 +17,15 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from backend.entities import JudgedAnnotation
 from backend.settings import Settings
-from backend.sync.references import Candidate
 
 
 @dataclass(frozen=True)
 class Choice:
     """The annotations to learn from by age; `shots` is how many of them serve each task, 0 for all."""
 
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[JudgedAnnotation, ...]
     shots: int = 0
 
     @property
@@ -37,7 +37,7 @@ class Choice:
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def choose(candidates: Iterable[Candidate], settings: Settings) -> Choice | None:
+def choose(candidates: Iterable[JudgedAnnotation], settings: Settings) -> Choice | None:
     """What the policy of `settings` chooses; `None` where it finds nothing to learn from yet."""
     usable = sorted((c for c in candidates if c.usable), key=lambda c: (c.created_at, c.annotation))
     leading = _leading(usable, settings)
@@ -49,7 +49,7 @@ def choose(candidates: Iterable[Candidate], settings: Settings) -> Choice | None
     return Choice(found, settings.reference_shots if nearest else 0)
 
 
-def why_no_reference(candidates: Sequence[Candidate], settings: Settings) -> str:
+def why_no_reference(candidates: Sequence[JudgedAnnotation], settings: Settings) -> str:
     """One sentence for the log and the status page."""
     if not candidates:
         return "No task is annotated yet; annotate one and the others follow."
@@ -61,7 +61,7 @@ def why_no_reference(candidates: Sequence[Candidate], settings: Settings) -> str
     return f"No annotation can be the reference ({reasons})."
 
 
-def _leading(usable: Sequence[Candidate], settings: Settings) -> Sequence[Candidate]:
+def _leading(usable: Sequence[JudgedAnnotation], settings: Settings) -> Sequence[JudgedAnnotation]:
     """What the policy itself asks for, of candidates by age."""
     if settings.reference_policy == "latest-k":
         return _one_per_task(reversed(usable))[: settings.reference_shots]
@@ -75,15 +75,15 @@ def _leading(usable: Sequence[Candidate], settings: Settings) -> Sequence[Candid
     return usable[:1]
 
 
-def _one_per_task(candidates: Iterable[Candidate]) -> list[Candidate]:
+def _one_per_task(candidates: Iterable[JudgedAnnotation]) -> list[JudgedAnnotation]:
     """The first of each task."""
-    found: dict[int, Candidate] = {}
+    found: dict[int, JudgedAnnotation] = {}
     for candidate in candidates:
         found.setdefault(candidate.task, candidate)
     return list(found.values())
 
 
-def _missing(leading: Iterable[Candidate], usable: Iterable[Candidate]) -> list[Candidate]:
+def _missing(leading: Iterable[JudgedAnnotation], usable: Iterable[JudgedAnnotation]) -> list[JudgedAnnotation]:
     """The earliest annotation of each label that the leading ones lack."""
     known = {label for candidate in leading for label in candidate.labels}
     found = []

@@ -10,43 +10,17 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from backend.entities import JudgedAnnotation
 from backend.labelstudio.label_config import LabelConfig
 from backend.labelstudio.regions import NO_MASK, Region, read_regions
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One annotation as the policy sees it.
-
-    `regions` are those that give a mask; `key` is a hash of them (8 hex
-    digits); `reason` says why the annotation cannot be the reference, and is empty where it can. `labels` are what
-    its regions show: control tag, image tag and label. `left_out` says which regions of a usable annotation teach
-    nothing, and why.
-    """
-
-    annotation: int
-    task: int
-    created_at: str
-    key: str = ""
-    reason: str = ""
-    regions: tuple[Region, ...] = ()
-    labels: frozenset[tuple[str, str, str]] = frozenset()
-    ground_truth: bool = False
-    left_out: tuple[str, ...] = ()
-
-    @property
-    def usable(self) -> bool:
-        """Whether a policy may choose this annotation."""
-        return not self.reason
-
-
 def examine(
     annotation: Mapping[str, Any], config: LabelConfig, predicted: Sequence[Any] | None = None, known_key: str = ""
-) -> Candidate:
+) -> JudgedAnnotation:
     """Judge one annotation as Label Studio's API gives it.
 
     `predicted` is the result of the prediction that it was made from; see `needs_prediction`. `known_key` is the key
@@ -56,17 +30,17 @@ def examine(
     created_at = _sortable(str(annotation.get("created_at") or ""))
     results = [r for r in annotation.get("result") or [] if isinstance(r, Mapping)]
     if annotation.get("was_cancelled"):
-        return Candidate(number, task, created_at, reason="it was skipped")
+        return JudgedAnnotation(number, task, created_at, reason="it was skipped")
     regions, reasons = read_regions(results, config)
     reason = "" if regions else "; ".join(reasons) or NO_MASK
     key = content_key(number, task, regions)
     if not reason and key != known_key:
         reason = _only_predicted(annotation, results, predicted, config)
     if reason:
-        return Candidate(number, task, created_at, reason=reason)
+        return JudgedAnnotation(number, task, created_at, reason=reason)
     labels = frozenset((slot.from_name, slot.to_name, slot.label) for region in regions for slot in region.slots)
     ground_truth = bool(annotation.get("ground_truth"))
-    return Candidate(
+    return JudgedAnnotation(
         number,
         task,
         created_at,

@@ -5,17 +5,17 @@ Each takes a project's number, or `ALL_PROJECTS`, and says in a sentence what it
 
 from __future__ import annotations
 
+from backend.entities import ALL_PROJECTS, Project
 from backend.errors import LabelStudioError, NotKnown, NotPossibleNow
 from backend.labelstudio.events import Note
 from backend.service import LOOKUP_TIMEOUT, Service
-from backend.store.ledger import ALL_PROJECTS, Project
 from backend.sync.coordinator import NOT_AGAIN
 
 
 def pause(service: Service, project: int) -> str:
     """Take no more tasks of a project; what is in work is finished, and it stays so after a restart."""
     _projects(service, project)
-    service.ledger.set_paused(project, True)
+    service.store.projects.set_paused(project, True)
     service.coordinator.notify()  # whoever waits in /predict would wait in vain
     return f"{_called(project)} paused. The task in work is finished, the others wait until you resume."
 
@@ -23,9 +23,9 @@ def pause(service: Service, project: int) -> str:
 def resume(service: Service, project: int) -> str:
     """Take the tasks of a project again."""
     _projects(service, project)
-    service.ledger.set_paused(project, False)
+    service.store.projects.set_paused(project, False)
     service.worker.wake()
-    if project != ALL_PROJECTS and service.ledger.is_paused(ALL_PROJECTS):
+    if project != ALL_PROJECTS and service.store.projects.is_paused(ALL_PROJECTS):
         return f"{_called(project)} resumed, but the whole backend is paused; resume that as well."
     return f"{_called(project)} resumed."
 
@@ -33,7 +33,7 @@ def resume(service: Service, project: int) -> str:
 def retry(service: Service, project: int, task: int | None = None) -> str:
     """Queue the failed tasks again, or one of them; raises `NotPossibleNow` where that one has not failed."""
     tasks = None if task is None else [task]
-    queued = sum(service.ledger.retry_failed(p.id, p.version, tasks) for p in _projects(service, project))
+    queued = sum(service.store.jobs(p.id, p.version).retry_failed(tasks) for p in _projects(service, project))
     if task is not None and not queued:
         raise NotPossibleNow(f"Task {task} of project {project} has not failed; there is nothing to retry.")
     service.worker.wake()
@@ -66,7 +66,7 @@ def predict_again(service: Service, project: int) -> str:
     if not connected:
         raise NotPossibleNow(NOT_AGAIN)
     for found in connected:
-        service.ledger.want_again(found.id)
+        service.store.projects.want_again(found.id)
         service.coordinator.note(Note(found.id, "again"))
     left_out = ", ".join(str(p.id) for p in projects if p not in connected)
     but = f" Not connected in Label Studio, and left as they are: {left_out}." if left_out else ""
@@ -84,8 +84,8 @@ def _may_be_connected(service: Service, project: int) -> bool:
 def _projects(service: Service, project: int) -> list[Project]:
     """The projects that a number means; raises `NotKnown`."""
     if project == ALL_PROJECTS:
-        return service.ledger.projects()
-    known = service.ledger.project(project)
+        return service.store.projects.all()
+    known = service.store.projects.find(project)
     if known is None:
         raise NotKnown(f"The backend does not know project {project}; connect it in Label Studio.")
     return [known]

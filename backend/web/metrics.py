@@ -19,8 +19,8 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from backend.entities import JobGroup
 from backend.service import Service
-from backend.store.ledger import JobGroup
 
 STATES = ("queued", "running", "done", "failed")
 NO_ROUTE = "none"
@@ -90,8 +90,8 @@ class _ServiceCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Read the metrics."""
         service = self._service
-        yield from _job_metrics(service.ledger.job_groups(), time.time())
-        yield GaugeMetricFamily("cavsam_projects", "Projects connected.", value=len(service.ledger.projects()))
+        yield from _job_metrics(service.store.queue.groups(), time.time())
+        yield GaugeMetricFamily("cavsam_projects", "Projects connected.", value=len(service.store.projects.all()))
         healthy = not service.dead_threads() and not service.worker.activity.error
         yield GaugeMetricFamily("cavsam_healthy", "1 if /health names nothing wrong, else 0.", value=healthy)
         memory = GaugeMetricFamily("cavsam_model_memory_bytes", "Memory of the model process.", labels=("kind",))

@@ -79,7 +79,7 @@ class ImpatientSocket(socket.socket):
         return bool(poll.poll(seconds * 1000))
 
 
-class ImpatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
+class ImpatientWorker(ThreadWorker):
     """The threaded worker over impatient connections; at most a quarter of its threads wait for slow clients."""
 
     def __init__(self, *args: Any, **kwargs: Any):

@@ -9,10 +9,11 @@ from dataclasses import asdict
 from typing import Any, get_args
 from urllib.parse import unquote, urlsplit
 
+from backend.entities import ALL_PROJECTS, Project, References, Task, TaskState
 from backend.errors import InvalidRequest, LabelStudioError, NotKnown
 from backend.labelstudio.label_config import LabelConfig, image_url
 from backend.service import Service
-from backend.store.ledger import ALL_PROJECTS, Project, References, Task, TaskFilter, TaskOrder, TaskState
+from backend.store.jobs import TaskFilter, TaskOrder
 from backend.sync.project_sync import known_config, known_settings
 
 PER_PAGE = 20
@@ -32,8 +33,8 @@ def model_status(service: Service) -> dict[str, Any]:
     activity, sources = service.worker.activity, service.settings.sources()
     working = activity.task is not None
     return {
-        "queue": service.ledger.queue_length(),
-        "paused": service.ledger.is_paused(ALL_PROJECTS),
+        "queue": service.store.queue.length(),
+        "paused": service.store.projects.is_paused(ALL_PROJECTS),
         "state": activity.state,
         "project": activity.project,
         "task": activity.task,
@@ -45,6 +46,7 @@ def model_status(service: Service) -> dict[str, Any]:
         "models": {"name": sources.name, "try_out": service.trial_models}
         | ({} if service.trial_models else {"sam2": sources.sam2, "diffusion": sources.diffusion}),
         "mode": service.settings.method().mode,
+        "recipe": service.settings.method().described(),
     }
 
 
@@ -52,7 +54,7 @@ def project_states(service: Service) -> list[dict[str, Any]]:
     """All projects in the order in which the model comes to them; the time left counts those before as well."""
     states = []
     ahead = 0.0
-    for project in service.ledger.projects():
+    for project in service.store.projects.all():
         states.append(_project_state(service, project, ahead))
         own = states[-1]["seconds_of_work"]
         if own is not None and not states[-1]["paused"]:
@@ -69,17 +71,17 @@ def project_state(service: Service, project: int) -> dict[str, Any]:
 
 
 def _project_state(service: Service, project: Project, ahead: float) -> dict[str, Any]:
-    ledger = service.ledger
-    settings = known_settings(ledger, service.settings, project.id)
-    references = ledger.references(project.id)
-    jobs = ledger.counts(project.id, project.version)
-    jobs["low"] = ledger.low_scores(project.id, project.version, settings.review_below)
+    store = service.store
+    settings = known_settings(store, service.settings, project.id)
+    references = store.annotations(project.id).references()
+    jobs = store.jobs(project.id, project.version).counts()
+    jobs["low"] = store.jobs(project.id, project.version).low_scores(settings.review_below)
     waiting = jobs["queued"] + jobs["running"]
-    mean = ledger.mean_seconds(project.id, project.version)
+    mean = store.jobs(project.id, project.version).mean_seconds()
     work = None if mean is None or not waiting else mean * waiting
-    held = project.paused or ledger.is_paused(ALL_PROJECTS)
-    config = known_config(ledger, project.id)
-    tasks = {number: ledger.task(project.id, number) for number in (references.tasks if references else ())}
+    held = project.paused or store.projects.is_paused(ALL_PROJECTS)
+    config = known_config(store, project.id)
+    tasks = {number: store.tasks(project.id).find(number) for number in (references.tasks if references else ())}
     learned_from = [
         {
             "annotation": annotation.annotation,
@@ -100,7 +102,7 @@ def _project_state(service: Service, project: Project, ahead: float) -> dict[str
         "references": learned_from,
         "why_no_reference": None if learned_from else service.why_no_reference(project.id),
         "paused": project.paused,
-        "predicting_again": project.id in ledger.wanted_again(),
+        "predicting_again": project.id in store.projects.wanted_again(),
         "error": project.error,
         "warnings": _warnings(service, project.id),
         "jobs": jobs,
@@ -127,20 +129,18 @@ def task_page(
         raise InvalidRequest(f"order must be one of {', '.join(get_args(TaskOrder))}.")
     if not 1 <= per_page <= MOST_PER_PAGE or not 1 <= page <= 10**9:
         raise InvalidRequest(f"page must be 1 or more, per_page between 1 and {MOST_PER_PAGE}.")
-    known = service.ledger.project(project)
+    known = service.store.projects.find(project)
     if known is None:
         raise NotKnown(f"The backend does not know project {project}; connect it in Label Studio.")
-    settings = known_settings(service.ledger, service.settings, project)
-    found, total = service.ledger.task_states(
-        project,
-        known.version,
+    settings = known_settings(service.store, service.settings, project)
+    found, total = service.store.jobs(project, known.version).task_states(
         show=show,  # type: ignore[arg-type]  # checked above
         order=order,  # type: ignore[arg-type]
         low=settings.review_below,
         limit=per_page,
         offset=(page - 1) * per_page,
     )
-    references, config = service.ledger.references(project), known_config(service.ledger, project)
+    references, config = service.store.annotations(project).references(), known_config(service.store, project)
     return {
         "tasks": [_task(service, known, config, state, settings.review_below, references) for state in found],
         "page": page,
@@ -160,7 +160,7 @@ def _task(
     low: float,
     references: References | None,
 ) -> dict[str, Any]:
-    known = service.ledger.task(project.id, state.task)
+    known = service.store.tasks(project.id).find(state.task)
     learned = {r.task: r.key for r in references.annotations} if references else {}
     name = STATES[state.state]
     if state.task in learned:
@@ -203,9 +203,9 @@ def _picture(project: int, task: int, kind: str, state: str) -> str:
 
 
 def _warnings(service: Service, project: int) -> list[str]:
-    """What the configuration holds that is not supported, and what else was noted (`Ledger.set_notices`)."""
-    config = known_config(service.ledger, project)
-    noted = [text for texts in service.ledger.notices(project).values() for text in texts]
+    """What the configuration holds that is not supported, and what else was noted (`Store.set_notices`)."""
+    config = known_config(service.store, project)
+    noted = [text for texts in service.store.projects.warnings(project).values() for text in texts]
     return list(dict.fromkeys([*(config.warnings if config else ()), *noted]))
 
 

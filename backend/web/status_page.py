@@ -12,10 +12,10 @@ from urllib.parse import urlencode
 from flask import Blueprint, Response, jsonify, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
+from backend.entities import ALL_PROJECTS
 from backend.errors import InvalidRequest, NotKnown
 from backend.labelstudio.events import LARGEST
 from backend.service import Service
-from backend.store.ledger import ALL_PROJECTS
 from backend.web import controls
 from backend.web.status import PER_PAGE, backend_status, model_status, project_state, project_states, task_page
 from backend.web.thumbnails import Thumbnails
@@ -40,7 +40,7 @@ def create_page(service: Service, overview: Callable[[], dict[str, Any]]) -> Blu
     page.add_app_template_filter(duration)
     page.add_app_template_filter(size)
     thumbnails = Thumbnails(
-        service.ledger,
+        service.store,
         service.clients.of,
         service.settings.data_dir / "thumbnails",
         image_limit=int(service.settings.max_image_mb * 1e6),

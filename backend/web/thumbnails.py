@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
+from backend.entities import ReferenceAnnotation, Task
 from backend.errors import ImageUnavailable, NotKnown, TooBusy
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.images import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig, image_url
 from backend.labelstudio.regions import Region, read_regions
-from backend.store.ledger import Ledger, ReferenceAnnotation, Task
+from backend.store.store import Store
 from backend.sync.project_sync import known_config
 from cavsam.errors import ImageError, InvalidReference
 from cavsam.images import read_image
@@ -48,9 +49,9 @@ class Thumbnails:
     """
 
     def __init__(
-        self, ledger: Ledger, client: Callable[[int], LabelStudio], folder: Path, *, image_limit: int, waiting: int
+        self, store: Store, client: Callable[[int], LabelStudio], folder: Path, *, image_limit: int, waiting: int
     ):
-        self._ledger, self._client = ledger, client
+        self._store, self._client = store, client
         self._images = ImageFolder(folder, image_limit)
         self._seats = threading.BoundedSemaphore(waiting)
         self._lock = threading.Lock()
@@ -70,7 +71,7 @@ class Thumbnails:
         Raises as `image`; `NotKnown` where there are no masks yet.
         """
         config, known, tag, address = self._place(project, task)
-        reference = next((r for r in references(self._ledger, project) if r.task == task), None)
+        reference = next((r for r in references(self._store, project) if r.task == task), None)
         if reference is not None:
             key, regions = reference.key, reference.regions
         else:
@@ -84,10 +85,10 @@ class Thumbnails:
 
     def _place(self, project: int, task: int) -> tuple[LabelConfig, Task, str, str]:
         """A project's configuration, the task, and the image tag that is shown with the image's address."""
-        config, known = known_config(self._ledger, project), self._ledger.task(project, task)
+        config, known = known_config(self._store, project), self._store.tasks(project).find(task)
         if config is None or known is None:
             raise NotKnown(f"The backend does not know a task {task} in project {project}.")
-        drawn_on = sorted({region.to_name for r in references(self._ledger, project) for region in r.regions})
+        drawn_on = sorted({region.to_name for r in references(self._store, project) for region in r.regions})
         for tag in (*drawn_on, *config.images):
             address = image_url(config.images.get(tag, ""), known.data)
             if address is not None:
@@ -96,14 +97,14 @@ class Thumbnails:
 
     def _predicted(self, project: int, task: int, config: LabelConfig) -> tuple[str, tuple[Region, ...]]:
         """What tells this prediction from others, and its regions."""
-        found = self._ledger.project(project)
-        job = self._ledger.job(project, task, found.version) if found else None
+        found = self._store.projects.find(project)
+        job = self._store.jobs(project, found.version).find(task) if found else None
         if job is None or job.result is None:
             raise NotKnown(f"Task {task} of project {project} has no masks that the backend could show.")
         return f"{job.version} {job.updated_at}", tuple(read_regions(json.loads(job.result), config)[0])
 
     def _colours(self, project: int) -> dict[str, RGB]:
-        known = self._ledger.project(project)
+        known = self._store.projects.find(project)
         return label_colours(known.label_config if known else "")
 
     def _kept_or(self, key: tuple[Any, ...], make: Callable[[], bytes]) -> bytes:
@@ -139,9 +140,9 @@ class Thumbnails:
         return self._kept[key]
 
 
-def references(ledger: Ledger, project: int) -> list[ReferenceAnnotation]:
+def references(store: Store, project: int) -> list[ReferenceAnnotation]:
     """The annotations that the project's predictions are learned from now."""
-    found = ledger.references(project)
+    found = store.annotations(project).references()
     return [] if found is None else list(found.annotations)
 
 

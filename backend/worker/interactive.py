@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from backend.entities import ReferenceAnnotation, Task
 from backend.errors import (
     BackendError,
     ImageUnavailable,
@@ -29,7 +30,7 @@ from backend.labelstudio.clients import Clients
 from backend.labelstudio.images import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig, image_url, parse_label_config
 from backend.labelstudio.regions import Region, Slot, read_regions, region_id
-from backend.store.ledger import Ledger, ReferenceAnnotation, Task
+from backend.store.store import Store
 from backend.sync.project_sync import known_config
 from backend.worker.model_process import LaneProcess
 
@@ -132,8 +133,8 @@ def stored_regions(task: Mapping[str, Any], slot: Slot, config: LabelConfig) -> 
 class Interactive:
     """Answers clicks with a process of its own, so that nobody waits for the lane. For any thread."""
 
-    def __init__(self, ledger: Ledger, clients: Clients, images: ImageFolder, process: LaneProcess):
-        self._ledger, self._clients, self._images, self._process = ledger, clients, images, process
+    def __init__(self, store: Store, clients: Clients, images: ImageFolder, process: LaneProcess):
+        self._store, self._clients, self._images, self._process = store, clients, images, process
         self._paths: OrderedDict[str, None] = OrderedDict()
         self._answered: OrderedDict[tuple[int, int, Slot], _Answered] = OrderedDict()
         self._lock = threading.Lock()  # guards all of these; one click at a time
@@ -170,8 +171,8 @@ class Interactive:
         if pointing is None:
             return [], 0.0
         slot = slot_of(pointing, config)
-        images = known_config(self._ledger, project) or config
-        known = self._ledger.task(project, int(task["id"])) or _sent(project, task, slot.to_name, images)
+        images = known_config(self._store, project) or config
+        known = self._store.tasks(project).find(int(task["id"])) or _sent(project, task, slot.to_name, images)
         image = self._fetch(known, slot.to_name, images)
         if not self._lock.acquire(timeout=PATIENCE):
             raise TooBusy("Too many clicks are waiting; try again in a moment.")
@@ -229,15 +230,15 @@ class Interactive:
 
     def _predicted(self, task: Task, slot: Slot, config: LabelConfig) -> list[Region] | None:
         """The mask of a prediction that is finished and not in Label Studio yet."""
-        project = self._ledger.project(task.project)
-        job = self._ledger.job(task.project, task.id, project.version) if project else None
+        project = self._store.projects.find(task.project)
+        job = self._store.jobs(task.project, project.version).find(task.id) if project else None
         return _of_slot(json.loads(job.result), slot, config) if job is not None and job.result else None
 
     def _quickly_predicted(self, task: Task, slot: Slot, config: LabelConfig, image: str) -> list[Region]:
         """The mask that the reference leads to in the method's quickest mode; nothing where there is no reference."""
         reference, regions = self._reference_of(task, slot)
-        reference_task = self._ledger.task(task.project, reference.task) if reference else None
-        reference_config = known_config(self._ledger, task.project)
+        reference_task = self._store.tasks(task.project).find(reference.task) if reference else None
+        reference_config = known_config(self._store, task.project)
         if reference is None or reference_task is None or reference_config is None:
             return []
         try:
@@ -255,7 +256,7 @@ class Interactive:
 
     def _reference_of(self, task: Task, slot: Slot) -> tuple[ReferenceAnnotation | None, list[Region]]:
         """The earliest annotation learned from that shows a slot's label on another task, and its regions of it."""
-        references = self._ledger.references(task.project)
+        references = self._store.annotations(task.project).references()
         for one in references.annotations if references else ():
             regions = [r for r in one.regions if r.to_name == slot.to_name and slot.label in r.labels]
             if regions and one.task != task.id:

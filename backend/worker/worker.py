@@ -1,4 +1,4 @@
-"""The thread that takes jobs from the ledger, one after the other, and has the lane do them."""
+"""The thread that takes jobs from the store, one after the other, and has the lane do them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
 
+from backend.entities import Job, ReferenceAnnotation, References
 from backend.errors import (
     BackendError,
     ImageNotKept,
@@ -26,7 +27,7 @@ from backend.errors import (
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.images import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig
-from backend.store.ledger import Job, Ledger, ReferenceAnnotation, References
+from backend.store.store import Store
 from backend.sync.project_sync import known_config
 from backend.worker.model_process import LaneProcess
 
@@ -73,8 +74,8 @@ class Hooks:
 class Worker:
     """Takes jobs, fetches their images, hands them to the lane, and stores what comes back."""
 
-    def __init__(self, ledger: Ledger, lane: LaneProcess, images: ImageFolder, hooks: Hooks):
-        self._ledger, self._lane, self._images, self._hooks = ledger, lane, images, hooks
+    def __init__(self, store: Store, lane: LaneProcess, images: ImageFolder, hooks: Hooks):
+        self._store, self._lane, self._images, self._hooks = store, lane, images, hooks
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch-ahead")
@@ -139,13 +140,13 @@ class Worker:
 
     def _work_once(self) -> None:
         if self._recover:
-            self._ledger.requeue_running()
+            self._store.queue.requeue_running()
             self._recover = False
         self._wake.clear()
-        job = self._ledger.take_next()
+        job = self._store.queue.take_next()
         if job is None:
             self.activity = Activity(error=self.activity.error if self.activity.state == "no model" else "")
-            pause = self._ledger.seconds_to_next()
+            pause = self._store.queue.seconds_to_next()
             self._wake.wait(IDLE if pause is None else min(pause + 0.05, IDLE))
             return
         with self._job_lock:
@@ -178,10 +179,10 @@ class Worker:
 
     def _do(self, job: Job) -> None:
         self.activity = Activity("fetching", job.project, job.task, since=time.monotonic())
-        references = self._ledger.references(job.project)
-        config = known_config(self._ledger, job.project)
+        references = self._store.annotations(job.project).references()
+        config = known_config(self._store, job.project)
         if references is None or config is None or not job.version.endswith(f"-r{references.key}"):
-            self._ledger.put_back(job, counts=False, delay=1.0)  # the reference changed under us
+            self._store.queue.put_back(job, counts=False, delay=1.0)  # the reference changed under us
             return
         paths = self._fetch(job, references, config)
         if paths is None:
@@ -200,7 +201,7 @@ class Worker:
         try:
             answer = self._lane.run(request, self._progress, is_cancelled=self._cancelled.is_set)
         except LaneStopped:
-            self._ledger.put_back(job, counts=False)
+            self._store.queue.put_back(job, counts=False)
             return
         except ModelUnavailable as error:
             self._wait_for_model(job, str(error))
@@ -224,7 +225,7 @@ class Worker:
     def _settle(self, job: Job, references: References, answer: dict[str, Any]) -> bool:
         """Store the lane's answer; returns whether the job is over."""
         if answer["event"] == "bad_reference":
-            self._ledger.put_back(job, counts=False)
+            self._store.queue.put_back(job, counts=False)
             for one in references.annotations:
                 if one.annotation == answer["annotation"]:
                     self._refuse(one, answer["message"])
@@ -235,7 +236,7 @@ class Worker:
             return True
         flag_low_scores(answer["regions"], self._hooks.review_below(job.project))
         text = json.dumps(answer["regions"], separators=(",", ":"))
-        self._ledger.finish(job, text, answer["score"], answer["seconds"])
+        self._store.queue.finish(job, text, answer["score"], answer["seconds"])
         self._fetch_failures.pop(_key(job), None)
         self._crashes.pop(_key(job), None)
         for note in answer["notes"]:
@@ -254,7 +255,7 @@ class Worker:
         log.warning(
             "Project %d: annotation %d cannot be the reference: %s", reference.project, reference.annotation, message
         )
-        self._ledger.refuse_reference(reference.project, reference.annotation, reference.key, message)
+        self._store.annotations(reference.project).refuse(reference.annotation, reference.key, message)
         self._hooks.refused(reference.project)
 
     def _fetch(
@@ -269,9 +270,9 @@ class Worker:
         except LabelStudioError as error:
             self._without_fault(job, error)
             return None
-        task = self._ledger.task(job.project, job.task)
+        task = self._store.tasks(job.project).find(job.task)
         if task is None:
-            self._ledger.put_back(job, counts=False, delay=5.0)  # deleted, or not listed yet
+            self._store.queue.put_back(job, counts=False, delay=5.0)  # deleted, or not listed yet
             return None
         try:
             images = self._images.fetch(client, config, task, _to_names(references.annotations))
@@ -293,14 +294,14 @@ class Worker:
         self, job: Job, reference: ReferenceAnnotation, client: LabelStudio, config: LabelConfig
     ) -> dict[str, str] | None:
         """Paths of one reference's images; `None` where the job was put back."""
-        task = self._ledger.task(job.project, reference.task)
+        task = self._store.tasks(job.project).find(reference.task)
         if task is None:
-            self._ledger.put_back(job, counts=False, delay=5.0)  # deleted, or not listed yet
+            self._store.queue.put_back(job, counts=False, delay=5.0)  # deleted, or not listed yet
             return None
         try:
             return self._images.fetch(client, config, task, _to_names([reference]))
         except ImageUnavailable as error:
-            self._ledger.put_back(job, counts=False, delay=0.0 if error.permanent else FETCH_DELAYS[1])
+            self._store.queue.put_back(job, counts=False, delay=0.0 if error.permanent else FETCH_DELAYS[1])
             if error.permanent:
                 self._refuse(reference, f"Its image cannot be used. {error}")
             else:
@@ -320,23 +321,23 @@ class Worker:
             return
         delay = FETCH_DELAYS[failures - 1]
         log.warning("Project %d, task %d: %s Trying again in %.0f s.", job.project, job.task, error, delay)
-        self._ledger.put_back(job, error=str(error), delay=delay, counts=False)
+        self._store.queue.put_back(job, error=str(error), delay=delay, counts=False)
 
     def _without_fault(self, job: Job, error: BackendError) -> None:
         """Label Studio is away or refuses us, or the disk is full, which is no fault of the task: it waits."""
         log.warning("Project %d, task %d: %s Trying again in %.0f s.", job.project, job.task, error, AWAY_DELAY)
-        self._ledger.put_back(job, error=str(error), delay=AWAY_DELAY, counts=False)
+        self._store.queue.put_back(job, error=str(error), delay=AWAY_DELAY, counts=False)
 
     def _fetch_ahead(self) -> None:
         """Fetch the next job's images while the lane works."""
-        upcoming = self._ledger.peek_next()
+        upcoming = self._store.queue.peek_next()
         if upcoming is not None:
             self._ahead = self._fetcher.submit(self._fetch_quietly, upcoming)
 
     def _fetch_quietly(self, job: Job) -> None:
-        task = self._ledger.task(job.project, job.task)
-        references = self._ledger.references(job.project)
-        config = known_config(self._ledger, job.project)
+        task = self._store.tasks(job.project).find(job.task)
+        references = self._store.annotations(job.project).references()
+        config = known_config(self._store, job.project)
         if task is None or references is None or config is None:
             return
         try:
@@ -351,18 +352,18 @@ class Worker:
             self._fail(job, f"{error} It happened {crashes} times on this task.")
         else:
             log.error("Project %d, task %d: %s Trying once more.", job.project, job.task, error)
-            self._ledger.put_back(job, error=error)
+            self._store.queue.put_back(job, error=error)
 
     def _fail(self, job: Job, error: str) -> None:
         """Give a task up; whoever asks for it again gives it all its tries back."""
-        self._ledger.fail(job, error)
+        self._store.queue.fail(job, error)
         self._fetch_failures.pop(_key(job), None)
         self._crashes.pop(_key(job), None)
 
     def _wait_for_model(self, job: Job, error: str) -> None:
         delay = MODEL_DELAYS[min(self._model_failures, len(MODEL_DELAYS) - 1)]
         self._model_failures += 1
-        self._ledger.put_back(job, error=error, counts=False)
+        self._store.queue.put_back(job, error=error, counts=False)
         self.activity = Activity("no model", error=error)
         log.error("The model cannot be loaded: %s Trying again in %.0f s.", error, delay)
         self._stopping.wait(delay)

@@ -1,13 +1,15 @@
-"""Readers of the CD-FSS benchmark's sets (and SUIM) as they lie on disk, and seeded episode lists over them.
+"""Readers of data sets as they lie on disk, and seeded episode lists over them.
 
 Each reader walks a folder and lists its objects: an image, its mask and the class. docs/paper-protocol.md says where
-each set is had and how it has to lie.
+the CD-FSS benchmark's sets (and SUIM) are had and how they have to lie; docs/benchmark.md describes a plain folder.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 
 from cavsam.errors import CavSamError
 from cavsam.evaluation.episodes import Episode
-from cavsam.images import read_image, read_mask
+from cavsam.images import image_size, read_image, read_mask
 from cavsam.types import Reference
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
@@ -46,12 +48,16 @@ SUIM_COLOURS: dict[str, Colour] = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One object: paths relative to the set's folder; `colour` picks the class in a colour-coded mask."""
+    """One object: paths relative to the set's folder; `colour` picks the class in a colour-coded mask.
+
+    The domain is empty in a set of one domain.
+    """
 
     image: str
     mask: str
     class_name: str
     colour: Colour | None = None
+    domain: str = ""
 
 
 def read_sample(root: Path, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -128,12 +134,60 @@ def read_suim(root: Path) -> list[Sample]:
     return _colour_coded(root, pairs, SUIM_COLOURS)
 
 
+def read_folder(root: Path) -> list[Sample]:
+    """`CLASS/images` with `CLASS/masks`, or `DOMAIN/CLASS/images` with `DOMAIN/CLASS/masks`: a mask has its picture's
+    name, with any suffix, and its size.
+
+    Samples of a class come in the order of their names, in which numbers count as numbers: neighbours in a video or a
+    volume are neighbours in the list. Without domains the folder's own name is the domain.
+
+    Raises:
+        CavSamError: a class has no masks or no pictures, or a picture has no mask or one of another size.
+    """
+    found = []
+    for entry in _folders(root):
+        if (entry / "images").is_dir() or (entry / "masks").is_dir():
+            found += _class_samples(root, entry, root.resolve().name)
+        else:
+            for folder in _folders(entry):
+                if (folder / "images").is_dir() or (folder / "masks").is_dir():
+                    found += _class_samples(root, folder, entry.name)
+    return found
+
+
+def _class_samples(root: Path, folder: Path, domain: str) -> list[Sample]:
+    for part in ("images", "masks"):
+        if not (folder / part).is_dir():
+            raise CavSamError(f"{folder} has no folder {part}; a class needs both images and masks.")
+    images = sorted(_images(folder / "images"), key=lambda path: _natural(path.name))
+    if not images:
+        raise CavSamError(f"{folder / 'images'} holds no picture; put some there or remove the class.")
+    masks = {mask.stem: mask for mask in _images(folder / "masks")}
+    samples = []
+    for image in images:
+        mask = masks.get(image.stem)
+        if mask is None:
+            raise CavSamError(
+                f"{image} has no mask; put {image.stem}.png into {folder / 'masks'} or remove the picture."
+            )
+        if image_size(image) != image_size(mask):
+            raise CavSamError(f"{mask} and its picture differ in size; save the mask in the picture's size.")
+        samples.append(Sample(_relative(image, root), _relative(mask, root), folder.name, domain=domain))
+    return samples
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts 2.jpg before 10.jpg."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
 READERS: dict[str, Callable[[Path], list[Sample]]] = {
     "deepglobe": read_deepglobe,
     "isic": read_isic,
     "chest": read_chest,
     "fss1000": read_fss1000,
     "suim": read_suim,
+    "folder": read_folder,
 }
 
 
@@ -145,7 +199,9 @@ def read_dataset(name: str, root: Path) -> list[Sample]:
     """
     if not root.is_dir():
         raise CavSamError(f"There is no folder {root}; give the folder that holds the set {name}.")
-    samples = sorted(READERS[name](root), key=lambda sample: (sample.class_name, sample.image))
+    samples = READERS[name](root)
+    if name != "folder":
+        samples.sort(key=lambda sample: (sample.class_name, sample.image))
     if not samples:
         expected = " ".join((READERS[name].__doc__ or "").split())
         raise CavSamError(f"{root} holds nothing of the set {name}. Expected: {expected}")
@@ -187,6 +243,60 @@ def draw_episodes(samples: Sequence[Sample], shots: int, count: int | None, seed
     return episodes
 
 
+def draw_far_episodes(
+    root: Path,
+    samples: Sequence[Sample],
+    shots: int,
+    per_class: int | None,
+    seed: int,
+    per_domain: int | None = None,
+) -> list[ListedEpisode]:
+    """A seeded list in which references are far from their target, for classes whose neighbours look alike.
+
+    Each picture of a class is the target once, or `per_class` of them. Its references are drawn from those pictures
+    that show the object and lie at least a third of the class's list away. If those are too few, the farthest others
+    are taken too. The classes take turns, so that an interrupted run has some of each. A class's own episodes depend
+    neither on the other classes nor, but for how many there are, on `per_class` and `per_domain`.
+
+    Args:
+        root: the set's folder, for the masks.
+        samples: each class's in an order in which neighbours are alike, as `read_folder` gives them.
+        shots: references per episode.
+        per_class: targets of each class; None for all.
+        seed: of every draw.
+        per_domain: targets of each domain at most, its classes in turn; None for no bound.
+
+    Raises:
+        CavSamError: a class has too few pictures for its references.
+    """
+    classes = defaultdict(list)
+    for sample in samples:
+        classes[sample.domain, sample.class_name].append(sample)
+    shown = {sample: bool(read_mask(root / sample.mask).any()) for sample in samples}
+    drawn = []
+    for (domain, name), own in classes.items():
+        rng = np.random.default_rng([seed, zlib.crc32(f"{domain}/{name}".encode())])
+        targets = rng.permutation(len(own))[:per_class]
+        for turn, target in enumerate(targets):
+            far = (len(own) + 2) // 3
+            others = [i for i in rng.permutation(len(own)) if i != target and shown[own[i]]]
+            others.sort(key=lambda i: -min(far, abs(i - target)))  # stable: those far enough stay shuffled
+            if len(others) < shots:
+                raise CavSamError(
+                    f"The class {name!r} of {domain!r} has too few pictures for {shots} references and a target; it "
+                    f"needs {shots + 1} that show the object."
+                )
+            drawn.append((turn, own[target], tuple(own[i] for i in others[:shots])))
+    drawn.sort(key=lambda entry: entry[0])
+    kept = []
+    of_domain: dict[str, int] = defaultdict(int)
+    for _, target, references in drawn:
+        of_domain[target.domain] += 1
+        if per_domain is None or of_domain[target.domain] <= per_domain:
+            kept.append((target, references))
+    return [ListedEpisode(index, target, references) for index, (target, references) in enumerate(kept)]
+
+
 def list_text(episodes: Sequence[ListedEpisode]) -> str:
     """One episode per line, JSON."""
     lines = [
@@ -223,12 +333,13 @@ def load_episode(name: str, root: Path, listed: ListedEpisode) -> Episode:
         image, mask = read_sample(root, sample)
         references.append(Reference(image, {class_name: mask}))
     image, truth = read_sample(root, listed.target)
-    return Episode(name, listed.index, class_name, tuple(references), image, truth)
+    return Episode(listed.target.domain or name, listed.index, class_name, tuple(references), image, truth)
 
 
 def _sample(entry: dict) -> Sample:
     colour = entry["colour"]
-    return Sample(entry["image"], entry["mask"], entry["class_name"], tuple(colour) if colour else None)
+    colour = tuple(colour) if colour else None
+    return Sample(entry["image"], entry["mask"], entry["class_name"], colour, entry.get("domain", ""))
 
 
 def _colour_coded(root: Path, pairs: Sequence[tuple[Path, Path]], colours: dict[str, Colour]) -> list[Sample]:

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
+BOUNDARY_TOLERANCE = 0.008
+"""Share of an image's diagonal by which a boundary may be off in `boundary_f`; the DAVIS benchmark's."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,35 @@ def count(class_name: str, predicted: NDArray[np.bool_], truth: NDArray[np.bool_
     return Counts(class_name, both, either, int(truth.size) - either, int(truth.size) - both)
 
 
+def boundary_f(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    """F-measure of the boundaries of two bool (H, W) masks, 0..1, as the DAVIS benchmark computes it.
+
+    A boundary pixel is right if the other mask has one within 0.8% of the image's diagonal, rounded up to whole pixels.
+    F is the harmonic mean of the shares that are right in either mask. It is 1 if neither mask has a boundary, as an
+    empty one has none, and 0 if one of them has none.
+
+    Raises:
+        ValueError: the masks differ in size.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    if predicted.shape != truth.shape:
+        raise ValueError(f"The masks differ in size: {predicted.shape} and {truth.shape}.")
+    first, second = _boundary(predicted), _boundary(truth)
+    if not first.any() or not second.any():
+        return float(first.any() == second.any())
+    reach = np.ceil(BOUNDARY_TOLERANCE * np.hypot(truth.shape[0], truth.shape[1]))
+    precision = float((distance_transform_edt(~second)[first] <= reach).mean())
+    recall = float((distance_transform_edt(~first)[second] <= reach).mean())
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels, bool (H, W), that differ from their neighbour below, to the right, or diagonally below to the right."""
+    beyond = np.pad(mask, (0, 1), mode="edge")
+    return (mask != beyond[1:, :-1]) | (mask != beyond[:-1, 1:]) | (mask != beyond[1:, 1:])
+
+
 def auroc(values: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
     """Probability that a positive has the higher value (N,), ties counted half; NaN where one side is empty."""
     from scipy.stats import rankdata
@@ -59,11 +90,13 @@ class ScoreQuality:
         spearman: rank correlation with the true IoU, which is 0 where the object is absent.
         good: AUROC for an IoU above 0.5.
         absent: AUROC of a low score for the object's absence.
+        calibration_error: how far scores are from the true IoU, see `calibration_error`.
     """
 
     spearman: float
     good: float
     absent: float
+    calibration_error: float
 
 
 def score_quality(scores: NDArray[np.float64], ious: NDArray[np.float64], absent: NDArray[np.bool_]) -> ScoreQuality:
@@ -72,7 +105,17 @@ def score_quality(scores: NDArray[np.float64], ious: NDArray[np.float64], absent
 
     constant = len(scores) < 2 or not np.ptp(scores) or not np.ptp(ious)
     spearman = float("nan") if constant else float(spearmanr(scores, ious).statistic)
-    return ScoreQuality(spearman, auroc(scores, ious > 0.5), auroc(-scores, absent))
+    return ScoreQuality(spearman, auroc(scores, ious > 0.5), auroc(-scores, absent), calibration_error(scores, ious))
+
+
+def calibration_error(scores: NDArray[np.float64], ious: NDArray[np.float64], bins: int = 10) -> float:
+    """Expected calibration error (ECE) of scores in 0..1, both (N,): the mean gap between score and true IoU in bins of
+    equal width, weighted by how many scores each holds; NaN without scores.
+    """
+    if not len(scores):
+        return float("nan")
+    number = np.clip((scores * bins).astype(int), 0, bins - 1)
+    return float(np.abs(np.bincount(number, weights=scores - ious, minlength=bins)).sum() / len(scores))
 
 
 def mean_iou(episodes: Sequence[Counts]) -> float:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.ndimage import binary_erosion
 
+from cavsam.evaluation.baselines import BASELINES
 from cavsam.evaluation.episodes import Episode
 from cavsam.evaluation.metrics import (
     Counts,
@@ -25,7 +26,9 @@ from cavsam.evaluation.metrics import (
 )
 from cavsam.evaluation.runs import Record, mask_path
 
-BASELINE = "concat"
+PLAIN = "concat"
+"""The mode that the others are compared with."""
+CHOSEN, HINDSIGHT = "chosen", "best in hindsight"
 TILE = 160
 
 
@@ -41,8 +44,16 @@ def write(
 ) -> str:
     """Write report.json, report.md, report.png and episodes.png into `out`; returns the Markdown.
 
-    lookup: gives the episode of a domain and index again, for the contact sheet. published: figures to stand below
-    ours, name -> domain -> percent.
+    Args:
+        out: a folder that exists.
+        records: of all episodes.
+        title: heading of the report.
+        setting: what the run was made with.
+        modes: names of the modes and baselines to compare; the last one is shown in the contact sheet and compared with
+            each other one.
+        domains: in the order in which they should stand.
+        lookup: gives the episode of a domain and index again, for the contact sheet.
+        published: figures to stand below ours, name -> domain -> percent.
     """
     summary = summarise(records, modes, domains)
     text = markdown(summary, title, setting, published or {})
@@ -67,7 +78,7 @@ def summarise(records: Sequence[Record], modes: Sequence[str], domains: Sequence
         own = [record for record in kept if record.mode == mode]
         absent = [record for record in own if record.absent]
         figures[mode] = {
-            "domains": {d: _domain_figures(counts) for d, counts in zip(domains, shown[mode], strict=True)},
+            "domains": {d: _domain_figures([r for r in own if r.domain == d and not r.absent]) for d in domains},
             "mean_iou": asdict(interval([counts for counts in shown[mode] if counts])),
             "mean_with_background": float(
                 np.mean([foreground_background_iou(counts) for counts in shown[mode] if counts])
@@ -80,17 +91,47 @@ def summarise(records: Sequence[Record], modes: Sequence[str], domains: Sequence
             "seconds_per_target": float(np.mean([record.target_seconds for record in own])),
             "seconds_per_reference_set": float(np.mean([record.adapt_seconds for record in own])),
             "errors": sum(r.error is not None for r in own) + sum(r.mode == mode for r in unreadable),
-            "score": _score_figures(own),
+            "score": None if mode in BASELINES else _score_figures(own),
+            "candidates": _candidate_figures([record for record in own if not record.absent], domains),
         }
     return {
         "modes": figures,
         "differences": {
-            f"{mode} - {BASELINE}": asdict(_difference(kept, BASELINE, mode, domains))
-            for mode in modes
-            if mode != BASELINE and BASELINE in modes
+            f"{second} - {first}": {
+                **asdict(_difference(kept, first, second, domains)),
+                "domains": {d: asdict(_difference(kept, first, second, [d])) for d in domains},
+            }
+            for first, second in _pairs(modes)
         },
         "episodes": {d: len({r.index for r in kept if r.domain == d}) for d in domains},
     }
+
+
+def _pairs(modes: Sequence[str]) -> list[tuple[str, str]]:
+    """What is compared: each of our modes with the plain one, and the last mode with each other one."""
+    pairs = [(PLAIN, mode) for mode in modes if PLAIN in modes and mode != PLAIN and mode not in BASELINES]
+    return list(dict.fromkeys([*pairs, *((mode, modes[-1]) for mode in modes[:-1])]))
+
+
+def _candidate_figures(records: Sequence[Record], domains: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """Mean IoU of the episodes by kind of candidate and domain, on SAM2's square; and of the best in hindsight.
+
+    A kind counts where it was tried. Empty if nothing was to choose.
+    """
+    kinds = list(dict.fromkeys(one["kind"] for record in records for one in record.candidates))
+    if len(kinds) < 2:
+        return {}
+
+    def mean(kind: str, domain: str) -> float | None:
+        own = [record.candidates for record in records if record.domain == domain and record.candidates]
+        ious = [one["iou"] for candidates in own for one in candidates if one["kind"] == kind]
+        if kind == HINDSIGHT:
+            ious = [max(one["iou"] for one in candidates) for candidates in own]
+        if kind == CHOSEN:
+            ious = [one["iou"] for candidates in own for one in candidates if one["chosen"]]
+        return float(np.mean(ious)) if ious else None
+
+    return {kind: {domain: mean(kind, domain) for domain in domains} for kind in (*kinds, CHOSEN, HINDSIGHT)}
 
 
 def _score_figures(records: Sequence[Record]) -> dict[str, float | None]:
@@ -102,15 +143,32 @@ def _score_figures(records: Sequence[Record]) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in asdict(quality).items()}
 
 
-def _domain_figures(counts: Sequence[Counts]) -> dict[str, Any]:
-    if not counts:
-        return {"mean_iou": None, "with_background": None, "episodes": 0}
+def _domain_figures(records: Sequence[Record]) -> dict[str, Any]:
+    if not records:
+        return {"mean_iou": None, "with_background": None, "episodes": 0, "episode_iou": None, "boundary_f": None}
+    counts = [record.counts for record in records]
     names = sorted({c.class_name for c in counts})
     return {
         "mean_iou": asdict(interval([counts])),
         "with_background": foreground_background_iou(counts),
-        "episodes": len(counts),
-        "classes": {name: mean_iou([c for c in counts if c.class_name == name]) for name in names},
+        **_episode_figures(records),
+        "classes": {
+            name: {
+                "mean_iou": mean_iou([c for c in counts if c.class_name == name]),
+                **_episode_figures([record for record in records if record.class_name == name]),
+            }
+            for name in names
+        },
+    }
+
+
+def _episode_figures(records: Sequence[Record]) -> dict[str, Any]:
+    """Means over episodes; None for a figure that is not in the records."""
+    boundaries = [record.boundary_f for record in records if record.boundary_f is not None]
+    return {
+        "episodes": len(records),
+        "episode_iou": float(np.mean([record.counts.iou for record in records])),
+        "boundary_f": float(np.mean(boundaries)) if boundaries else None,
     }
 
 
@@ -150,6 +208,8 @@ def markdown(
         cells = [_cell(figures["domains"][domain]["mean_iou"]) for domain in domains]
         lines.append(f"| {mode} | " + " | ".join([*cells, _cell(figures["mean_iou"])]) + " |")
     for name, figures in published.items():
+        if not set(domains) & set(figures):
+            continue
         cells = [f"{figures[domain]:.1f}" if domain in figures else "-" for domain in domains]
         lines.append(f"| {name} | " + " | ".join([*cells, "-"]) + " |")
     if summary["differences"]:
@@ -157,6 +217,16 @@ def markdown(
         for name, value in summary["differences"].items():
             bounds = f"{100 * value['low']:+.1f} to {100 * value['high']:+.1f}"
             lines.append(f"| {name} | {100 * value['value']:+.2f} | {bounds} |")
+    lines += [
+        "",
+        "Each domain alone, in percent: IoU added up over each class's episodes, the mean over the classes with its "
+        "interval, the mean of the episodes' IoU, and the mean F-measure of the boundary (as DAVIS defines it).",
+    ]
+    for domain in domains:
+        lines += ["", *_domain_table(summary, domain)]
+    for mode in modes:
+        if summary["modes"][mode]["candidates"]:
+            lines += ["", *_candidate_table(summary["modes"][mode]["candidates"], mode)]
     lines += [
         "",
         "Another figure, not to be compared with the above: IoU *with background* (mean of the pooled foreground and "
@@ -176,17 +246,54 @@ def markdown(
         )
     lines += [
         "",
-        "The score against the true IoU (0 where the object is absent): rank correlation, and the area under the ROC "
-        "curve for an IoU above 0.5 and for an absent object.",
+        "The score against the true IoU (0 where the object is absent): rank correlation, the area under the ROC curve "
+        "for an IoU above 0.5 and for an absent object, and the expected calibration error.",
         "",
-        "| mode | Spearman | AUROC IoU > 0.5 | AUROC absent |",
-        "|---|---|---|---|",
+        "| mode | Spearman | AUROC IoU > 0.5 | AUROC absent | ECE |",
+        "|---|---|---|---|---|",
     ]
     for mode in modes:
-        quality = summary["modes"][mode]["score"].values()
-        cells = ["-" if value is None else f"{value:.2f}" for value in quality]
-        lines.append(f"| {mode} | " + " | ".join(cells) + " |")
+        if quality := summary["modes"][mode]["score"]:
+            cells = ["-" if value is None else f"{value:.2f}" for value in quality.values()]
+            lines.append(f"| {mode} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _domain_table(summary: dict[str, Any], domain: str) -> list[str]:
+    """One domain: the pooled IoU of its classes, and the means over its episodes, for each mode."""
+    figures = {mode: every["domains"][domain] for mode, every in summary["modes"].items()}
+    classes = list(dict.fromkeys(name for one in figures.values() for name in one.get("classes", ())))
+    lines = [
+        f"## {domain}",
+        "",
+        "| mode | " + " | ".join([*classes, "mean of classes", "mean of episodes", "boundary F"]) + " |",
+        "|---|" + "---|" * (len(classes) + 3),
+    ]
+    for mode, one in figures.items():
+        own = [one.get("classes", {}).get(name, {}).get("mean_iou") for name in classes]
+        cells = [*map(_percent, own), _cell(one["mean_iou"]), _percent(one["episode_iou"]), _percent(one["boundary_f"])]
+        lines.append(f"| {mode} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _candidate_table(candidates: dict[str, dict[str, float | None]], mode: str) -> list[str]:
+    domains = list(next(iter(candidates.values())))
+    lines = [
+        f"Candidates of `{mode}`: mean of the episodes' IoU in percent, on the square that SAM2 sees, where each was "
+        "tried; what was chosen; and the best of them in hindsight.",
+        "",
+        "| candidate | " + " | ".join([*domains, "mean"]) + " |",
+        "|---|" + "---|" * (len(domains) + 1),
+    ]
+    for kind, own in candidates.items():
+        known = [value for value in own.values() if value is not None]
+        cells = [*map(_percent, own.values()), _percent(float(np.mean(known)) if known else None)]
+        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _cell(value: dict[str, float] | None) -> str:

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cavsam.errors import CavSamError
+from cavsam.evaluation.baselines import BASELINES, check_libraries
 from cavsam.evaluation.episodes import Episode
 from cavsam.evaluation.frames import FrameStore, KeptTransition
-from cavsam.evaluation.metrics import Counts, count
+from cavsam.evaluation.metrics import Counts, boundary_f, count
 from cavsam.images import Mask, resize_mask
-from cavsam.options import MODES, add_method_arguments, recipe_of, sources_of, warn_about_nano
+from cavsam.options import MODES, add_method_arguments, announce, recipe_of, sources_of
 from cavsam.recipe import Recipe
 from cavsam.types import CandidateMask
 from cavsam.weights.sources import ModelSources, fingerprint
@@ -30,12 +31,16 @@ from cavsam.weights.sources import ModelSources, fingerprint
 if TYPE_CHECKING:
     from cavsam.adapted import AdaptedReference
     from cavsam.pipeline import CavSam
+    from cavsam.tracking import Tracker
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose models, recipe and modes, and how a run is split up and resumed."""
     add_method_arguments(parser, several_modes=True)
     group = parser.add_argument_group("run")
+    group.add_argument(
+        "--baseline", action="append", choices=BASELINES, default=[], help="compare with this too; repeatable"
+    )
     group.add_argument("--resume", action="store_true", help="go on with what --out holds")
     group.add_argument("--shard", default="0/1", metavar="I/N", help="run every N-th episode from the I-th, from 0")
     group.add_argument(
@@ -58,18 +63,27 @@ def all_records(out: Path) -> list[Record]:
 
 @dataclass(frozen=True)
 class Method:
-    """What the options choose: models, recipe (its mode left out) and the modes to compare."""
+    """What the options choose: models, recipe (its mode left out), and the modes and baselines to compare."""
 
     sources: ModelSources
     recipe: Recipe
     modes: tuple[str, ...]
     device: str
+    baselines: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Method:
         """From parsed options; raises `CavSamError` where they do not fit."""
         modes = tuple(mode for mode in MODES if mode in (options.mode or MODES))
-        return cls(sources_of(options), recipe_of(options, "full"), modes, options.device)
+        baselines = tuple(name for name in BASELINES if name in options.baseline)
+        if baselines:
+            check_libraries()
+        return cls(sources_of(options), recipe_of(options, "full"), modes, options.device, baselines)
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The names of all that is compared, as the records have them in `mode`: the baselines, then the modes."""
+        return (*self.baselines, *self.modes)
 
     def setting(self) -> dict[str, Any]:
         """What must agree for two runs to be one, JSON-ready."""
@@ -96,7 +110,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Record:
-    """One episode in one mode, a line of its shard's file."""
+    """One episode in one mode or baseline, a line of its shard's file."""
 
     domain: str
     index: int
@@ -114,6 +128,8 @@ class Record:
     candidates: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """Every way to the mask that was tried: kind, whether it found a mask and was chosen, score, presence, cues, and
     its IoU with the truth on SAM2's square."""
+    boundary_f: float | None = None
+    """F-measure of the boundary, 0..1; None in a run from before it was measured."""
 
     @property
     def counts(self) -> Counts:
@@ -132,18 +148,20 @@ def run_episodes(
     records: list[Record],
     store: FrameStore,
 ) -> None:
-    """Run what `records` lacks of `tasks` (domain, index) in every mode; append to `records` and to the file `log`.
+    """Run what `records` lacks of `tasks` (domain, index) in every mode and baseline.
 
+    What is run is appended to `records` and to the file `log`.
     The modes share what does not depend on them: the adaptation to the references and the generated frames.
     """
     from tqdm import tqdm
 
     done = {(record.domain, record.index, record.mode) for record in records}
     todo = [
-        (domain, index, [mode for mode in method.modes if (domain, index, mode) not in done]) for domain, index in tasks
+        (domain, index, [name for name in method.compared if (domain, index, name) not in done])
+        for domain, index in tasks
     ]
     total = sum(len(missing) for _, _, missing in todo)
-    warn_about_nano(method.sources)
+    announce(method.sources, method.recipe)
     if not total:
         return
     models = method.load()
@@ -163,13 +181,16 @@ def run_episodes(
             shared: dict[bool, tuple[AdaptedReference, float]] = {}
             for mode in missing:
                 bar.set_description(f"{domain} {index} {mode}")
-                model, kept = with_kept_frames(models[mode], task, store)
-                if model.recipe.aligns not in shared:
-                    shared[model.recipe.aligns] = _adapt(model, task)
-                adapted, seconds = shared[model.recipe.aligns]
-                adapted = dataclasses.replace(adapted, fingerprint=model.fingerprint)
-                record, mask = measure(model, task, mode, adapted, seconds, kept)
-                _save_mask(mask, mask_path(out, record))
+                if mode in BASELINES:
+                    record, mask = measure_baseline(mode, task, next(iter(models.values())).tracker)
+                else:
+                    model, kept = with_kept_frames(models[mode], task, store)
+                    if model.recipe.aligns not in shared:
+                        shared[model.recipe.aligns] = _adapt(model, task)
+                    adapted, seconds = shared[model.recipe.aligns]
+                    adapted = dataclasses.replace(adapted, fingerprint=model.fingerprint)
+                    record, mask = measure(model, task, mode, adapted, seconds, kept)
+                save_mask(mask, mask_path(out, record))
                 lines.write(json.dumps(dataclasses.asdict(record)) + "\n")
                 lines.flush()
                 records.append(record)
@@ -209,8 +230,45 @@ def measure(
     (result,) = model.segment(adapted, [task.image])
     added = kept.made - kept.waited if kept else 0.0
     mask = result.masks.get(task.class_name, np.zeros(task.truth.shape, dtype=bool))
+    record = record_of(
+        task,
+        mode,
+        mask,
+        score=result.scores.get(task.class_name, 0.0),
+        adapt_seconds=adapt_seconds,
+        target_seconds=result.seconds + added,
+        error=result.error,
+        candidates=[_candidate(one, task.truth) for one in result.candidates.get(task.class_name, ())],
+    )
+    return record, mask
+
+
+def measure_baseline(name: str, task: Episode, tracker: Tracker) -> tuple[Record, NDArray[np.bool_]]:
+    """Let a baseline segment the episode's target; the time to learn from the references counts with the target."""
+    begun = time.perf_counter()
+    error = None
+    try:
+        mask = BASELINES[name](task, tracker)
+    except CavSamError as failure:
+        mask, error = np.zeros(task.truth.shape, dtype=bool), str(failure)
+    seconds = time.perf_counter() - begun
+    return record_of(task, name, mask, score=0.0, adapt_seconds=0.0, target_seconds=seconds, error=error), mask
+
+
+def record_of(
+    task: Episode,
+    mode: str,
+    mask: NDArray[np.bool_],
+    *,
+    score: float,
+    adapt_seconds: float,
+    target_seconds: float,
+    error: str | None = None,
+    candidates: Sequence[dict[str, Any]] = (),
+) -> Record:
+    """Compare a mask, bool (H, W), with the ground truth of its episode."""
     counts = count(task.class_name, mask, task.truth)
-    record = Record(
+    return Record(
         domain=task.domain,
         index=task.index,
         mode=mode,
@@ -220,13 +278,13 @@ def measure(
         union=counts.union,
         background_intersection=counts.background_intersection,
         background_union=counts.background_union,
-        score=result.scores.get(task.class_name, 0.0),
+        score=score,
         adapt_seconds=round(adapt_seconds, 4),
-        target_seconds=round(result.seconds + added, 4),
-        error=result.error,
-        candidates=[_candidate(one, task.truth) for one in result.candidates.get(task.class_name, ())],
+        target_seconds=round(target_seconds, 4),
+        error=error,
+        candidates=list(candidates),
+        boundary_f=round(boundary_f(mask, task.truth), 6),
     )
-    return record, mask
 
 
 def _unreadable(domain: str, index: int, mode: str, error: str) -> Record:
@@ -306,6 +364,7 @@ def read_records(log: Path, *, repair: bool = False) -> Iterator[Record]:
         yield Record(**json.loads(line))
 
 
-def _save_mask(mask: NDArray[np.bool_], path: Path) -> None:
+def save_mask(mask: NDArray[np.bool_], path: Path) -> None:
+    """Write a mask, bool (H, W), as a 1-bit PNG; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(mask).save(path, optimize=True)

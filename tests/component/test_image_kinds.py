@@ -13,8 +13,8 @@ import numpy as np
 import requests
 from PIL import Image
 
+from backend.entities import Job
 from backend.labelstudio.brush import decode_mask
-from backend.store.ledger import Job
 from backend.worker.model_process import CAVSAM
 from tests.support.backend import RunningBackend, wait_for
 from tests.support.fake_label_studio import CAT, GROUND, FakeLabelStudio, brush, picture
@@ -120,7 +120,7 @@ def predict_all(
     label_studio.annotate(first, [brush(BOX, "cat")])
 
     def jobs() -> dict[int, Job]:
-        return backend.service.ledger.jobs(project, backend.service.version_of(project))
+        return backend.service.store.jobs(project, backend.service.version_of(project)).all()
 
     def is_over() -> bool:
         return sum(job.state == "failed" or job.delivery == "delivered" for job in jobs().values()) == len(tasks)
@@ -152,13 +152,13 @@ def test_a_reference_whose_image_is_broken_is_named_by_its_task(
     label_studio: FakeLabelStudio, start_backend: StartBackend
 ):
     backend = start_backend()
-    ledger = backend.service.ledger
+    store = backend.service.store
     project = label_studio.add_project()
     broken, _ = label_studio.add_task(project, BROKEN["text"][0]), label_studio.add_task(project, picture(BOX))
     label_studio.annotate(broken, [brush(BOX, "cat")])
     label_studio.connect(project, backend.url)
-    wait_for(lambda: any(not c.usable for c in ledger.candidates(project)), "the refusal")
-    (refused,) = ledger.candidates(project)
+    wait_for(lambda: any(not c.usable for c in store.annotations(project).judged()), "the refusal")
+    (refused,) = store.annotations(project).judged()
     assert refused.reason == f"The image of task {broken} is not a picture that can be read."
     picture_of = requests.get(f"{backend.url}/api/projects/{project}/tasks/{broken}/image", timeout=30)
     assert picture_of.status_code == 404

@@ -18,11 +18,11 @@ import requests
 from flask import Flask, request
 from werkzeug.serving import make_server
 
+from backend.entities import Job
 from backend.errors import DataFolderBusy, LedgerError
 from backend.labelstudio.brush import decode_mask
 from backend.service import Service
 from backend.settings import Settings
-from backend.store.ledger import Job
 from tests.support.backend import RunningBackend, wait_for
 from tests.support.fake_label_studio import CONFIG, FakeLabelStudio, brush, picture, png
 from tests.support.threshold import DEADLY, DEADLY_ONCE
@@ -167,9 +167,9 @@ def test_skipped_and_accepted_annotations_are_passed_over(
     label_studio.annotate(third, [brush((0, 0, 0, 0), "cat")])  # nothing drawn, which only the lane can see
     wanted = label_studio.annotate(second, [brush(target_box(1), "cat")])
     wait_for(lambda: len(predicted(label_studio, project)) == 4, "predictions on all other tasks")
-    reference = backend.service.ledger.reference(project)
-    assert reference is not None
-    assert reference.annotation == wanted
+    references = backend.service.store.annotations(project).references()
+    assert references is not None
+    assert references.annotations[0].annotation == wanted
     assert predicted(label_studio, project) == [t for t in label_studio.tasks_of(project) if t != second]
 
 
@@ -191,9 +191,9 @@ def test_an_edited_reference_makes_a_new_version_and_a_deleted_one_falls_back(
     second = label_studio.annotate(others[0], [brush(target_box(1), "dog")])
     label_studio.delete_annotation(annotation)
     wait_for(lambda: label_studio.setup(project)["model_version"] not in (old, new), "the next reference")
-    reference = backend.service.ledger.reference(project)
-    assert reference is not None
-    assert reference.annotation == second
+    references = backend.service.store.annotations(project).references()
+    assert references is not None
+    assert references.annotations[0].annotation == second
     label_studio.delete_annotation(second)
     base = backend.service.base_version
     wait_for(lambda: label_studio.setup(project)["model_version"] == base, "no reference any more")
@@ -230,7 +230,7 @@ def test_a_restart_goes_on_where_it_stopped(
     before = Service(make_settings(push_interval=60.0), segmenter="tests.support.threshold:open_logged")
     before.start()
     before.setup(project, label_studio.url, "")
-    wait_for(lambda: before.ledger.counts(project, before.version_of(project))["done"] >= 2, "two finished tasks")
+    wait_for(lambda: before.store.jobs(project, before.version_of(project)).counts()["done"] >= 2, "two finished tasks")
     version = before.version_of(project)
     before.stop()
 
@@ -239,7 +239,7 @@ def test_a_restart_goes_on_where_it_stopped(
     label_studio.connected[project] = backend.url
     wait_until_all_predicted(label_studio, project)
     assert once_each(label_studio, project)
-    finished = backend.service.ledger.jobs(project, version)
+    finished = backend.service.store.jobs(project, version).all()
     assert sum(job.attempts for job in finished.values()) == 4  # each was computed once
 
 
@@ -253,9 +253,9 @@ def test_predictions_that_label_studio_has_are_not_computed_again(
     first.service.stop()
     second = start_backend(data_dir=tmp_path / "two")  # the ledger was lost
     label_studio.connect(project, second.url)
-    ledger, version_of = second.service.ledger, second.service.version_of
-    wait_for(lambda: len(ledger.jobs(project, version_of(project))) == 4, "the tasks to be known")
-    assert sum(job.attempts for job in ledger.jobs(project, version_of(project)).values()) == 0
+    store, version_of = second.service.store, second.service.version_of
+    wait_for(lambda: len(store.jobs(project, version_of(project)).all()) == 4, "the tasks to be known")
+    assert sum(job.attempts for job in store.jobs(project, version_of(project)).all().values()) == 0
     assert once_each(label_studio, project)
 
 
@@ -319,7 +319,7 @@ class TestPredict:
         label_studio.connect(project, backend.url)
         results = label_studio.retrieve(project)
         assert [bool(r) for r in results] == [False, False, False, True, True]
-        jobs = backend.service.ledger.jobs(project, backend.service.version_of(project))
+        jobs = backend.service.store.jobs(project, backend.service.version_of(project)).all()
         assert jobs[tasks[1]].state == jobs[tasks[2]].state == "failed"
         assert "404" in (jobs[tasks[2]].error or "")
         assert jobs[tasks[1]].error
@@ -377,13 +377,15 @@ class TestNoTaskGetsTwo:
         label_studio.connect(project, backend.url)
         annotate_first(label_studio, project)
         service = backend.service
-        wait_for(lambda: service.ledger.counts(project, service.version_of(project))["done"] == 4, "four results")
+        wait_for(lambda: service.store.jobs(project, service.version_of(project)).counts()["done"] == 4, "four results")
         wait_for(lambda: self._refused(service) == 4, "the push to be refused")
         return backend
 
     def _refused(self, service: Service) -> int:
-        query = "SELECT 1 FROM jobs WHERE state = 'done' AND delivery = 'open' AND not_before > ?"
-        return len(service.ledger._rows(query, time.time()))
+        """How many results may not be pushed yet."""
+        with closing(sqlite3.connect(service.settings.data_dir / "ledger.sqlite3")) as ledger:
+            query = "SELECT count(*) FROM jobs WHERE state = 'done' AND delivery = 'open' AND not_before > ?"
+            return int(ledger.execute(query, (time.time(),)).fetchone()[0])
 
     def _push_now(self, label_studio: FakeLabelStudio, service: Service, project: int) -> None:
         """Push everything that may be pushed, to the end."""
@@ -391,9 +393,9 @@ class TestNoTaskGetsTwo:
 
         label_studio.failures.refuse_imports = 0
         version = service.version_of(project)
-        waiting = [t for t, j in service.ledger.jobs(project, version).items() if j.delivery == "open"]
-        service.ledger.mark_open(project, version, waiting)  # whatever pause the refused push left is over
-        push_finished(service.ledger, service.clients.of(project), project, version, 50, service.settings.answer_lease)
+        waiting = [t for t, j in service.store.jobs(project, version).all().items() if j.delivery == "open"]
+        service.store.deliveries(project, version).mark_open(waiting)  # whatever pause the refused push left is over
+        push_finished(service.store, service.clients.of(project), project, version, 50, service.settings.answer_lease)
 
     def test_pushed_before_label_studio_asks(
         self, label_studio: FakeLabelStudio, project: int, held_back: RunningBackend
@@ -431,7 +433,7 @@ class TestNoTaskGetsTwo:
         label_studio.connect(project, backend.url)
         annotate_first(label_studio, project)
         service = backend.service
-        wait_for(lambda: service.ledger.counts(project, service.version_of(project))["done"] == 4, "four results")
+        wait_for(lambda: service.store.jobs(project, service.version_of(project)).counts()["done"] == 4, "four results")
         label_studio.retrieve(project, lose_answer=True)
         wait_until_all_predicted(label_studio, project)
         assert once_each(label_studio, project)
@@ -489,7 +491,7 @@ class TestTheLaneDies:
         label_studio.connect(project, backend.url)
         label_studio.annotate(first, [brush(CAT_BOX, "cat")])
         wait_for(lambda: predicted(label_studio, project) == [last], "the last task")
-        job = backend.service.ledger.job(project, deadly, backend.service.version_of(project))
+        job = backend.service.store.jobs(project, backend.service.version_of(project)).find(deadly)
         assert job is not None
         assert (job.state, job.attempts) == ("failed", 2)
         assert "SIGKILL" in (job.error or "")
@@ -511,7 +513,7 @@ class TestTheLaneDies:
             annotate_first(label_studio, project)
             wait_until_all_predicted(label_studio, project)
         assert busy == []
-        job = backend.service.ledger.job(project, task, backend.service.version_of(project))
+        job = backend.service.store.jobs(project, backend.service.version_of(project)).find(task)
         assert job is not None
         assert job.attempts == 2  # the lane died once
 
@@ -538,7 +540,7 @@ def test_a_full_disk_fails_no_task(
     annotate_first(label_studio, project)
 
     def jobs() -> list[Job]:
-        return list(backend.service.ledger.jobs(project, backend.service.version_of(project)).values())
+        return list(backend.service.store.jobs(project, backend.service.version_of(project)).all().values())
 
     wait_for(lambda: all("cannot be written" in (job.error or "") for job in jobs()) and jobs(), "no image to be kept")
     assert {job.state for job in jobs()} <= {"queued", "running"}
@@ -571,19 +573,19 @@ def test_a_deleted_project_is_forgotten_and_another_thing_not_found_is_not_taken
     label_studio.connect(project, backend.url)
     annotate_first(label_studio, project)
     wait_until_all_predicted(label_studio, project)
-    ledger = backend.service.ledger
+    store = backend.service.store
     url = label_studio.connected[project]
     label_studio.missing_paths = {"/api/ml"}  # as where an address of the API is another one
     label_studio.add_task(project, picture(CAT_BOX))
     backend.service.coordinator.note_all()
-    wait_for(lambda: [p.error for p in ledger.projects() if p.error], "the trouble to be noted")
-    assert len(ledger.jobs(project, backend.service.version_of(project))) == 4
+    wait_for(lambda: [p.error for p in store.projects.all() if p.error], "the trouble to be noted")
+    assert len(store.jobs(project, backend.service.version_of(project)).all()) == 4
     label_studio.missing_paths = set()
     label_studio.connected[project] = url
     wait_until_all_predicted(label_studio, project)
     del label_studio.projects[project]
     backend.service.coordinator.note_all()
-    wait_for(lambda: ledger.projects() == [], "the project to be forgotten")
+    wait_for(lambda: store.projects.all() == [], "the project to be forgotten")
 
 
 def test_a_project_that_disconnected_gets_no_more_work(
@@ -654,7 +656,7 @@ def test_what_label_studio_handed_over_lasts_beyond_a_restart(
     """Connected by its address alone: the second process knows where Label Studio is before anyone calls it."""
     first = start_backend(label_studio_url="", label_studio_api_key="")
     label_studio.connect(project, first.url)
-    wait_for(lambda: first.service.ledger.grants(), "the address and the token in the ledger")
+    wait_for(lambda: first.service.store.projects.grants(), "the address and the token in the ledger")
     first.service.stop()
     ledger = first.service.settings.data_dir / "ledger.sqlite3"
     assert ledger.stat().st_mode & 0o077 == 0
@@ -668,11 +670,11 @@ def test_what_label_studio_handed_over_lasts_beyond_a_restart(
 def test_a_ledger_that_somebody_holds_stops_nothing_for_good(
     label_studio: FakeLabelStudio, project: int, start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("backend.store.ledger.LOCK_PATIENCE", 0.2)
+    monkeypatch.setattr("backend.store.database.LOCK_PATIENCE", 0.2)
     backend = start_backend()
     backend.service.worker.ledger_pause = backend.service.coordinator.ledger_pause = 0.2
     label_studio.connect(project, backend.url)
-    wait_for(lambda: backend.service.ledger.project(project), "the project in the ledger")
+    wait_for(lambda: backend.service.store.projects.find(project), "the project in the ledger")
     path = backend.service.settings.data_dir / "ledger.sqlite3"
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")

@@ -19,7 +19,7 @@ import pytest
 import requests
 
 from backend.settings import Settings
-from backend.store.ledger import Ledger
+from backend.store.store import Store
 from tests.support.backend import wait_for
 from tests.support.backend_process import ENDLESS, ROOT, SLOW, BackendProcess, family, running
 from tests.support.fake_label_studio import FakeLabelStudio, brush, picture, png
@@ -162,9 +162,9 @@ def test_a_killed_server_goes_on_where_it_was(
     version = label_studio.setup(project)["model_version"]
     assert all(label_studio.versions_of(t) == [version] for t in label_studio.tasks_of(project)[1:])
     assert second.stop() == 0
-    ledger = Ledger(tmp_path / "data" / "ledger.sqlite3")
-    attempts = [job.attempts for job in ledger.jobs(project, version).values()]
-    ledger.close()
+    store = Store(tmp_path / "data" / "ledger.sqlite3")
+    attempts = [job.attempts for job in store.jobs(project, version).all().values()]
+    store.close()
     assert sum(attempts) <= 5 + 1  # only the task in work when the server was killed was begun twice
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from werkzeug.serving import make_server
 
+from backend.entities import ReferenceAnnotation, References
 from backend.service import Service
 from backend.settings import Settings
-from backend.store.ledger import ReferenceAnnotation, References
 from backend.web.app import create_app
 from tests.support.fake_label_studio import LEGACY_KEY, FakeLabelStudio
 

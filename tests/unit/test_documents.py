@@ -9,12 +9,26 @@ from pathlib import Path
 import pytest
 
 from backend.settings import settings_table
-from tests.support.imports import modules_of
+from cavsam.cli import build_parser
+from cavsam.evaluation.runs import Method
+from tools.imports import modules_of
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 ROOMS = ("cavsam", "backend", "research", "tools", "tests", "docs", "requirements", "label_config")
+RETIRED = {
+    r"lanes?": "model process",
+    r"(?:a|an|the|its|each|every|next|last|first|full|two|by) looks?(?!-)": "sync",
+    r"ways? back": "backward tracking",
+    r"signs|(?:a|the|each|one|another) sign": "cue",
+    r"told|notices?": "warning, or a sentence with its subject",
+    r"(?<!ground )truth": "ground truth",
+    r"agendas?": "schedule",
+    r"notes|(?:a|the|each|no|one|this|its) note": "event, warning or text",
+    r"shall": "should",
+}
+"""Words for which there is another one in docs/glossary.md. The verbs "to look", "to note" and "to sign" stay."""
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 
 
@@ -82,6 +96,23 @@ def test_the_make_targets_that_are_named_exist():
         assert name in targets, (document.name, name)
 
 
+@pytest.mark.parametrize("word", RETIRED)
+def test_no_document_uses_a_word_that_has_left(word: str):
+    pattern = re.compile(rf"\b(?:{word})\b", flags=re.IGNORECASE)
+    for document in DOCUMENTS:
+        for number, line in enumerate(document.read_text(encoding="utf-8").splitlines(), 1):
+            found = pattern.search(line)
+            assert found is None, f"{document.name}:{number}: {found and found[0]!r} -> {RETIRED[word]}"
+
+
+def test_the_words_that_have_left_are_found():
+    """A word of each kind, so that no pattern is broken."""
+    old = "The lane told the next look of a note: the way back has signs of truth; the agenda shall tell."
+    assert all(re.search(rf"\b(?:{word})\b", old) for word in RETIRED)
+    kept = "Note that it looks at the ground truth of a look-alike, signed and sealed; look there."
+    assert not any(re.search(rf"\b(?:{word})\b", kept) for word in RETIRED)
+
+
 def test_the_lock_files_cover_the_package_s_dependencies():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
@@ -113,3 +144,22 @@ def test_the_image_gets_what_the_package_is_built_from_and_no_more():
     assert copied == allowed == packages | described | {"requirements", "tools/setup.sh"}
     for source in copied:
         assert (ROOT / source).exists(), source
+
+
+def test_the_protocol_s_commands_run_the_published_recipe():
+    """The values are those of the method's specification, for the weights and the sets of the paper."""
+    text = (ROOT / "docs" / "paper-protocol.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^    cavsam (evaluate .*)$", text, flags=re.MULTILINE)
+    assert {command.split()[2] for command in commands} == {"fss1000", "deepglobe", "isic", "chest"}
+    for command in commands:
+        options = build_parser().parse_args(command.split())
+        method = Method.of(options)
+        assert method.sources.sam2 == "facebook/sam2-hiera-tiny"
+        assert method.modes == ("full",)
+        recipe = method.recipe
+        assert (recipe.frames, recipe.alpha_min, recipe.alpha_max, recipe.ddim_steps) == (9, 0.2, 0.8, 20)
+        assert (recipe.lora_rank, recipe.lora_steps, recipe.lora_lr, recipe.lora_weight_decay) == (16, 200, 2e-4, 1e-2)
+        assert (recipe.ttga_steps, recipe.ttga_lr, recipe.ttga_weight_decay) == (100, 1e-3, 5e-4)
+        assert (recipe.activation_stride, recipe.temperature, recipe.prompted_fraction) == (16, 1.0, 0.5)
+        assert (recipe.propagate_with, recipe.reference_prompt, recipe.cycle_mask) == ("tuned", "mask", "predicted")
+        assert (recipe.target_prompt, recipe.region_fallback, recipe.min_separation) == ("none", False, 0.0)

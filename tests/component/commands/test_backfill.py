@@ -7,9 +7,10 @@ import pytest
 
 from backend.cli import main
 from backend.commands.backfill import backfill
+from backend.entities import ALL_PROJECTS
 from backend.errors import BackendError, DataFolderBusy
 from backend.settings import Settings
-from backend.store.ledger import ALL_PROJECTS, Ledger
+from backend.store.store import Store
 from tests.support.backend import THRESHOLD
 from tests.support.fake_label_studio import LEGACY_KEY, FakeLabelStudio, brush, picture
 
@@ -40,11 +41,11 @@ def test_what_was_paused_is_done_when_it_is_asked_for_by_name(
     make_settings: MakeSettings, label_studio: FakeLabelStudio, project: int
 ):
     settings = make_settings()
-    ledger = Ledger(settings.data_dir / "ledger.sqlite3")
-    ledger.note_project(project, label_studio.projects[project]["created_at"])
+    store = Store(settings.data_dir / "ledger.sqlite3")
+    store.projects.add(project, label_studio.projects[project]["created_at"])
     for paused in (ALL_PROJECTS, project):
-        ledger.set_paused(paused, True)
-    ledger.close()
+        store.projects.set_paused(paused, True)
+    store.close()
     *_, last = backfill(settings, project, limit=1, segmenter=THRESHOLD)
     assert [task["state"] for task in last] == ["done"]
 

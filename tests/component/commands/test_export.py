@@ -14,9 +14,10 @@ from pycocotools.coco import COCO
 
 from backend.cli import main
 from backend.commands.export import export
+from backend.entities import ReferenceAnnotation, Task
 from backend.errors import BackendError, LabelStudioDenied
 from backend.settings import Settings
-from backend.store.ledger import Ledger, ReferenceAnnotation, Task
+from backend.store.store import Store
 from tests.support.backend import learned_from
 from tests.support.fake_label_studio import CONFIG, LEGACY_KEY, FakeLabelStudio, brush
 
@@ -45,22 +46,22 @@ def settings(make_settings: MakeSettings, label_studio: FakeLabelStudio, project
     """Over a ledger that learned from the first task: two masks on the second, a damaged one on the third, none on the
     fourth, and the fifth not done."""
     made = make_settings()
-    ledger = Ledger(made.data_dir / "ledger.sqlite3")
-    ledger.note_project(project, "uid")
-    ledger.describe_project(project, "cats", CONFIG)
+    store = Store(made.data_dir / "ledger.sqlite3")
+    store.projects.add(project, "uid")
+    store.projects.describe(project, "cats", CONFIG)
     first, *others = tasks = label_studio.tasks_of(project)
     listed = [Task(project, number, label_studio.tasks[number]["data"], number == first, "") for number in tasks]
-    ledger.replace_tasks(project, listed)
-    ledger.set_references(project, VERSION, learned_from(ReferenceAnnotation(project, "r1", 9, first, ())))
-    ledger.queue(project, VERSION, others)
+    store.tasks(project).replace(listed)
+    store.annotations(project).set_references(VERSION, learned_from(ReferenceAnnotation(project, "r1", 9, first, ())))
+    store.jobs(project, VERSION).queue(others)
     good = [brush((0, 5, 0, 7), "cat", score=0.8), brush((10, 12, 0, 96), "dog", score=0.6)]
     damaged = brush((0, 5, 0, 7), "cat")
     damaged["value"]["rle"] = damaged["value"]["rle"][:-10]
     for result in (good, [damaged], []):
-        job = ledger.take_next()
+        job = store.queue.take_next()
         assert job is not None
-        ledger.finish(job, json.dumps(result), 0.7, 1.0)
-    ledger.close()
+        store.queue.finish(job, json.dumps(result), 0.7, 1.0)
+    store.close()
     return made
 
 
@@ -162,8 +163,10 @@ def test_what_cannot_be_exported_is_one_sentence(
 
     assert f"does not know project 7000; it knows {project}" in fails(7000, settings.data_dir)
     assert "There is no ledger" in fails(project, tmp_path)
-    with closing(Ledger(settings.data_dir / "ledger.sqlite3")) as ledger:
-        ledger.set_references(project, "cavsam-r2", learned_from(ReferenceAnnotation(project, "r2", 9, 1, ())))
+    with closing(Store(settings.data_dir / "ledger.sqlite3")) as store:
+        store.annotations(project).set_references(
+            "cavsam-r2", learned_from(ReferenceAnnotation(project, "r2", 9, 1, ()))
+        )
     assert "has no predictions to export yet" in fails(project, settings.data_dir)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]  # nothing half-written is left
 

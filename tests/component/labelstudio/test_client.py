@@ -15,6 +15,7 @@ import pytest
 from flask import Flask, redirect, request
 from werkzeug.serving import make_server
 
+from backend.entities import Task
 from backend.errors import (
     BackendError,
     ImageNotKept,
@@ -29,7 +30,6 @@ from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.image_hosts import PrivateHosts
 from backend.labelstudio.images import ImageFolder, fetch_image
 from backend.labelstudio.label_config import parse_label_config
-from backend.store.ledger import Task
 from tests.support.fake_label_studio import LEGACY_KEY, PERSONAL_TOKEN, FakeLabelStudio, picture
 
 IMAGE = picture((1, 9, 1, 9))

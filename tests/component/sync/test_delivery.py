@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from backend.entities import ReferenceAnnotation, Task
 from backend.errors import LabelStudioDenied, LabelStudioUnreachable
 from backend.labelstudio.client import LabelStudio
-from backend.store.ledger import Ledger, ReferenceAnnotation, Task
+from backend.store.store import Store
 from backend.sync.delivery import confirm_answers, prediction_text, push_finished, remove_duplicates
 from tests.support.backend import learned_from
 from tests.support.fake_label_studio import LEGACY_KEY, FakeLabelStudio, brush
@@ -20,30 +21,30 @@ LEASE = 3600.0
 class Scene:
     """A project of six tasks; the first is the reference, the others are finished and nobody has them."""
 
-    def __init__(self, label_studio: FakeLabelStudio, ledger: Ledger):
-        self.label_studio, self.ledger = label_studio, ledger
+    def __init__(self, label_studio: FakeLabelStudio, store: Store):
+        self.label_studio, self.store = label_studio, store
         self.client = LabelStudio(label_studio.url, LEGACY_KEY, timeout=5)
         self.project = label_studio.add_project()
         reference, *self.tasks = (label_studio.add_task(self.project, image=b"x") for _ in range(6))
-        ledger.note_project(self.project, "uid")
-        ledger.replace_tasks(self.project, [Task(self.project, n, {}, False, "") for n in (reference, *self.tasks)])
+        store.projects.add(self.project, "uid")
+        store.tasks(self.project).replace([Task(self.project, n, {}, False, "") for n in (reference, *self.tasks)])
         references = learned_from(ReferenceAnnotation(self.project, "r1", 1, reference, ()))
-        ledger.set_references(self.project, VERSION, references)
-        ledger.queue(self.project, VERSION, self.tasks)
+        store.annotations(self.project).set_references(VERSION, references)
+        store.jobs(self.project, VERSION).queue(self.tasks)
         for task in self.tasks:
-            job = ledger.take_next()
+            job = store.queue.take_next()
             assert job is not None
             region = brush((0, 5, 0, 5), "dog" if task == self.tasks[2] else "cat")
-            ledger.finish(job, json.dumps([region]), 0.5, 1.0)
+            store.queue.finish(job, json.dumps([region]), 0.5, 1.0)
 
     def push(self, batch: int = 50, lease: float = LEASE) -> int:
-        return push_finished(self.ledger, self.client, self.project, VERSION, batch, lease)
+        return push_finished(self.store, self.client, self.project, VERSION, batch, lease)
 
     def confirm(self) -> int:
-        return confirm_answers(self.ledger, self.client, self.project, VERSION)
+        return confirm_answers(self.store, self.client, self.project, VERSION)
 
     def deliveries(self) -> list[str]:
-        jobs = self.ledger.jobs(self.project, VERSION)
+        jobs = self.store.jobs(self.project, VERSION).all()
         return [jobs[task].delivery for task in self.tasks]
 
     def held(self) -> list[int]:
@@ -52,18 +53,18 @@ class Scene:
 
     def free_retries(self) -> None:
         """Let the pause after a failed push be over."""
-        self.ledger.mark_open(
-            self.project, VERSION, [t for t, d in zip(self.tasks, self.deliveries(), strict=True) if d == "open"]
+        self.store.deliveries(self.project, VERSION).mark_open(
+            [t for t, d in zip(self.tasks, self.deliveries(), strict=True) if d == "open"]
         )
 
 
 @pytest.fixture
-def scene(label_studio: FakeLabelStudio, ledger: Ledger) -> Scene:
-    return Scene(label_studio, ledger)
+def scene(label_studio: FakeLabelStudio, store: Store) -> Scene:
+    return Scene(label_studio, store)
 
 
 def test_a_prediction_is_written_as_label_studio_reads_it(scene: Scene):
-    job = scene.ledger.job(scene.project, scene.tasks[0], VERSION)
+    job = scene.store.jobs(scene.project, VERSION).find(scene.tasks[0])
     assert job is not None
     written = json.loads(prediction_text(job, with_task=True))
     assert written == {
@@ -94,7 +95,7 @@ def test_an_invalid_prediction_is_found_and_the_others_arrive(scene: Scene, stri
     scene.label_studio.failures.invalid_labels = {"dog"}
     assert scene.push() == 4
     assert scene.held() == [1, 1, 0, 1, 1]
-    job = scene.ledger.job(scene.project, scene.tasks[2], VERSION)
+    job = scene.store.jobs(scene.project, VERSION).find(scene.tasks[2])
     assert job is not None
     assert job.state == "failed"
     assert job.error
@@ -111,7 +112,7 @@ def test_a_task_deleted_meanwhile_does_not_spoil_the_batch(scene: Scene):
 def test_a_count_that_is_too_low_is_noticed(scene: Scene):
     scene.label_studio.failures.drop_silently = {scene.tasks[0], scene.tasks[3]}
     assert scene.push() == 3
-    jobs = scene.ledger.jobs(scene.project, VERSION)
+    jobs = scene.store.jobs(scene.project, VERSION).all()
     failed = {task for task, job in jobs.items() if job.state == "failed"}
     assert failed == {scene.tasks[0], scene.tasks[3]}
 
@@ -147,9 +148,9 @@ def test_a_refused_key_loses_nothing(scene: Scene):
 
 
 def test_an_answer_is_confirmed_when_label_studio_has_it(scene: Scene):
-    ledger, first = scene.ledger, scene.tasks[0]
-    ledger.reserve(scene.project, VERSION, scene.tasks[:2], "request")
-    ledger.answer(scene.project, VERSION, scene.tasks[:2], "request", LEASE)
+    store, first = scene.store, scene.tasks[0]
+    store.deliveries(scene.project, VERSION).reserve(scene.tasks[:2], "request")
+    store.deliveries(scene.project, VERSION).answer(scene.tasks[:2], "request", LEASE)
     scene.label_studio.store(first, [], 0.5, VERSION)
     assert scene.confirm() == 1
     assert scene.deliveries()[:2] == ["delivered", "answered"]
@@ -158,9 +159,9 @@ def test_an_answer_is_confirmed_when_label_studio_has_it(scene: Scene):
 
 
 def test_an_answer_that_label_studio_dropped_is_pushed_after_its_lease(scene: Scene):
-    ledger = scene.ledger
-    ledger.reserve(scene.project, VERSION, scene.tasks[:2], "request")
-    ledger.answer(scene.project, VERSION, scene.tasks[:2], "request", lease=0.0)
+    store = scene.store
+    store.deliveries(scene.project, VERSION).reserve(scene.tasks[:2], "request")
+    store.deliveries(scene.project, VERSION).answer(scene.tasks[:2], "request", lease=0.0)
     scene.label_studio.store(scene.tasks[0], [], 0.5, VERSION)
     assert scene.confirm() == 1
     assert scene.push() == 4
@@ -174,7 +175,7 @@ def test_duplicates_of_our_versions_are_removed_and_others_left(scene: Scene):
         scene.label_studio.store(task, [], 0.5, version)
     scene.label_studio.store(other, [], 0.5, VERSION)
     counts = {t: len(scene.label_studio.versions_of(t)) for t in scene.tasks}
-    assert remove_duplicates(scene.ledger, scene.client, scene.project, counts) == 1
+    assert remove_duplicates(scene.store, scene.client, scene.project, counts) == 1
     assert sorted(scene.label_studio.versions_of(task)) == [VERSION, "someone else's", "someone else's"]
     assert first in scene.label_studio.predictions
     assert scene.held()[1] == 1
@@ -185,5 +186,5 @@ def test_a_task_is_searched_again_only_when_its_count_changed(scene: Scene):
     for version in ("a", "b"):
         scene.label_studio.store(task, [], 0.5, version)
     for _ in range(3):
-        remove_duplicates(scene.ledger, scene.client, scene.project, {task: 2})
+        remove_duplicates(scene.store, scene.client, scene.project, {task: 2})
     assert len(scene.label_studio.authorizations("/api/predictions/")) == 1

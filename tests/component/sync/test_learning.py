@@ -27,7 +27,7 @@ def project(label_studio: FakeLabelStudio) -> int:
 
 
 def learned_from(backend: RunningBackend, project: int) -> set[int]:
-    references = backend.service.ledger.references(project)
+    references = backend.service.store.annotations(project).references()
     return set(references.tasks) if references else set()
 
 
@@ -70,7 +70,7 @@ def test_corrected_predictions_teach_and_accepted_ones_do_not(
     accept(label_studio, third, origin="prediction-changed")
     two = wait_until_complete(backend, label_studio, project, {first, third})
     assert label_studio.versions_of(third) == [one]
-    reasons = {c.task: c.reason for c in backend.service.ledger.candidates(project)}
+    reasons = {c.task: c.reason for c in backend.service.store.annotations(project).judged()}
     assert "accepted unchanged" in reasons[second]
 
     # the project's own settings are changed: each task is now given the one reference most like it
@@ -98,13 +98,13 @@ def test_extra_params_that_cannot_be_used_are_told_and_the_default_serves(
     assert "'speed' is not known" in answer["warning"]
     label_studio.annotate(first, [brush(target_box(0), "cat")])
     wait_until_complete(backend, label_studio, project, {first})
-    (told,) = backend.service.ledger.notices(project).values()
+    (told,) = backend.service.store.projects.warnings(project).values()
     assert [notice for notice in told if "reference_policy must be one of first" in notice]
     label_studio.setup(project)
     assert caplog.text.count("'speed' is not known") == 1
     label_studio.extra_params[project] = None
     assert "warning" not in label_studio.setup(project)
-    wait_for(lambda: not backend.service.ledger.notices(project), "the notices to go")
+    wait_for(lambda: not backend.service.store.projects.warnings(project), "the notices to go")
 
 
 def test_extra_params_typed_into_label_studios_form_come_as_text(
@@ -117,7 +117,7 @@ def test_extra_params_typed_into_label_studios_form_come_as_text(
     for index, task in enumerate((first, second)):
         label_studio.annotate(task, [brush(target_box(index), "cat")])
     wait_until_complete(backend, label_studio, project, {first, second})
-    assert backend.service.ledger.notices(project) == {}
+    assert backend.service.store.projects.warnings(project) == {}
 
 
 def test_start_training_learns_what_waited_and_tries_failed_tasks_again(
@@ -128,9 +128,11 @@ def test_start_training_learns_what_waited_and_tries_failed_tasks_again(
     backend = start_backend(quiet_period=3600.0)
     label_studio.connect(project, backend.url)
     annotation = label_studio.annotate(first, [brush(target_box(0), "cat")])
-    ledger, version = backend.service.ledger, backend.service.version_of
-    wait_for(lambda: ledger.counts(project, version(project))["failed"] == 1, "the task without a picture to fail")
-    wait_for(lambda: ledger.counts(project, version(project))["delivered"] == 3, "the others")
+    store, version = backend.service.store, backend.service.version_of
+    wait_for(
+        lambda: store.jobs(project, version(project)).counts()["failed"] == 1, "the task without a picture to fail"
+    )
+    wait_for(lambda: store.jobs(project, version(project)).counts()["delivered"] == 3, "the others")
     old = version(project)
     train: dict[str, Any] = {"action": "START_TRAINING", "project": label_studio.projects[project]}
     label_studio.files[f"/data/upload/{third}.png"] = image
@@ -139,7 +141,7 @@ def test_start_training_learns_what_waited_and_tries_failed_tasks_again(
     assert version(project) == old
 
     label_studio.update_annotation(annotation, [brush(CAT_BOX, "dog")])
-    wait_for(lambda: ledger.candidates(project)[0].key not in old, "the edit to be noticed")
+    wait_for(lambda: store.annotations(project).judged()[0].key not in old, "the edit to be noticed")
     assert version(project) == old  # an hour's quiet is asked for
     requests.post(f"{backend.url}/webhook", json=train, timeout=5)
     wait_for(lambda: version(project) != old, "the edit to be learned")
@@ -199,8 +201,8 @@ def test_many_accepted_at_once_change_nothing_and_many_deleted_fall_back(
         "task": [label_studio.tasks[task] for task in (second, third)],
     }
     requests.post(f"{url}/webhook", json=event, timeout=5)
-    ledger = backend.service.ledger
-    wait_for(lambda: len(ledger.candidates(project)) == 3, "the accepted ones to be judged")
+    store = backend.service.store
+    wait_for(lambda: len(store.annotations(project).judged()) == 3, "the accepted ones to be judged")
     assert backend.service.version_of(project) == version
     for number in (annotation, accepted[0]):
         del label_studio.annotations[number]
@@ -242,7 +244,7 @@ def test_a_changed_configuration_is_followed(label_studio: FakeLabelStudio, proj
     backend = start_backend()
     label_studio.connect(project, backend.url)
     label_studio.annotate(first, [brush(target_box(0), "horse")])
-    wait_for(lambda: backend.service.ledger.candidates(project), "the annotation to be judged")
+    wait_for(lambda: backend.service.store.annotations(project).judged(), "the annotation to be judged")
     assert "horse is not in the configuration" in backend.service.why_no_reference(project)
     described = label_studio.projects[project]
     described["label_config"] = described["label_config"].replace("dog", "horse")

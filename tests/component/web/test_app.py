@@ -161,7 +161,7 @@ def test_secrets_stay_out_of_log_and_answers(
     project = label_studio.add_project()
     label_studio.connect(project, backend.url)
     label_studio.annotate(label_studio.add_task(project, picture((1, 9, 1, 9))), [brush((1, 9, 1, 9), "cat")])
-    wait_for(lambda: backend.service.ledger.reference(project), "the reference, found with the key")
+    wait_for(lambda: backend.service.store.annotations(project).references(), "the reference, found with the key")
     answers = [requests.get(backend.url + path, timeout=5).text for path in ("/", "/health", "/versions")]
     assert "is the reference" in caplog.text
     assert LEGACY_KEY not in caplog.text + "".join(answers)
@@ -195,7 +195,7 @@ def test_half_a_surrogate_pair_kills_nothing(
     wait_for(lambda: "Project 7: Label Studio cannot be reached" in caplog.text, "the error of a failed sync")
     project = label_studio.add_project()
     label_studio.connect(project, backend.url)
-    wait_for(lambda: backend.service.ledger.project(project), "another project, read by the same thread")
+    wait_for(lambda: backend.service.store.projects.find(project), "another project, read by the same thread")
     assert requests.get(backend.url + "/health", timeout=5).json()["status"] == "UP"
 
 
@@ -208,12 +208,12 @@ HOLD = (
 def test_setup_answers_while_another_process_holds_the_ledger(
     label_studio: FakeLabelStudio, start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("backend.store.ledger.LOCK_PATIENCE", 600.0)  # longer than any request of this test waits
+    monkeypatch.setattr("backend.store.database.LOCK_PATIENCE", 600.0)  # longer than any request of this test waits
     backend = start_backend()
     project = label_studio.add_project()
     label_studio.connect(project, backend.url)
-    ledger = backend.service.ledger
-    wait_for(lambda: ledger.project(project), "the project in the ledger")
+    store = backend.service.store
+    wait_for(lambda: store.projects.find(project), "the project in the ledger")
     path = backend.service.settings.data_dir / "ledger.sqlite3"
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -221,7 +221,7 @@ def test_setup_answers_while_another_process_holds_the_ledger(
         assert other.stdout is not None
         assert other.stdin is not None
         assert other.stdout.readline() == "held\n"
-        writer = threading.Thread(target=ledger.set_project_error, args=(project, "held up"))
+        writer = threading.Thread(target=store.projects.set_error, args=(project, "held up"))
         writer.start()
         assert label_studio.setup(project)["model_version"] == backend.service.base_version
         assert post(backend, "/webhook", {"action": "PROJECT_UPDATED"}).status_code == 201
@@ -261,7 +261,7 @@ def test_a_webhook_is_acknowledged_before_its_work_is_done(
     assert post(backend, "/webhook", event).status_code == 201
     order.append("acknowledged")
     acknowledged.set()
-    wait_for(lambda: backend.service.ledger.reference(project), "the reference")
+    wait_for(lambda: backend.service.store.annotations(project).references(), "the reference")
     assert order[0] == "acknowledged"
     assert "asked" in order
 
@@ -276,7 +276,7 @@ def test_a_large_event_is_noted_as_a_small_one_is(backend: RunningBackend, label
     drawn = [brush((1, 9, 1, 9), "cat"), {"type": "textarea", "value": {"text": ["x" * 500_000]}}, region]
     assert len(json.dumps(drawn)) > 10 * EVENT_READ_NOW
     label_studio.annotate(tasks[0], drawn)
-    wait_for(lambda: backend.service.ledger.reference(project), "the reference")
+    wait_for(lambda: backend.service.store.annotations(project).references(), "the reference")
     assert post(backend, "/webhook", "x" * (2 * EVENT_READ_NOW)).status_code == 201
     assert requests.get(backend.url + "/health", timeout=5).ok
 

@@ -14,11 +14,11 @@ import pytest
 import requests
 from PIL import Image
 
+from backend.entities import ALL_PROJECTS, Task
 from backend.errors import NotKnown, TooBusy
 from backend.labelstudio.events import Note
 from backend.service import Service
 from backend.settings import Settings
-from backend.store.ledger import ALL_PROJECTS, Task
 from backend.web.status_page import duration, size
 from backend.web.thumbnails import OPACITY, SIDE, Thumbnails, label_colours, overlaid
 from backend.worker.worker import CANCELLED
@@ -88,7 +88,7 @@ def test_the_page_and_the_api_say_the_same(label_studio: FakeLabelStudio, projec
     label_studio.tasks[tasks[1]]["data"] = {"image": evil_file}
     label_studio.connect(project, backend.url)
     wait_until_over(backend, project)
-    backend.service.ledger.set_notices(project, "test", ["<b>noted</b>"])
+    backend.service.store.projects.set_warnings(project, "test", ["<b>noted</b>"])
 
     first, broken = tasks[0], tasks[2]
     described = get(backend, f"api/projects/{project}").json()
@@ -226,13 +226,13 @@ class TestThumbnails:
         none = label_studio.add_task(project, text="no image at all")
         service = Service(make_settings())
         try:
-            service.ledger.note_project(project, "x")
+            service.store.projects.add(project, "x")
             config = str(label_studio.projects[project]["label_config"])
-            service.ledger.describe_project(project, "", config)
+            service.store.projects.describe(project, "", config)
             known = [Task(project, n, label_studio.tasks[n]["data"], False, "") for n in (turned, none)]
-            service.ledger.replace_tasks(project, known)
+            service.store.tasks(project).replace(known)
             thumbnails = Thumbnails(
-                service.ledger,
+                service.store,
                 service.clients.of,
                 service.settings.data_dir / "thumbnails",
                 image_limit=10**6,
@@ -263,13 +263,13 @@ class TestThumbnails:
             answered.wait(120)
 
         try:
-            service.ledger.note_project(project, "x")
-            service.ledger.describe_project(project, "", str(label_studio.projects[project]["label_config"]))
-            service.ledger.replace_tasks(
-                project, [Task(project, n, label_studio.tasks[n]["data"], False, "") for n in tasks]
+            service.store.projects.add(project, "x")
+            service.store.projects.describe(project, "", str(label_studio.projects[project]["label_config"]))
+            service.store.tasks(project).replace(
+                [Task(project, n, label_studio.tasks[n]["data"], False, "") for n in tasks]
             )
             folder = service.settings.data_dir / "thumbnails"
-            thumbnails = Thumbnails(service.ledger, service.clients.of, folder, image_limit=10**6, waiting=1)
+            thumbnails = Thumbnails(service.store, service.clients.of, folder, image_limit=10**6, waiting=1)
             label_studio.failures.before_answer = hold
             made: list[bytes] = []
             maker = threading.Thread(target=lambda: made.append(thumbnails.image(project, tasks[0])))
@@ -312,17 +312,17 @@ class TestButtons:
         self, label_studio: FakeLabelStudio, project: int, start_backend: StartBackend
     ):
         backend = start_backend()
-        ledger = backend.service.ledger
+        store = backend.service.store
         assert post(backend, "api/pause").json()["done"].startswith("All projects are paused")
         label_studio.connect(project, backend.url)
-        wait_for(lambda: ledger.reference(project), "the reference")
-        version = ledger.project(project).version
-        wait_for(lambda: ledger.counts(project, version)["queued"] == 5, "the queue")
+        wait_for(lambda: store.annotations(project).references(), "the reference")
+        version = store.projects.find(project).version
+        wait_for(lambda: store.jobs(project, version).counts()["queued"] == 5, "the queue")
         assert "wait" in post(backend, f"api/projects/{project}/pause").json()["done"]
         # a /predict would wait for what nobody does: it answers at once, and its deadline is a minute
         assert label_studio.retrieve(project) == [[]] * 6
         assert "whole backend is paused" in post(backend, f"api/projects/{project}/resume").json()["done"]
-        assert ledger.counts(project, version)["queued"] == 5
+        assert store.jobs(project, version).counts()["queued"] == 5
         whole = get(backend, "api/status").json()
         assert (whole["model"]["paused"], whole["model"]["queue"], whole["projects"][0]["paused"]) == (True, 0, False)
         page = requests.get(backend.url, headers=BROWSER, timeout=5).text
@@ -332,7 +332,7 @@ class TestButtons:
 
         before = dict(label_studio.predictions)
         assert post(backend, f"api/projects/{project}/predict-again").ok
-        wait_for(lambda: not ledger.wanted_again() and len(label_studio.predictions) == 4, "new predictions")
+        wait_for(lambda: not store.projects.wanted_again() and len(label_studio.predictions) == 4, "new predictions")
         wait_until_over(backend, project)
         assert not set(before) & set(label_studio.predictions)  # the old ones are gone
         assert {p["model_version"] for p in label_studio.predictions.values()} == {version}
@@ -344,7 +344,7 @@ class TestButtons:
         self, label_studio: FakeLabelStudio, project: int, start_backend: StartBackend
     ):
         backend = start_backend()
-        ledger = backend.service.ledger
+        store = backend.service.store
         label_studio.connect(project, backend.url)
         wait_until_over(backend, project)
         del label_studio.connected[project]
@@ -357,11 +357,11 @@ class TestButtons:
         # wanted while Label Studio did not say, found out by the coordinator
         label_studio.missing_paths.add("/api/ml")
         assert post(backend, f"api/projects/{project}/predict-again").ok
-        wait_for(lambda: ledger.project(project).error, "the coordinator to ask in vain")
-        assert ledger.wanted_again() == {project}
+        wait_for(lambda: store.projects.find(project).error, "the coordinator to ask in vain")
+        assert store.projects.wanted_again() == {project}
         label_studio.missing_paths.clear()
         backend.service.coordinator.note(Note(project, "again"))
-        wait_for(lambda: not ledger.wanted_again(), "the wish to be dropped")
+        wait_for(lambda: not store.projects.wanted_again(), "the wish to be dropped")
         wait_for(lambda: "Settings, Model" in str(get(backend, "api/projects").json()), "the warning")
         assert label_studio.predictions == before
         assert states(backend, project)[1] == "delivered"
@@ -376,14 +376,14 @@ class TestButtons:
         self, label_studio: FakeLabelStudio, project: int, start_backend: StartBackend
     ):
         backend = start_backend()
-        ledger = backend.service.ledger
+        store = backend.service.store
         label_studio.connect(project, backend.url)
         wait_until_over(backend, project)
         (annotation,) = label_studio.annotations
         before = dict(label_studio.predictions)
         del label_studio.annotations[annotation]  # and no event tells of it
         assert post(backend, f"api/projects/{project}/predict-again").ok
-        wait_for(lambda: not ledger.wanted_again(), "the wish to be dropped")
+        wait_for(lambda: not store.projects.wanted_again(), "the wish to be dropped")
         assert label_studio.predictions == before
 
     def test_retry(self, label_studio: FakeLabelStudio, project: int, start_backend: StartBackend):
@@ -409,7 +409,7 @@ class TestButtons:
         assert nothing.status_code == 409
         assert "not in work" in nothing.json()["error"]
         label_studio.connect(project, backend.url)
-        worker, ledger = backend.service.worker, backend.service.ledger
+        worker, store = backend.service.worker, backend.service.store
         wait_for(lambda: (worker.activity.state, worker.activity.task) == ("working", second), "the first task")
         other = post(backend, f"api/projects/{project}/tasks/{third}/cancel")
         assert other.status_code == 409
@@ -417,7 +417,7 @@ class TestButtons:
         assert answer.ok
         assert f"Task {second}" in answer.json()["done"]
         wait_for(lambda: (worker.activity.state, worker.activity.task) == ("working", third), "the next task")
-        cancelled = ledger.job(project, second, ledger.project(project).version)
+        cancelled = store.jobs(project, store.projects.find(project).version).find(second)
         assert (cancelled.state, cancelled.error) == ("failed", CANCELLED)
         post(backend, f"api/projects/{project}/retry")
         assert post(backend, "api/cancel").ok
@@ -433,7 +433,7 @@ class TestButtons:
         assert answer.status_code == 404
         assert "predict-again" in answer.json()["error"]
         assert requests.get(f"{backend.url}/api/pause", timeout=5).status_code == 405
-        assert not backend.service.ledger.is_paused(ALL_PROJECTS)
+        assert not backend.service.store.projects.is_paused(ALL_PROJECTS)
 
     def test_a_browser_without_javascript_comes_back_to_the_page(self, start_backend: StartBackend):
         backend = start_backend()
@@ -462,16 +462,16 @@ def test_pages_of_other_sites_press_no_buttons(start_backend: StartBackend):
         answer = requests.post(f"{backend.url}/{path}", json={}, headers=headers, timeout=5)
         assert answer.status_code == 403
         assert "another site" in answer.json()["error"]
-    assert not backend.service.ledger.is_paused(ALL_PROJECTS)
+    assert not backend.service.store.projects.is_paused(ALL_PROJECTS)
     # the page itself, with and without the first header, and programs
     for headers in ({"Sec-Fetch-Site": "same-origin"}, {"Origin": backend.url}, {}):
         assert requests.post(f"{backend.url}/api/pause", headers=headers, timeout=5).status_code == 200
-    assert backend.service.ledger.is_paused(ALL_PROJECTS)
+    assert backend.service.store.projects.is_paused(ALL_PROJECTS)
 
 
 def test_a_name_that_may_be_another_sites_opens_nothing(start_backend: StartBackend, label_studio: FakeLabelStudio):
     backend = start_backend(allowed_hosts="cavsam.example.org, other.example.org", host="own.example.org")
-    ledger = backend.service.ledger
+    store = backend.service.store
     port = backend.url.rpartition(":")[2]
 
     def press(action: str, host: str) -> requests.Response:
@@ -490,12 +490,12 @@ def test_a_name_that_may_be_another_sites_opens_nothing(start_backend: StartBack
             refused = press("pause", host)
             assert refused.status_code == 403
             assert "CAVSAM_ALLOWED_HOSTS" in refused.json()["error"]
-    assert not ledger.is_paused(ALL_PROJECTS)
+    assert not store.projects.is_paused(ALL_PROJECTS)
     ours = ("127.0.0.1", "192.168.1.7", "[::1]", "[fe80::1]", "localhost", "LOCALHOST", "cavsam", "cavsam.internal")
     for name in (*ours, "box.local", "cavsam.example.org", "other.example.org", "own.example.org", "own.example.org."):
         for host, action in ((name, "pause"), (f"{name}:{port}", "resume")):
             assert press(action, host).status_code == 200
-            assert ledger.is_paused(ALL_PROJECTS) == (action == "pause")
+            assert store.projects.is_paused(ALL_PROJECTS) == (action == "pause")
 
     # reading too, and what Label Studio and health checks call
     evil = {"Host": "evil.example"}
@@ -523,7 +523,7 @@ def test_basic_auth_guards_page_pictures_and_buttons(start_backend: StartBackend
     for path in ("", "api/status", "api/projects/1/tasks/1/image", "static/page.js"):
         assert get(backend, path).status_code == 401
     assert post(backend, "api/pause").status_code == 401
-    assert not backend.service.ledger.is_paused(ALL_PROJECTS)
+    assert not backend.service.store.projects.is_paused(ALL_PROJECTS)
     assert requests.post(f"{backend.url}/api/pause", auth=("me", "pass"), timeout=5).ok
     crossing = {"Sec-Fetch-Site": "cross-site"}
     answer = requests.post(f"{backend.url}/api/resume", auth=("me", "pass"), headers=crossing, timeout=5)

@@ -300,7 +300,7 @@ def test_an_address_that_only_the_request_names_is_not_fetched(editor: Editor, a
 
 def test_a_known_task_s_own_image_is_taken_whatever_the_request_says(editor: Editor):
     known = next(task for task in editor.label_studio.tasks_of(editor.project))
-    assert editor.backend.service.ledger.task(editor.project, known) is not None
+    assert editor.backend.service.store.tasks(editor.project).find(known) is not None
     answer = editor.ask(known, click(40, 24), config=CONFIG.replace("$image", "http://10.0.0.1/secret.png"))
     assert answer.status_code == 200
 

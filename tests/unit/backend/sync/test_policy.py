@@ -4,20 +4,21 @@ from typing import Any
 
 import pytest
 
+from backend.entities import JudgedAnnotation
 from backend.settings import Settings
 from backend.sync.policy import Choice, choose, why_no_reference
-from backend.sync.references import Candidate, examine
+from backend.sync.references import examine
 from tests.unit.backend.sync.test_references import LABELS, annotation
 
 
-def candidate(number: int, labels: str = "c", *, task: int | None = None, **changes: Any) -> Candidate:
+def candidate(number: int, labels: str = "c", *, task: int | None = None, **changes: Any) -> JudgedAnnotation:
     """Annotation `number`, made in the second of that number, on a task of its own unless another is given."""
     shown = frozenset(("tag", "image", label) for label in labels)
     values: dict[str, Any] = {"key": f"k{number}", "labels": shown}
-    return Candidate(number, task or 10 + number, f"2026-01-01T00:00:{number:02d}", **(values | changes))
+    return JudgedAnnotation(number, task or 10 + number, f"2026-01-01T00:00:{number:02d}", **(values | changes))
 
 
-def chosen(candidates: list[Candidate], **settings: Any) -> list[int]:
+def chosen(candidates: list[JudgedAnnotation], **settings: Any) -> list[int]:
     choice = choose(candidates, Settings(**settings))
     return [c.annotation for c in choice.candidates] if choice else []
 
@@ -117,5 +118,5 @@ def test_the_key_changes_with_what_is_learned_and_with_nothing_else():
         ([candidate(1)], {"reference_policy": "pinned", "reference_task": 5}, "pinned to task 5"),
     ],
 )
-def test_says_what_is_waited_for(candidates: list[Candidate], settings: dict[str, Any], words: str):
+def test_says_what_is_waited_for(candidates: list[JudgedAnnotation], settings: dict[str, Any], words: str):
     assert words in why_no_reference(candidates, Settings(**settings))

@@ -84,13 +84,29 @@ def make_suim(root):
         save(colour_coded(mask, SUIM_COLOURS["fish"], (0, 0, 0)), root / "TEST" / "masks" / f"d_{number}.bmp")
 
 
-MAKERS = {"fss1000": make_fss, "isic": make_isic, "chest": make_chest, "deepglobe": make_deepglobe, "suim": make_suim}
+def make_folder(root):
+    for folder, numbers in (("cell", (1, 2)), ("nucleus", (2, 3, 4))):
+        for number in numbers:
+            image, mask = picture(number)
+            save(image, root / folder / "images" / f"{number}.jpg")
+            save(mask.astype(np.uint8) * 255, root / folder / "masks" / f"{number}.png")
+
+
+MAKERS = {
+    "fss1000": make_fss,
+    "isic": make_isic,
+    "chest": make_chest,
+    "deepglobe": make_deepglobe,
+    "suim": make_suim,
+    "folder": make_folder,
+}
 EXPECTED = {
     "fss1000": {"apple": 4, "bus": 4},
     "isic": {"lesion": 2, "lesion 2": 2},
     "chest": {"lung": 3},
     "deepglobe": {"forest": 3, "water": 3},
     "suim": {"fish": 3},
+    "folder": {"cell": 2, "nucleus": 3},
 }
 
 
@@ -172,7 +188,7 @@ def test_colours_survive_the_list(tmp_path):
 def parse(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     evaluate.add_arguments(parser)
-    return parser.parse_args([*arguments, "--model", "nano", "--mode", "concat", "--device", "cpu"])
+    return parser.parse_args(["--dataset", *arguments, "--model", "nano", "--mode", "concat", "--device", "cpu"])
 
 
 @pytest.fixture(scope="module")

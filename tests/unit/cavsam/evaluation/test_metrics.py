@@ -1,10 +1,14 @@
 """The metrics against computations of their own, written out in loops."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from cavsam.evaluation.metrics import (
     Counts,
+    boundary_f,
+    calibration_error,
     count,
     foreground_background_iou,
     interval,
@@ -148,3 +152,63 @@ def test_score_quality_against_all_pairs():
     nothing = score_quality(scores, ious, np.zeros(60, dtype=bool))
     assert np.isnan(nothing.absent)
     assert np.isnan(score_quality(np.ones(60), ious, absent).spearman)
+
+
+def davis_f(predicted, truth):
+    """The F-measure of the DAVIS benchmark, pixel by pixel."""
+    height, width = truth.shape
+
+    def boundary(mask):
+        return {
+            (y, x)
+            for y in range(height)
+            for x in range(width)
+            if any(
+                mask[min(y + down, height - 1), min(x + right, width - 1)] != mask[y, x]
+                for down, right in ((0, 1), (1, 0), (1, 1))
+            )
+        }
+
+    def share_near(own, other):
+        reach = int(np.ceil(0.008 * (height**2 + width**2) ** 0.5))
+        near = [any((y - v) ** 2 + (x - u) ** 2 <= reach**2 for v, u in other) for y, x in own]
+        return sum(near) / len(near)
+
+    first, second = boundary(predicted), boundary(truth)
+    if not first or not second:
+        return float(not first and not second)
+    precision, recall = share_near(first, second), share_near(second, first)
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+@pytest.mark.parametrize("size", [(30, 40), (150, 170)])
+def test_the_boundary_measure_is_that_of_davis(size):
+    rng = np.random.default_rng(6)
+    y, x = np.mgrid[: size[0], : size[1]]
+    values = []
+    for _ in range(6):
+        centres = rng.uniform(0.2, 0.9, (2, 2)) * size  # some reach over the edge of the image
+        masks = [np.hypot(y - centre[0], x - centre[1]) < size[0] * 0.3 for centre in centres]
+        near = np.roll(masks[0], rng.integers(-3, 4, 2), axis=(0, 1))
+        for predicted, truth in ((masks[0], masks[1]), (near, masks[0])):
+            values.append(boundary_f(predicted, truth))
+            assert values[-1] == pytest.approx(davis_f(predicted, truth), abs=1e-12)
+    assert min(values) < 0.5 < max(values)
+
+
+def test_the_boundary_measure_of_masks_without_a_boundary():
+    nothing, everything = np.zeros((9, 9), dtype=bool), np.ones((9, 9), dtype=bool)
+    something = nothing.copy()
+    something[3:5, 3:5] = True
+    for predicted, truth in itertools.product((nothing, everything, something), repeat=2):
+        assert boundary_f(predicted, truth) == davis_f(predicted, truth)
+    with pytest.raises(ValueError, match="differ in size"):
+        boundary_f(nothing, np.zeros((9, 8), dtype=bool))
+
+
+def test_the_calibration_error_by_hand():
+    scores = np.array([0.05, 0.0, 0.55, 0.57, 1.0])
+    ious = np.array([0.25, 0.0, 0.35, 0.65, 0.8])
+    gaps = [abs(0.05 - 0.25 + 0.0), abs((0.55 - 0.35) + (0.57 - 0.65)), 0.2]
+    assert calibration_error(scores, ious) == pytest.approx(sum(gaps) / 5)
+    assert np.isnan(calibration_error(np.array([]), np.array([])))

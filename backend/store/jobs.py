@@ -1,0 +1,200 @@
+"""Jobs: one task under one version, from the queue to a result."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from backend.entities import DeliveryState, Job, JobGroup, JobState, TaskState
+from backend.store.database import Database
+
+TaskOrder = Literal["task", "score", "latest"]
+TaskFilter = Literal["all", "waiting", "predicted", "failed", "low"]
+
+ORDERS: dict[str, str] = {
+    "task": "t.id",
+    "score": "j.score IS NULL, j.score, t.id",
+    "latest": "j.updated_at IS NULL, j.updated_at DESC, t.id",
+}
+FILTERS: dict[str, str] = {
+    "all": "TRUE",
+    "waiting": "coalesce(j.state, 'queued') IN ('queued', 'running')",
+    "predicted": "j.state = 'done'",
+    "failed": "j.state = 'failed'",
+    "low": "j.state = 'done' AND j.score < :low",
+}
+
+
+class JobQueue:
+    """The jobs that the worker takes: those of present versions, whatever their project."""
+
+    def __init__(self, database: Database):
+        self._db = database
+
+    def take_next(self) -> Job | None:
+        """Mark the most urgent queued job of a present version as running and return it."""
+        with self._db.transaction() as db:
+            row = db.row("next_job", db.now)
+            if row is None:
+                return None
+            db.change("begin_job", db.now, row["project"], row["task"], row["version"])
+            return job_of(row, state=JobState.RUNNING, attempts=row["attempts"] + 1)
+
+    def peek_next(self) -> Job | None:
+        """The job that `take_next` would give."""
+        rows = self._db.rows("next_job", self._db.now())
+        return job_of(rows[0]) if rows else None
+
+    def seconds_to_next(self) -> float | None:
+        """How long until a queued job may be tried; `None` if none is queued."""
+        first = self._db.rows("first_moment")[0]["first"]
+        return None if first is None else max(0.0, first - self._db.now())
+
+    def length(self) -> int:
+        """How many jobs wait for the model process; those of paused projects do not count."""
+        return int(self._db.rows("queue_length")[0]["n"])
+
+    def finish(self, job: Job, result: str, score: float, seconds: float) -> None:
+        """Store a finished job; `result` is the JSON text of its regions."""
+        with self._db.transaction() as db:
+            packed = zlib.compress(result.encode())
+            db.change("finish_job", packed, score, seconds, db.now, job.project, job.task, job.version)
+
+    def fail(self, job: Job, error: str, seconds: float | None = None) -> None:
+        """Store why a job gave no result."""
+        with self._db.transaction() as db:
+            db.change("fail_job", error, seconds, db.now, job.project, job.task, job.version)
+
+    def put_back(self, job: Job, *, error: str | None = None, delay: float = 0.0, counts: bool = True) -> None:
+        """Queue a running job again, to be tried after `delay` seconds; `counts` keeps the attempt counted."""
+        with self._db.transaction() as db:
+            taken_back = 0 if counts else 1
+            db.change("put_back", error, db.now + delay, taken_back, db.now, job.project, job.task, job.version)
+
+    def requeue_running(self) -> int:
+        """Queue the running jobs again, when nobody runs them any more; returns how many there were."""
+        with self._db.transaction() as db:
+            return db.change("requeue_running")
+
+    def groups(self) -> list[JobGroup]:
+        """The jobs of the projects' present versions, counted."""
+        return [
+            JobGroup(JobState(state), bool(delivered), *numbers)
+            for state, delivered, *numbers in self._db.rows("job_groups")
+        ]
+
+    def versions(self) -> list[str]:
+        """All versions that have finished jobs, and the present ones."""
+        return [row["version"] for row in self._db.rows("versions")]
+
+
+class Jobs:
+    """The jobs of one project under one version."""
+
+    def __init__(self, database: Database, project: int, version: str):
+        self._db, self.project, self.version = database, project, version
+
+    def queue(self, tasks: Iterable[int], *, priority: int = 0) -> int:
+        """Queue tasks that have no job under this version yet; returns how many."""
+        with self._db.transaction() as db:
+            return db.change_each("queue_job", [(self.project, task, self.version, priority, db.now) for task in tasks])
+
+    def raise_priority(self, tasks: Iterable[int], priority: int) -> None:
+        """Have some queued tasks done before others."""
+        with self._db.transaction() as db:
+            db.change_each("raise_priority", [(priority, self.project, self.version, task) for task in tasks])
+
+    def retry_failed(self, tasks: Iterable[int] | None = None, *, older_than: float = 0.0) -> int:
+        """Queue failed tasks (all of them without `tasks`) again whose failure is at least `older_than` seconds old.
+
+        Returns how many.
+        """
+        with self._db.transaction() as db:
+            limit = db.now - older_than
+            if tasks is None:
+                return db.change("retry_failed", self.project, self.version, limit)
+            return db.change_each("retry_failed_task", [(self.project, self.version, limit, task) for task in tasks])
+
+    def all(self, tasks: Iterable[int] | None = None) -> dict[int, Job]:
+        """The jobs by task, of some tasks only if these are named; without their results."""
+        rows = (
+            self._db.rows("jobs", self.project, self.version)
+            if tasks is None
+            else self._db.rows("jobs_of_tasks", self.project, self.version, json.dumps(list(tasks)))
+        )
+        return {row["task"]: job_of(row) for row in rows}
+
+    def find(self, task: int) -> Job | None:
+        """One job with its result."""
+        rows = self._db.rows("job", self.project, task, self.version)
+        return job_of(rows[0]) if rows else None
+
+    def forget(self) -> None:
+        """Drop what was computed under the version."""
+        with self._db.transaction() as db:
+            db.change("forget_jobs", self.project, self.version)
+
+    def begin_again(self) -> None:
+        """Forget what was computed under the version, so that it is queued anew, as `Projects.want_again` asked."""
+        with self._db.transaction() as db:
+            db.change("forget_jobs", self.project, self.version)
+            db.change("forget_value", f"again:{self.project}")
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are queued, running, done, failed and delivered."""
+        row = self._db.rows("counts", self.project, self.version)[0]
+        return {name: row[name] or 0 for name in (*JobState, DeliveryState.DELIVERED.value)}
+
+    def low_scores(self, below: float) -> int:
+        """How many predictions have a score below a bound."""
+        return int(self._db.rows("low_scores", self.project, self.version, below)[0]["n"])
+
+    def mean_seconds(self) -> float | None:
+        """Mean time of the last ten finished jobs; `None` before the first."""
+        mean = self._db.rows("mean_seconds", self.project, self.version)[0]["mean"]
+        return None if mean is None else float(mean)
+
+    def task_states(
+        self, *, show: TaskFilter = "all", order: TaskOrder = "task", low: float = 0.0, limit: int = -1, offset: int = 0
+    ) -> tuple[list[TaskState], int]:
+        """Some of the project's tasks and what became of them.
+
+        Args:
+            show: which tasks are meant; `low` are predictions with a score below `low`.
+            order: by number, by score with the lowest first, or with what changed last first.
+            low: the score below which `show="low"` counts.
+            limit: how many to return; -1 for all.
+            offset: how many to leave out before these.
+
+        Returns:
+            The states, and how many tasks `show` means in all.
+        """
+        values = {"project": self.project, "version": self.version, "low": low, "limit": limit, "offset": offset}
+        if show == "all":
+            (counted,) = self._db.rows_by_name("count_tasks", values)
+        else:
+            (counted,) = self._db.rows_by_name("count_task_states", values, filter=FILTERS[show])
+        page = self._db.rows_by_name("task_state_page", values, filter=FILTERS[show], order=ORDERS[order])
+        found = []
+        for (task,) in page:
+            rows = self._db.rows("task_state", self.project, task, self.version)
+            found.append(_task_state(task, rows[0]) if rows else TaskState(task))
+        return found, int(counted["n"])
+
+
+def job_of(row: sqlite3.Row, **changes: Any) -> Job:
+    """A job as its row says, but for some changes."""
+    values: dict[str, Any] = {name: row[name] for name in Job.__dataclass_fields__}
+    values |= {"state": JobState(row["state"]), "delivery": DeliveryState(row["delivery"])}
+    if values["result"] is not None:
+        values["result"] = zlib.decompress(values["result"]).decode()
+    return Job(**values | changes)
+
+
+def _task_state(task: int, row: sqlite3.Row) -> TaskState:
+    values: dict[str, Any] = dict(zip(row.keys(), row, strict=True))
+    values |= {"state": JobState(row["state"]), "delivery": DeliveryState(row["delivery"])}
+    return TaskState(task, **values)

@@ -1,0 +1,30 @@
+-- from_1: Pauses and warnings came with schema 2.
+ALTER TABLE projects ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE notices (
+    project INTEGER NOT NULL,
+    topic TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    text TEXT NOT NULL,
+    PRIMARY KEY (project, topic, number)
+);
+CREATE INDEX jobs_overview ON jobs (project, version, task, state, delivery, score, seconds, updated_at);
+
+-- from_2: References of several annotations and settings of single projects came with schema 3.
+CREATE TABLE learned_from (
+    project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+    annotation INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    task INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    regions BLOB NOT NULL,
+    PRIMARY KEY (project, annotation)
+);
+ALTER TABLE projects ADD COLUMN reference_shots INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE projects ADD COLUMN extra_params TEXT NOT NULL DEFAULT '';
+ALTER TABLE projects ADD COLUMN shown_version TEXT NOT NULL DEFAULT '';
+ALTER TABLE annotations ADD COLUMN labels TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE annotations ADD COLUMN ground_truth INTEGER NOT NULL DEFAULT 0;
+INSERT INTO learned_from SELECT r.project, r.annotation, 0, r.task, r.key, r.regions
+    FROM reference_annotations r JOIN projects p ON p.id = r.project AND p.reference_key = r.key;
+DROP TABLE reference_annotations;
+UPDATE tasks SET annotations_read = '';
