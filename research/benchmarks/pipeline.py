@@ -1,6 +1,6 @@
 """Seconds per step of the method, and peak memory of each process.
 
-    python -m research.benchmarks.pipeline                          the bundled models, as the lane runs them
+    python -m research.benchmarks.pipeline                          the bundled models, as the model process runs them
     python -m research.benchmarks.pipeline --sizes paper            the paper's architectures with random weights
     python -m research.benchmarks.pipeline --sizes paper --cut 20   the same with a 20th of the optimiser steps (CPU)
 
@@ -150,13 +150,13 @@ def random_paper_model(recipe: Recipe, device: str) -> Any:
 
 
 def measure_backend(options: argparse.Namespace) -> dict[str, float]:
-    """Peak memory of the lane doing a real job, and of the web process answering a full-size request."""
+    """Peak memory of the model process doing a real job, and of the web process answering a full-size request."""
     import requests
     from PIL import Image
 
     from backend.labelstudio.label_config import parse_label_config
     from backend.sync.references import examine
-    from backend.worker.model_process import CAVSAM, LaneProcess, LaneSpec
+    from backend.worker.model_process import CAVSAM, ModelProcess, ModelSpec
     from tools import brush
     from tools.backend_server import backend
 
@@ -176,8 +176,8 @@ def measure_backend(options: argparse.Namespace) -> dict[str, float]:
         drawn = brush.regions(pictures[0].masks, from_name="tag", to_name="image")
         regions = examine({"id": 1, "task": 1, "result": drawn}, config).regions
         sources = ModelSources.named("nano")
-        lane = LaneProcess(
-            LaneSpec(
+        process = ModelProcess(
+            ModelSpec(
                 CAVSAM,
                 {"sources": vars(sources), "recipe": recipe.to_dict(), "device": options.device},
                 "WARNING",
@@ -191,12 +191,12 @@ def measure_backend(options: argparse.Namespace) -> dict[str, float]:
                     "images": {"image": paths[0]},
                 }
             }
-            answer = lane.run({**job, "images": {"image": paths[1]}}, lambda *_: None)
+            answer = process.run({**job, "images": {"image": paths[1]}}, lambda *_: None)
             if answer["event"] != "result":
                 raise RuntimeError(str(answer))
-            memory = {"lane process": peak_memory(lane.pid or 0)}
+            memory = {"model process": peak_memory(process.pid or 0)}
         finally:
-            lane.stop()
+            process.stop()
 
         tasks = [{"id": n, "data": {"image": "x" * 32_000}, "annotations": [], "predictions": []} for n in range(250)]
         with backend(Path(folder), settings={"CAVSAM_PREDICT_DEADLINE": "2"}) as server:
