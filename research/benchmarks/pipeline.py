@@ -156,7 +156,8 @@ def measure_backend(options: argparse.Namespace) -> dict[str, float]:
 
     from backend.labelstudio.label_config import parse_label_config
     from backend.sync.references import examine
-    from backend.worker.model_process import CAVSAM, ModelProcess, ModelSpec
+    from backend.worker.messages import Example, ModelSpec, Result, SegmentTask
+    from backend.worker.model_process import CAVSAM, ModelProcess
     from tools import brush
     from tools.backend_server import backend
 
@@ -184,15 +185,9 @@ def measure_backend(options: argparse.Namespace) -> dict[str, float]:
             )
         )
         try:
-            job = {
-                "reference": {
-                    "key": "bench",
-                    "regions": [region.to_json() for region in regions],
-                    "images": {"image": paths[0]},
-                }
-            }
-            answer = process.run({**job, "images": {"image": paths[1]}}, lambda *_: None)
-            if answer["event"] != "result":
+            job = SegmentTask("bench", 0, (Example(1, regions, {"image": paths[0]}),), {"image": paths[1]})
+            answer = process.run(job, lambda *_: None)
+            if not isinstance(answer, Result):
                 raise RuntimeError(str(answer))
             memory = {"model process": peak_memory(process.pid or 0)}
         finally:
