@@ -19,6 +19,7 @@ from backend.errors import BackendError
 from backend.service import Service
 from backend.settings import Settings, unknown_variables
 from backend.web.app import TRIAL_WARNING, create_app
+from backend.web.slow_clients import ImpatientWorker
 from backend.worker.model_process import CAVSAM
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class _Server(BaseApplication):
         options = {
             "bind": settings.address(),
             "workers": 1,
-            "worker_class": "gthread",
+            "worker_class": ImpatientWorker,
             "threads": settings.threads,
             "preload_app": False,
             "timeout": 120,
@@ -95,6 +96,7 @@ class _Server(BaseApplication):
         signal.signal(signal.SIGTERM, end)
         service.start()
         log.info("Model version %s%s.", service.base_version, f" - {TRIAL_WARNING}" if service.trial_models else "")
+        log.info("Models %s, recipe %s.", self._settings.sources().name, self._settings.method().described())
 
     def _before_end(self, arbiter: Arbiter, worker: GunicornWorker) -> None:
         if self._service is not None:

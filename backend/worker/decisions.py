@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backend.entities import ReferenceAnnotation
-from backend.errors import BackendError, ImageNotKept, ImageUnavailable
+from backend.errors import BackendError, ImageNotKept, ImageServerFault, ImageUnavailable
 
 IMAGE_DELAYS = (5.0, 20.0, 60.0)
 """Seconds until an image that did not come is fetched again; then the task is given up."""
@@ -162,7 +162,7 @@ def decide(failure: Failure, attempts: int) -> Decision:
 
 def task_image_failure(error: BackendError) -> Failure:
     """Say whose fault it is that a task's image was not fetched."""
-    if isinstance(error, ImageUnavailable) and not isinstance(error, ImageNotKept):
+    if isinstance(error, ImageUnavailable) and not isinstance(error, ImageNotKept | ImageServerFault):
         return TaskFault(str(error), passes=not error.permanent)
     return Away(str(error))
 

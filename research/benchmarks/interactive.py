@@ -37,7 +37,6 @@ from backend.labelstudio.label_config import parse_label_config
 from backend.sync.references import examine
 from backend.worker.messages import Example, ModelSpec, SegmentTask
 from backend.worker.model_process import CAVSAM, ModelProcess
-from cavsam.recipe import Recipe
 from cavsam.weights.sources import ModelSources
 from research import synth
 from research.benchmarks.pipeline import children, peak_memory
@@ -71,10 +70,11 @@ def main() -> int:
         print(f"from /setup to the first answer, the process being started  {time.perf_counter() - began:6.2f} s")
         half = options.pictures
         report("model idle", server.url, pictures[:half], 1, options.clicks)
+        nano = ModelSources.named("nano")
         process = ModelProcess(
             ModelSpec(
                 CAVSAM,
-                {"sources": vars(ModelSources.named("nano")), "recipe": Recipe().to_dict(), "device": "auto"},
+                {"sources": vars(nano), "recipe": nano.recipe(mode="full").to_dict(), "device": "auto"},
                 "WARNING",
             )
         )

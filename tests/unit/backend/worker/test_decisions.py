@@ -7,7 +7,14 @@ from itertools import pairwise
 import pytest
 
 from backend.entities import ReferenceAnnotation
-from backend.errors import BackendError, ImageNotKept, ImageUnavailable, LabelStudioDenied, LabelStudioUnreachable
+from backend.errors import (
+    BackendError,
+    ImageNotKept,
+    ImageServerFault,
+    ImageUnavailable,
+    LabelStudioDenied,
+    LabelStudioUnreachable,
+)
 from backend.worker.decisions import (
     IMAGE_DELAYS,
     MODEL_DELAYS,
@@ -84,7 +91,13 @@ def test_without_a_model_all_jobs_wait_longer_each_time_up_to_a_bound():
 
 
 def test_only_a_missing_model_keeps_other_jobs_waiting():
-    failures = [Away("a"), ProcessDied("b"), TaskFault("c", passes=True), NotListed(), ReferenceFault("d", REFERENCE)]
+    failures: list[Failure] = [
+        Away("a"),
+        ProcessDied("b"),
+        TaskFault("c", passes=True),
+        NotListed(),
+        ReferenceFault("d", REFERENCE),
+    ]
     decisions = [decide(failure, 1) for failure in failures]
     assert [decision.pause for decision in decisions if isinstance(decision, TryAgain)] == [0.0] * len(failures)
 
@@ -94,6 +107,7 @@ def test_only_a_missing_model_keeps_other_jobs_waiting():
     [
         (ImageUnavailable("e"), TaskFault("e", passes=True), ReferenceFault("e", REFERENCE, passes=True)),
         (ImageNotKept("e"), Away("e"), ReferenceFault("e", REFERENCE, passes=True)),
+        (ImageServerFault("e"), Away("e"), ReferenceFault("e", REFERENCE, passes=True)),
         (LabelStudioDenied("e"), Away("e"), Away("e")),
         (LabelStudioUnreachable("e"), Away("e"), Away("e")),
     ],
