@@ -66,6 +66,11 @@ def main() -> int:
     return 0
 
 
+def whole_recipe(options: argparse.Namespace) -> Recipe:
+    """Give the recipe of the sizes that are measured, with all its steps."""
+    return ModelSources.named(options.sizes).recipe(mode=options.mode)
+
+
 def measure_method(options: argparse.Namespace) -> dict[str, Any]:
     """Load, adapt and segment in this process."""
     import time
@@ -74,7 +79,7 @@ def measure_method(options: argparse.Namespace) -> dict[str, Any]:
 
     from cavsam.pipeline import CavSam
 
-    whole = Recipe(mode=options.mode)
+    whole = whole_recipe(options)
     recipe = whole.replace(**{name: max(1, getattr(whole, name) // options.cut) for name in REPEATED.values()})
     started = time.perf_counter()
     if options.sizes == "nano":
@@ -235,7 +240,7 @@ def children(pid: int) -> list[int]:
 
 def report(figures: dict[str, Any], options: argparse.Namespace) -> str:
     """The figures as text."""
-    whole = Recipe(mode=options.mode)
+    whole = whole_recipe(options)
     weights = "bundled nano models" if options.sizes == "nano" else "paper's sizes, RANDOM weights"
     lines = [f"{weights}, mode {options.mode}, {options.labels} labels; {figures['machine']}", ""]
     lines.append(f"loading the models {figures['loading']:8.2f} s")

@@ -154,12 +154,12 @@ def test_a_preset_is_where_the_other_options_start() -> None:
         "--out",
         "out",
         "--preset",
-        "paper",
+        "bundled",
         "--set",
         "min_cycle_iou=0.2",
     ]
     recipe = recipe_chosen_by(arguments)
-    assert recipe == Recipe.preset("paper").replace(min_cycle_iou=0.2)
+    assert recipe == Recipe.preset("bundled").replace(min_cycle_iou=0.2)
     assert recipe_chosen_by(arguments[:6]) == Recipe()
 
 
