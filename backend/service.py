@@ -314,7 +314,7 @@ class Service:
 def _locked(settings: Settings) -> Any:
     """An open file that keeps a second backend out of the data folder."""
     try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # keys and images lie in it
         file = (settings.data_dir / "lock").open("a")
     except OSError as error:
         raise BackendError(

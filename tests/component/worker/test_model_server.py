@@ -234,3 +234,13 @@ class TestLaneProcess:
             assert is_running(lane)
             parent.send_signal(signal.SIGKILL)
         wait_for(lambda: not is_running(lane), "the lane to end with its parent", 20)
+
+    def test_the_key_is_not_in_its_environment(self, start_lane: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("LABEL_STUDIO_API_KEY", "the-key-itself")
+        monkeypatch.setenv("CAVSAM_BASIC_AUTH_PASSWORD", "the-password")
+        lane = start_lane()
+        lane.run(a_job(tmp_path, picture(CAT_BOX)), silent)
+        environment = Path(f"/proc/{lane.pid}/environ").read_text()
+        assert "PATH=" in environment
+        assert "the-key-itself" not in environment
+        assert "the-password" not in environment
