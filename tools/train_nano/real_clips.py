@@ -5,7 +5,9 @@ clip is made in one of the ways below, and shows one object that is marked in it
 
     video     frames of one sequence, forwards or backwards, at any stride, seen through a moving or jumping window
     pasted    an object cut out of its frames and moved over the frames of another sequence, at times behind another
+              or in several copies that count as one object of several parts
     still     one frame, warped smoothly
+    stuff     one frame, warped or looked at in several places; the target is whatever has the colours of one spot
     morph     a frame that turns into another one, warped and cross-faded, as a diffusion transition does it
     repeat    a frame, then another one of the same sequence again and again
 
@@ -28,7 +30,8 @@ Matrix = NDArray[np.float64]  # (3, 3), output pixels to pixels of the source
 LONGEST_SIDE = 448  # of the frames that are kept in memory
 SMALLEST = 0.002  # part of the picture that the object covers at least in a clip's first frame
 TRIES = 20
-ODDS = {"video": 0.42, "pasted": 0.24, "still": 0.06, "morph": 0.18, "repeat": 0.10}
+ODDS = {"video": 0.37, "pasted": 0.22, "still": 0.05, "stuff": 0.11, "morph": 0.15, "repeat": 0.1}
+SEVERAL = 0.25  # part of the pasted clips with two to four copies of the object
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ def clip(
     kind: one of ODDS; None draws one.
     """
     kind = kind or str(rng.choice(list(ODDS), p=list(ODDS.values())))
-    make = {"video": video, "pasted": pasted, "still": still, "morph": morph, "repeat": repeat}[kind]
+    make = {"video": video, "pasted": pasted, "still": still, "stuff": stuff, "morph": morph, "repeat": repeat}[kind]
     for _ in range(TRIES):
         frames, masks = make(rng, videos, length, size)
         if masks[0].mean() >= SMALLEST:
@@ -248,10 +251,49 @@ def still(rng: np.random.Generator, videos: list[Video], length: int, size: int)
     """One frame, seen through a moving window and through a warp that grows."""
     chosen = _choose(rng, videos)
     number = int(rng.choice(chosen.shown))
-    image, mask = chosen.frames[number], chosen.masks[number]
+    return _warped(rng, chosen.frames[number], chosen.masks[number], length, size)
+
+
+def stuff(rng: np.random.Generator, videos: list[Video], length: int, size: int) -> tuple[Frames, Masks]:
+    """One frame, in which everything that looks like one spot is the target, warped or in windows of their own."""
+    chosen = _choose(rng, videos)
+    image = chosen.frames[int(rng.integers(len(chosen.frames)))]
+    mask = lookalikes(rng, image)
+    if rng.random() < 0.5:
+        return _warped(rng, image, mask, length, size)
+    shots = []
+    again = rng.random() < 0.3
+    for t in range(length):
+        if t > 1 and again:
+            shots.append(shots[1])
+            continue
+        matrix = random_view(rng, mask, bool(rng.random() < 0.5)).matrix(mask.shape, size)
+        shots.append(look(image, mask, matrix, size, smooth_field(rng, size, float(rng.uniform(0, 0.03)) * size)))
+    return _stack(shots)
+
+
+def lookalikes(rng: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """The pixels of a picture whose colours, blurred a little, are near those of one spot; at times its piece alone."""
+    height, width = image.shape[:2]
+    blurred = cv2.GaussianBlur(image, (0, 0), float(np.exp(rng.uniform(np.log(1.2), np.log(5.0)))))
+    colours = cv2.cvtColor(blurred, cv2.COLOR_RGB2LAB).astype(np.float32)
+    colours[..., 0] *= float(rng.uniform(0.4, 1.0))  # light counts less than hue, more or less so
+    y, x = int(rng.integers(height)), int(rng.integers(width))
+    distance = np.linalg.norm(colours - colours[y, x], axis=2)
+    mask = (distance <= np.quantile(distance, rng.uniform(0.04, 0.35))).astype(np.uint8)
+    mask = cv2.medianBlur(mask, 2 * int(rng.integers(2, 5)) + 1)
+    if rng.random() < 0.35:
+        _, pieces = cv2.connectedComponents(mask)
+        mask = (pieces == pieces[y, x]) & (mask > 0)
+    return mask.astype(bool)
+
+
+def _warped(
+    rng: np.random.Generator, image: NDArray[np.uint8], mask: NDArray[np.bool_], length: int, size: int
+) -> tuple[Frames, Masks]:
     mirrored = bool(rng.random() < 0.5)
     first, last = (random_view(rng, mask, mirrored) for _ in range(2))
-    fields = [smooth_field(rng, size, float(rng.uniform(0, 0.05)) * size) for _ in range(2)]
+    fields = [smooth_field(rng, size, float(rng.uniform(0, 0.035)) * size) for _ in range(2)]
     shots = []
     for part in _path(rng, length):
         matrix = between(first, last, float(part)).matrix(mask.shape, size)
@@ -290,11 +332,12 @@ class _Flight:
         return look(self.source.frames[self.times[t]], mask, matrix, size, self.field, border)
 
 
-def _flight(rng: np.random.Generator, source: Video, length: int, size: int, far: bool) -> _Flight:
+def _flight(rng: np.random.Generator, source: Video, length: int, size: int, far: bool, copies: int = 1) -> _Flight:
+    """A way over the picture: smooth or with jumps; the more copies there are, the smaller each."""
     times = _times(rng, source, length) if rng.random() < 0.7 else np.full(length, int(rng.choice(source.shown)))
     ys, xs = np.nonzero(source.masks[times[0]])
     side = max(np.ptp(xs), np.ptp(ys)) + 1
-    scale = size * float(np.exp(rng.uniform(np.log(0.15), np.log(0.75)))) / side
+    scale = size * float(np.exp(rng.uniform(np.log(0.15), np.log(0.75)))) / np.sqrt(copies) / side
     start = rng.uniform(0.2, 0.8, 2) * size
     if far:
         places = np.concatenate([start[None], rng.uniform(0.05, 0.95, (length - 1, 2)) * size])
@@ -317,7 +360,8 @@ def pasted(rng: np.random.Generator, videos: list[Video], length: int, size: int
     ground_times = _times(rng, ground, length) if rng.random() < 0.6 else np.full(length, rng.choice(ground.shown))
     view = random_view(rng, np.zeros(ground.masks.shape[1:], dtype=bool), bool(rng.random() < 0.5))
     far = bool(rng.random() < 0.4)
-    flight = _flight(rng, target, length, size, far)
+    copies = int(rng.integers(2, 5)) if rng.random() < SEVERAL else 1
+    flights = [_flight(rng, target, length, size, far, copies) for _ in range(copies)]
     other = None
     if rng.random() < 0.35 and len(videos) > 1:
         other = _flight(rng, _choose(rng, [v for v in videos if v is not target]), length, size, far)
@@ -329,7 +373,9 @@ def pasted(rng: np.random.Generator, videos: list[Video], length: int, size: int
         image, _ = look(ground.frames[number], ground.masks[number], matrix, size)
         cover = np.zeros((size, size), dtype=np.float32)
         if t != gone:
-            image, cover = _over(image, *flight.shot(t, size))
+            for flight in flights:
+                image, above = _over(image, *flight.shot(t, size))
+                cover = np.maximum(cover, above)
         if other is not None and t:
             image, hidden = _over(image, *other.shot(t, size))
             cover = cover * (1 - hidden)
