@@ -141,8 +141,11 @@ def pair_figures(model: nn.Module, domains: list[Path], count: int, repeats: int
     return figures
 
 
-def judge(model: nn.Module, split: Path, pairs: int, drawn: int) -> dict[str, object]:
-    """All figures of the module's head for the pictures of one split; drawn: clips of each kind, 0 for none."""
+def judge(model: nn.Module, split: Path, pairs: int, drawn: int, repeats: int = REPEATS) -> dict[str, object]:
+    """The figures of the module's head for the pictures of one split.
+
+    pairs: of each class. drawn: clips of each kind. repeats: of the target. 0 leaves the part out.
+    """
     model.eval()
     domains = sorted(path for path in split.iterdir() if path.is_dir())
     videos = [folder for d in domains if d.name.startswith("video") for folder in sorted(d.iterdir())]
@@ -150,7 +153,8 @@ def judge(model: nn.Module, split: Path, pairs: int, drawn: int) -> dict[str, ob
     figures: dict[str, object] = {"videos": video_figures(model, videos)}
     if pairs:
         figures["pairs"] = pair_figures(model, stills, pairs)
-        figures["repeated"] = pair_figures(model, stills, pairs, REPEATS)
+    if pairs and repeats:
+        figures["repeated"] = pair_figures(model, stills, pairs, repeats)
     if drawn:
         figures["drawn"] = train_sam2.evaluate(model, "test" if split.name == "test" else "dev", drawn)
     return figures
@@ -168,6 +172,7 @@ def main() -> None:
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
     parser.add_argument("--weights", type=Path, default=train_sam2.PACKAGED)
     parser.add_argument("--pairs", type=int, default=8, help="pairs of each class; 0 for videos alone")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="of the target; 0 leaves them out")
     parser.add_argument("--drawn", type=int, default=0, help="drawn clips of each kind; 0 for none")
     parser.add_argument("--out", type=Path, help="file for the figures, besides printing them")
     arguments = parser.parse_args()
@@ -175,8 +180,8 @@ def main() -> None:
     if not split.is_dir():
         parser.error(f"{split} is not there; give the folder that has the pictures with --real")
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    figures = rounded(judge(train_sam2.load_weights(arguments.weights), split, arguments.pairs, arguments.drawn))
+    model = train_sam2.load_weights(arguments.weights)
+    figures = rounded(judge(model, split, arguments.pairs, arguments.drawn, arguments.repeats))
     text = json.dumps(figures, indent=2)
     print(text)
     if arguments.out:

@@ -38,11 +38,11 @@ def test_the_boundary_measure_of_empty_masks():
 
 
 def test_a_border_is_one_pixel_wide():
-    """A filled square of side n has 2 n + 1 pixels more than the n squared inside, outside of its upper left edge."""
+    """On each side as long as the square, one row or column outside it above and on the left."""
     border = evaluate_sam2._border(square(10, 10, 20))
     ys, xs = np.nonzero(border)
     assert (ys.min(), xs.min(), ys.max(), xs.max()) == (9, 9, 29, 29)
-    assert border.sum() == 4 * 20 + 0
+    assert border.sum() == 4 * 20
 
 
 @pytest.fixture
