@@ -1,7 +1,8 @@
 """Training clips made from real videos in which every frame has a mask.
 
 A folder of videos is `SEQUENCE/{images,masks}/NAME`, the names in the order of time, a mask non-zero on the object. A
-clip is made in one of the ways below, and shows one object that is marked in its first frame:
+clip is made in one of the ways below, and shows one object that is marked in its first frame; where another one can be
+marked at no cost, it is a second target of the clip:
 
     video     frames of one sequence, forwards or backwards, at any stride, seen through a moving or jumping window
     pasted    an object cut out of its frames and moved over the frames of another sequence, at times behind another
@@ -24,12 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Frames = NDArray[np.uint8]  # (T, size, size, 3)
-Masks = NDArray[np.bool_]  # (T, size, size)
+Masks = NDArray[np.bool_]  # (targets, T, size, size)
+Shot = tuple[NDArray[np.uint8], NDArray[np.float32]]  # (size, size, 3), coverage (size, size) or (size, size, targets)
 Matrix = NDArray[np.float64]  # (3, 3), output pixels to pixels of the source
 
 LONGEST_SIDE = 448  # of the frames that are kept in memory
 SMALLEST = 0.002  # part of the picture that the object covers at least in a clip's first frame
 TRIES = 20
+TARGETS = 2  # of a clip at most
 ODDS = {"video": 0.37, "pasted": 0.22, "still": 0.05, "stuff": 0.11, "morph": 0.15, "repeat": 0.1}
 SEVERAL = 0.25  # part of the pasted clips with two to four copies of the object
 
@@ -145,10 +148,11 @@ def look(
     size: int,
     field: NDArray[np.float32] | None = None,
     border: int = cv2.BORDER_REFLECT_101,
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+) -> Shot:
     """What a window shows: uint8 (size, size, 3) and the mask's coverage, float32 (size, size) in 0..1.
 
-    field: added to the output's pixels before they go through `matrix`. border: what lies beyond the picture.
+    mask: (H, W), or (H, W, K) for the coverage of K masks, (size, size, K). field: added to the output's pixels before
+    they go through `matrix`. border: what lies beyond the picture.
     """
     ys, xs = np.mgrid[0:size, 0:size].astype(np.float32)
     if field is not None:
@@ -172,7 +176,7 @@ def _path(rng: np.random.Generator, length: int) -> NDArray[np.float64]:
 def clip(
     rng: np.random.Generator, videos: list[Video], length: int, size: int, kind: str | None = None
 ) -> tuple[Frames, Masks]:
-    """A clip of `length` frames whose first frame shows the object.
+    """A clip of `length` frames, and the masks of one or two targets that its first frame shows.
 
     kind: one of ODDS; None draws one.
     """
@@ -180,8 +184,10 @@ def clip(
     make = {"video": video, "pasted": pasted, "still": still, "stuff": stuff, "morph": morph, "repeat": repeat}[kind]
     for _ in range(TRIES):
         frames, masks = make(rng, videos, length, size)
-        if masks[0].mean() >= SMALLEST:
-            return frames, masks
+        shown = masks[:, 0].mean((1, 2)) >= SMALLEST
+        if shown[0]:
+            others = rng.permutation(np.flatnonzero(shown[1:]) + 1)
+            return frames, masks[[0, *others[: TARGETS - 1]]]
     return _as_it_is(rng, videos, length, size)
 
 
@@ -199,8 +205,9 @@ def _choose(rng: np.random.Generator, videos: list[Video]) -> Video:
     return videos[int(rng.integers(len(videos)))]
 
 
-def _stack(shots: list[tuple[NDArray[np.uint8], NDArray[np.float32]]]) -> tuple[Frames, Masks]:
-    return np.stack([image for image, _ in shots]), np.stack([cover > 0.5 for _, cover in shots])
+def _stack(shots: list[Shot]) -> tuple[Frames, Masks]:
+    covers = np.stack([np.atleast_3d(cover) for _, cover in shots])
+    return np.stack([image for image, _ in shots]), np.ascontiguousarray(covers.transpose(3, 0, 1, 2) > 0.5)
 
 
 def _times(rng: np.random.Generator, chosen: Video, length: int) -> NDArray[np.int64]:
@@ -251,16 +258,18 @@ def still(rng: np.random.Generator, videos: list[Video], length: int, size: int)
     """One frame, seen through a moving window and through a warp that grows."""
     chosen = _choose(rng, videos)
     number = int(rng.choice(chosen.shown))
-    return _warped(rng, chosen.frames[number], chosen.masks[number], length, size)
+    image, mask = chosen.frames[number], chosen.masks[number]
+    return _warped(rng, image, np.dstack([mask, lookalikes(rng, image)]), length, size)
 
 
 def stuff(rng: np.random.Generator, videos: list[Video], length: int, size: int) -> tuple[Frames, Masks]:
     """One frame, in which everything that looks like one spot is the target, warped or in windows of their own."""
     chosen = _choose(rng, videos)
-    image = chosen.frames[int(rng.integers(len(chosen.frames)))]
-    mask = lookalikes(rng, image)
+    number = int(rng.integers(len(chosen.frames)))
+    image, mask = chosen.frames[number], lookalikes(rng, chosen.frames[number])
+    masks = np.dstack([mask, chosen.masks[number] if rng.random() < 0.5 else lookalikes(rng, image)])
     if rng.random() < 0.5:
-        return _warped(rng, image, mask, length, size)
+        return _warped(rng, image, masks, length, size)
     shots = []
     again = rng.random() < 0.3
     for t in range(length):
@@ -268,7 +277,7 @@ def stuff(rng: np.random.Generator, videos: list[Video], length: int, size: int)
             shots.append(shots[1])
             continue
         matrix = random_view(rng, mask, bool(rng.random() < 0.5)).matrix(mask.shape, size)
-        shots.append(look(image, mask, matrix, size, smooth_field(rng, size, float(rng.uniform(0, 0.03)) * size)))
+        shots.append(look(image, masks, matrix, size, smooth_field(rng, size, float(rng.uniform(0, 0.03)) * size)))
     return _stack(shots)
 
 
@@ -289,15 +298,18 @@ def lookalikes(rng: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np
 
 
 def _warped(
-    rng: np.random.Generator, image: NDArray[np.uint8], mask: NDArray[np.bool_], length: int, size: int
+    rng: np.random.Generator, image: NDArray[np.uint8], masks: NDArray[np.bool_], length: int, size: int
 ) -> tuple[Frames, Masks]:
+    """A picture with (H, W, targets) masks, seen through a moving window and a warp that grows."""
+    mask = masks[..., 0]
     mirrored = bool(rng.random() < 0.5)
     first, last = (random_view(rng, mask, mirrored) for _ in range(2))
     fields = [smooth_field(rng, size, float(rng.uniform(0, 0.035)) * size) for _ in range(2)]
     shots = []
     for part in _path(rng, length):
         matrix = between(first, last, float(part)).matrix(mask.shape, size)
-        shots.append(look(image, mask, matrix, size, np.float32(1 - part) * fields[0] + np.float32(part) * fields[1]))
+        field = np.float32(1 - part) * fields[0] + np.float32(part) * fields[1]
+        shots.append(look(image, masks, matrix, size, field))
     return _stack(shots)
 
 
@@ -365,21 +377,21 @@ def pasted(rng: np.random.Generator, videos: list[Video], length: int, size: int
     other = None
     if rng.random() < 0.35 and len(videos) > 1:
         other = _flight(rng, _choose(rng, [v for v in videos if v is not target]), length, size, far)
+    other_from = int(rng.integers(2))  # its first frame
     gone = int(rng.integers(1, length)) if rng.random() < 0.12 else -1
     shots = []
     for t in range(length):
         number = int(ground_times[t])
         matrix = view.matrix(ground.masks.shape[1:], size)
-        image, _ = look(ground.frames[number], ground.masks[number], matrix, size)
-        cover = np.zeros((size, size), dtype=np.float32)
+        image, lowest = look(ground.frames[number], ground.masks[number], matrix, size)
+        cover, top = np.zeros_like(lowest), np.zeros_like(lowest)
         if t != gone:
             for flight in flights:
                 image, above = _over(image, *flight.shot(t, size))
                 cover = np.maximum(cover, above)
-        if other is not None and t:
-            image, hidden = _over(image, *other.shot(t, size))
-            cover = cover * (1 - hidden)
-        shots.append((image, cover))
+        if other is not None and t >= other_from:
+            image, top = _over(image, *other.shot(t, size))
+        shots.append((image, np.dstack([cover * (1 - top), lowest * (1 - cover) * (1 - top), top])))
     return _stack(shots)
 
 
@@ -391,9 +403,7 @@ def _over(
     return (below + alpha * (image.astype(np.float32) - below) + 0.5).astype(np.uint8), cover
 
 
-def _pair(
-    rng: np.random.Generator, videos: list[Video], size: int
-) -> tuple[tuple[NDArray[np.uint8], NDArray[np.float32]], ...]:
+def _pair(rng: np.random.Generator, videos: list[Video], size: int) -> tuple[Shot, ...]:
     """Two frames of one sequence, as a rule far apart, each through a window of its own."""
     chosen = _choose(rng, videos)
     numbers = rng.choice(chosen.shown, 2)

@@ -70,11 +70,13 @@ RELIT = 0.3  # part of these in which every frame is changed in its own way
 class SinglePrompts:
     """Boxes or points to segment frames by themselves, without memory, as SAM 2 learns on still images.
 
-    rows: (N,) numbers t * B + b of frames that show the object; points, labels as in `Batch`, N of them.
-    given: None, or masks to be corrected, float32 (N, 1, H / 4, W / 4) logits.
+    rows: (P,) numbers t * N + n of masks that are not empty; points, labels as in `Batch`, P of them.
+    frames: (P,) numbers t * B + b of the frames that they lie on.
+    given: None, or masks to be corrected, float32 (P, 1, H / 4, W / 4) logits.
     """
 
     rows: NDArray[np.int64]
+    frames: NDArray[np.int64]
     points: NDArray[np.float32]
     labels: NDArray[np.int32]
     given: NDArray[np.float32] | None = None
@@ -82,10 +84,11 @@ class SinglePrompts:
 
 @dataclass(frozen=True)
 class Batch:
-    """frames: uint8 (B, T, H, W, 3); masks: bool (B, T, H, W).
+    """frames: uint8 (B, T, H, W, 3); masks: bool (N, T, H, W), of one target after the other.
 
     prompt: what is given on the frames in `prompted` (always the first; a second one only with masks).
-    points: float32 (B, P, 2) x, y in pixels, labels: int32 (B, P); both None for mask prompts.
+    points: float32 (N, P, 2) x, y in pixels, labels: int32 (N, P); both None for mask prompts.
+    clips: (N,) which clip each target belongs to; None where every clip has one, in order.
     """
 
     frames: NDArray[np.uint8]
@@ -95,6 +98,12 @@ class Batch:
     points: NDArray[np.float32] | None
     labels: NDArray[np.int32] | None
     single: SinglePrompts | None = None
+    clips: NDArray[np.int64] | None = None
+
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """(N,) the clip of each target."""
+        return np.arange(len(self.frames)) if self.clips is None else self.clips
 
 
 # ------------------------------------------------------------------------------------------------ data
@@ -112,13 +121,14 @@ def make_batch(seed: int, step: int, size: int, worker: int = 0, videos: list[re
         else:
             clips.append(_drawn_clip(rng, length, size))
     frames = np.stack([_recoloured(rng, frames) if rng.random() < RECOLOURED else frames for frames, _ in clips])
-    masks = np.stack([masks for _, masks in clips])
+    masks = np.concatenate([masks for _, masks in clips])
+    owners = np.repeat(np.arange(len(clips)), [len(masks) for _, masks in clips])
     prompt = str(rng.choice(list(PROMPTS), p=list(PROMPTS.values())))
     prompted = (
         (0, 1) if prompt == "mask" and length > 2 and masks[:, 1].any((1, 2)).all() and rng.random() < 0.4 else (0,)
     )
     points, labels = (None, None) if prompt == "mask" else _drawn_points(rng, prompt, masks[:, 0])
-    return Batch(frames, masks, prompt, prompted, points, labels, _single_prompts(rng, masks))
+    return Batch(frames, masks, prompt, prompted, points, labels, _single_prompts(rng, masks, owners), owners)
 
 
 def _drawn_clip(rng: np.random.Generator, length: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -131,15 +141,16 @@ def _drawn_clip(rng: np.random.Generator, length: int, size: int) -> tuple[NDArr
         length=length,
         motion="far" if rng.random() < far else "smooth",
     )
-    return clip.frames, clip.masks
+    return clip.frames, clip.masks[None]
 
 
-def _single_prompts(rng: np.random.Generator, masks: NDArray[np.bool_]) -> SinglePrompts:
-    """Prompts for some frames of a batch, whose masks are (B, T, H, W)."""
+def _single_prompts(rng: np.random.Generator, masks: NDArray[np.bool_], owners: NDArray[np.int64]) -> SinglePrompts:
+    """Prompts for some frames of a batch, whose masks are (N, T, H, W) and belong to the clips `owners`."""
     flat = masks.swapaxes(0, 1).reshape(-1, *masks.shape[2:])
     rows = rng.permutation(np.flatnonzero(flat.any((1, 2))))[:SINGLE_FRAMES]
+    frames = rows // len(masks) * (owners.max() + 1) + owners[rows % len(masks)]
     if rng.random() >= CORRECTED:
-        return SinglePrompts(rows, *_drawn_points(rng, str(rng.choice(["box", "points"])), flat[rows]))
+        return SinglePrompts(rows, frames, *_drawn_points(rng, str(rng.choice(["box", "points"])), flat[rows]))
     faulty = np.stack([damaged(rng, mask) for mask in flat[rows]])
     points, labels = _corrections(rng, flat[rows], faulty)
     share = F.interpolate(
@@ -149,7 +160,7 @@ def _single_prompts(rng: np.random.Generator, masks: NDArray[np.bool_]) -> Singl
         align_corners=False,
         antialias=True,
     )
-    return SinglePrompts(rows, points, labels, ((2 * share - 1) * MASK_LOGIT).numpy())
+    return SinglePrompts(rows, frames, points, labels, ((2 * share - 1) * MASK_LOGIT).numpy())
 
 
 def damaged(rng: np.random.Generator, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -346,7 +357,7 @@ class Encoded:
     positions: list[Tensor]
     sizes: list[tuple[int, int]]
 
-    def rows(self, rows: slice | Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def rows(self, rows: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         return [level[:, rows] for level in self.features], [level[:, rows] for level in self.positions]
 
 
@@ -383,7 +394,7 @@ def listening(model: nn.Module) -> Iterator[dict[str, tuple[Tensor, ...]]]:
 
 def single(model: nn.Module, encoded: Encoded, prompts: SinglePrompts) -> FrameOutput:
     """Segment frames by themselves from boxes, points, or masks and clicks that correct them."""
-    features, positions = encoded.rows(_on(model, prompts.rows))
+    features, positions = encoded.rows(_on(model, prompts.frames))
     with listening(model) as said:
         out = model.track_step(
             frame_idx=0,
@@ -408,11 +419,12 @@ def single(model: nn.Module, encoded: Encoded, prompts: SinglePrompts) -> FrameO
 def track(model: nn.Module, batch: Batch, encoded: Encoded) -> list[FrameOutput | None]:
     """Run SAM2 along the clips; None for a frame whose mask was given (there is nothing to learn from it)."""
     count, length = batch.frames.shape[:2]
+    owners = _on(model, batch.owners)
     memory: dict[str, dict[int, dict]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
     outputs: list[FrameOutput | None] = []
     with listening(model) as said:
         for t in range(length):
-            features, positions = encoded.rows(slice(t * count, (t + 1) * count))
+            features, positions = encoded.rows(t * count + owners)
             given = t in batch.prompted
             points = None
             if given and batch.points is not None and batch.labels is not None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from tools.train_nano import real_clips, train_sam2
 
@@ -70,9 +71,10 @@ def test_every_kind_of_clip_is_a_function_of_its_generator_and_starts_with_its_o
         again = real_clips.clip(np.random.default_rng(seed), videos, length, 64, kind)
         assert frames.shape == (length, 64, 64, 3)
         assert frames.dtype == np.uint8
-        assert masks.shape == (length, 64, 64)
+        assert masks.shape[1:] == (length, 64, 64)
+        assert 1 <= len(masks) <= real_clips.TARGETS
         assert masks.dtype == bool
-        assert masks[0].mean() >= real_clips.SMALLEST
+        assert (masks[:, 0].mean((1, 2)) >= real_clips.SMALLEST).all()
         assert np.array_equal(frames, again[0])
         assert np.array_equal(masks, again[1])
 
@@ -83,6 +85,7 @@ def test_the_mask_stays_on_the_object(videos, kind):
     inside, outside = [], []
     for seed in range(12):
         frames, masks = real_clips.clip(np.random.default_rng(seed), videos, 5, 64, kind)
+        masks = masks[0]
         first = frames[0][masks[0]].astype(float)
         channel = int(first.mean(0).argmax())
         for frame, mask in zip(frames, masks, strict=True):
@@ -100,18 +103,18 @@ def test_a_repeated_target_is_the_same_frame(videos):
     assert not np.array_equal(frames[0], frames[1])
     for t in range(2, 5):
         assert np.array_equal(frames[t], frames[1])
-        assert np.array_equal(masks[t], masks[1])
+        assert np.array_equal(masks[0, t], masks[0, 1])
 
 
 def test_a_morph_has_both_real_ends_and_moves_from_one_to_the_other(videos):
     for seed in range(8):
         frames, masks = real_clips.morph(np.random.default_rng(seed), videos, 7, 64)
-        assert masks.any((1, 2)).all()
+        assert masks.any((2, 3)).all()
         start, end = frames[0].astype(float), frames[-1].astype(float)
         middle = frames[3].astype(float)
         whole = np.abs(start - end).mean()
         assert min(np.abs(middle - start).mean(), np.abs(middle - end).mean()) <= whole + 30
-        areas = masks.mean((1, 2))
+        areas = masks[0].mean((1, 2))
         assert areas.max() <= 3 * max(areas[0], areas[-1])
 
 
@@ -145,3 +148,30 @@ def test_a_batch_of_real_clips_is_a_function_of_seed_step_and_worker(videos):
     assert np.array_equal(first.masks, again.masks)
     assert first.frames.shape == other.frames.shape
     assert not np.array_equal(first.frames, other.frames)
+
+
+def test_two_targets_of_one_clip_are_followed_as_if_each_were_alone(videos):
+    torch.manual_seed(0)
+    model = train_sam2.build_model().eval()
+    train_sam2.set_image_size(model, 64)
+    frames, masks = real_clips.clip(np.random.default_rng(3), videos, 3, 64, "stuff")
+    assert len(masks) == 2
+    with torch.no_grad():
+        both = train_sam2.Batch(frames[None], masks, "mask", (0,), None, None, clips=np.array([0, 0]))
+        together = train_sam2.track(model, both, train_sam2.encode(model, both))
+        for n in range(2):
+            alone = train_sam2.Batch(frames[None], masks[n : n + 1], "mask", (0,), None, None)
+            outputs = train_sam2.track(model, alone, train_sam2.encode(model, alone))
+            for t in (1, 2):
+                assert torch.allclose(together[t].chosen[n], outputs[t].chosen[0], atol=1e-3)
+
+
+def test_prompts_lie_on_the_frames_of_their_targets(videos):
+    """A click's pixel has the right side of the target's own mask, and the frame is that of the target's clip."""
+    for step in range(12):
+        batch = train_sam2.make_batch(7, step, 64, 0, videos)
+        count, clips = len(batch.masks), len(batch.frames)
+        for row, frame in zip(batch.single.rows, batch.single.frames, strict=True):
+            assert row // count == frame // clips
+            assert batch.owners[row % count] == frame % clips
+            assert batch.masks[row % count, row // count].any()
