@@ -63,7 +63,8 @@ def test_frame_loss_by_hand():
         actual.append(((mask > 0) & (small > 0.5)).sum() / ((mask > 0) | (small > 0.5)).sum())
     expected_presence = (np.log1p(np.exp(-1.3)) + np.log1p(np.exp(-0.4))) / 2
     expected_iou = np.mean((ious[0] - np.array(actual)) ** 2)
-    expected_mask = (min(per_mask) + np.mean(per_mask)) / 2
+    best = train_sam2.BEST_PART
+    expected_mask = best * min(per_mask) + (1 - best) * np.mean(per_mask)
     assert parts["mask"] == pytest.approx(expected_mask, rel=1e-4)
     assert parts["iou_head"] == pytest.approx(expected_iou, rel=1e-4)
     assert parts["presence"] == pytest.approx(expected_presence, rel=1e-4)
