@@ -3,8 +3,12 @@
     python -m research.train_nano.train_sam2 --out runs/sam2_nano --steps 8000
     python -m research.train_nano.train_sam2 --out runs/sam2_nano --steps 8000 --resume
     python -m research.train_nano.train_sam2 --out runs/sam2_nano --evaluate-only     # of the bundled weights
+    python -m research.train_nano.train_sam2 --out runs/sam2_nano --videos PATH --minutes 120 --init WEIGHTS
 
-The clips come from the training classes of the domain "textures" (`research.synth`), their colours, contrast and
+With --videos, most clips are made from real videos with a mask for every frame (`real_clips`); the others are drawn.
+With --minutes, the clock decides when the rate falls and the run ends, and --steps only bounds it.
+
+Drawn clips come from the training classes of the domain "textures" (`research.synth`), their colours, contrast and
 sharpness changed at random; a clip shows one and the same object, never two of a class: to match another instance is
 what CAV-SAM has to add. Batch k is a function of (--seed, k) and the worker, so a resumed run with as many workers
 continues exactly where it stopped. At the end the new weights replace the bundled ones if they track better on the
@@ -28,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -38,6 +43,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 
 from research import synth
+from research.train_nano import real_clips
 from research.train_nano.diffusion_data import recolour
 
 SAM2 = Any  # SAM2VideoPredictor: its package has no types, and what is read from a module may be anything
@@ -48,10 +54,17 @@ EXPORT = "sam2_nano.safetensors"  # the run's own weights, in its folder
 SIZE = 256
 SMALL_SIZE = 128  # of the first steps, which cost a quarter: what an object is can be learned there
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CLIPS_OF_LENGTH = {2: 6, 3: 4, 4: 3, 8: 2}  # batch size for each clip length: every step costs about the same
-FAR_PART = {SMALL_SIZE: 0.4, SIZE: 0.5}  # part of the clips with far jumps: the easy ones come first
-POSITIVE_WEIGHT = 3.0  # of the object's pixels in the cross entropy: they are the fewer
-LENGTH_ODDS = {SMALL_SIZE: (0.6, 0.25, 0.15, 0.0), SIZE: (0.5, 0.25, 0.13, 0.12)}  # of the lengths above
+CLIPS_OF_LENGTH = {2: 6, 3: 4, 4: 3, 6: 2, 8: 2, 12: 1}  # batch size: every step costs about the same
+BEST_PART = 0.3  # of the mask loss is that of the best of the three masks, the rest their mean
+DRAWN_LENGTHS = {2: 0.5, 3: 0.25, 4: 0.13, 8: 0.12}  # how often a batch's clips have this length
+SMALL_DRAWN_LENGTHS = {2: 0.6, 3: 0.25, 4: 0.15}  # the same, in the small steps
+REAL_LENGTHS = {2: 0.26, 3: 0.14, 4: 0.16, 6: 0.14, 8: 0.16, 12: 0.14}  # the same, in a run on real videos
+FAR_PART, SMALL_FAR_PART = 0.5, 0.4  # part of the drawn clips with far jumps: the easy ones come first
+DRAWN_PART = 0.25  # part of the clips that are drawn, in a run on real videos
+SINGLE_FRAMES = 5  # so many frames of a batch are segmented by themselves besides
+CORRECTED = 0.3  # part of the batches in which these have a mask that is to be corrected by clicks
+MASK_LOGIT = 10.0  # what SAM2 takes a given mask for: +10 inside, -10 outside
+POSITIVE_WEIGHT = 2.0  # of the object's pixels in the cross entropy: they are the fewer
 PROMPTS = {"mask": 0.7, "box": 0.15, "points": 0.15}
 RECOLOURED = 0.6  # part of the clips whose colours, contrast and sharpness are changed
 RELIT = 0.3  # part of these in which every frame is changed in its own way
@@ -61,20 +74,25 @@ RELIT = 0.3  # part of these in which every frame is changed in its own way
 class SinglePrompts:
     """Boxes or points to segment frames by themselves, without memory, as SAM 2 learns on still images.
 
-    rows: (N,) numbers t * B + b of the frames that show the object; points, labels as in `Batch`, N of them.
+    rows: (P,) numbers t * N + n of masks that are not empty; points, labels as in `Batch`, P of them.
+    frames: (P,) numbers t * B + b of the frames that they lie on.
+    given: None, or masks to be corrected, float32 (P, 1, H / 4, W / 4) logits.
     """
 
     rows: NDArray[np.int64]
+    frames: NDArray[np.int64]
     points: NDArray[np.float32]
     labels: NDArray[np.int32]
+    given: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """frames: uint8 (B, T, H, W, 3); masks: bool (B, T, H, W).
+    """frames: uint8 (B, T, H, W, 3); masks: bool (N, T, H, W), of one target after the other.
 
     prompt: what is given on the frames in `prompted` (always the first; a second one only with masks).
-    points: float32 (B, P, 2) x, y in pixels, labels: int32 (B, P); both None for mask prompts.
+    points: float32 (N, P, 2) x, y in pixels, labels: int32 (N, P); both None for mask prompts.
+    clips: (N,) which clip each target belongs to; None where every clip has one, in order.
     """
 
     frames: NDArray[np.uint8]
@@ -84,38 +102,111 @@ class Batch:
     points: NDArray[np.float32] | None
     labels: NDArray[np.int32] | None
     single: SinglePrompts | None = None
+    clips: NDArray[np.int64] | None = None
+
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """(N,) the clip of each target."""
+        return np.arange(len(self.frames)) if self.clips is None else self.clips
 
 
 # ------------------------------------------------------------------------------------------------ data
 
 
-def make_batch(seed: int, step: int, size: int, worker: int = 0) -> Batch:
+def make_batch(seed: int, step: int, size: int, worker: int = 0, videos: list[real_clips.Video] | None = None) -> Batch:
     """The batch of one step and worker, a function of its arguments alone; all workers' clips are equally long."""
-    length = int(np.random.default_rng([seed, step]).choice(list(CLIPS_OF_LENGTH), p=LENGTH_ODDS[size]))
+    odds = REAL_LENGTHS if videos else DRAWN_LENGTHS if size == SIZE else SMALL_DRAWN_LENGTHS
+    length = int(np.random.default_rng([seed, step]).choice(list(odds), p=list(odds.values())))
     rng = np.random.default_rng([seed, step, worker])
-    names = synth.classes("textures", "train")
     clips = []
     for _ in range(CLIPS_OF_LENGTH[length]):
-        clips.append(
-            synth.clip(
-                names[int(rng.integers(len(names)))],
-                seed=synth.seed_of("train", int(rng.integers(len(synth.SEEDS["train"])))),
-                size=size,
-                length=length,
-                motion="far" if rng.random() < FAR_PART[size] else "smooth",
-            )
-        )
-    frames = np.stack([_recoloured(rng, clip.frames) if rng.random() < RECOLOURED else clip.frames for clip in clips])
-    masks = np.stack([clip.masks for clip in clips])
+        if videos and rng.random() >= DRAWN_PART:
+            clips.append(real_clips.clip(rng, videos, length, size))
+        else:
+            clips.append(_drawn_clip(rng, length, size))
+    frames = np.stack([_recoloured(rng, frames) if rng.random() < RECOLOURED else frames for frames, _ in clips])
+    masks = np.concatenate([masks for _, masks in clips])
+    owners = np.repeat(np.arange(len(clips)), [len(masks) for _, masks in clips])
     prompt = str(rng.choice(list(PROMPTS), p=list(PROMPTS.values())))
     prompted = (
         (0, 1) if prompt == "mask" and length > 2 and masks[:, 1].any((1, 2)).all() and rng.random() < 0.4 else (0,)
     )
     points, labels = (None, None) if prompt == "mask" else _drawn_points(rng, prompt, masks[:, 0])
+    return Batch(frames, masks, prompt, prompted, points, labels, _single_prompts(rng, masks, owners), owners)
+
+
+def _drawn_clip(rng: np.random.Generator, length: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    names = synth.classes("textures", "train")
+    far = FAR_PART if size == SIZE else SMALL_FAR_PART
+    clip = synth.clip(
+        names[int(rng.integers(len(names)))],
+        seed=synth.seed_of("train", int(rng.integers(len(synth.SEEDS["train"])))),
+        size=size,
+        length=length,
+        motion="far" if rng.random() < far else "smooth",
+    )
+    return clip.frames, clip.masks[None]
+
+
+def _single_prompts(rng: np.random.Generator, masks: NDArray[np.bool_], owners: NDArray[np.int64]) -> SinglePrompts:
+    """Prompts for some frames of a batch, whose masks are (N, T, H, W) and belong to the clips `owners`."""
     flat = masks.swapaxes(0, 1).reshape(-1, *masks.shape[2:])
-    rows = np.flatnonzero(flat.any((1, 2)))
-    single = SinglePrompts(rows, *_drawn_points(rng, str(rng.choice(["box", "points"])), flat[rows]))
-    return Batch(frames, masks, prompt, prompted, points, labels, single)
+    rows = rng.permutation(np.flatnonzero(flat.any((1, 2))))[:SINGLE_FRAMES]
+    frames = rows // len(masks) * (owners.max() + 1) + owners[rows % len(masks)]
+    if rng.random() >= CORRECTED:
+        return SinglePrompts(rows, frames, *_drawn_points(rng, str(rng.choice(["box", "points"])), flat[rows]))
+    faulty = np.stack([damaged(rng, mask) for mask in flat[rows]])
+    points, labels = _corrections(rng, flat[rows], faulty)
+    share = F.interpolate(
+        torch.from_numpy(faulty[:, None]).float(),
+        scale_factor=0.25,
+        mode="bilinear",
+        align_corners=False,
+        antialias=True,
+    )
+    return SinglePrompts(rows, frames, points, labels, ((2 * share - 1) * MASK_LOGIT).numpy())
+
+
+def damaged(rng: np.random.Generator, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """A mask as a tracker gets it wrong: too wide or too narrow, with a ragged border, a part missing or too much."""
+    size = mask.shape[0]
+    ragged = real_clips.smooth_field(rng, size, 1.0)[..., 0] + cv2.GaussianBlur(
+        rng.normal(0, 6, mask.shape).astype(np.float32), (0, 0), 3
+    )
+    depth = real_clips.signed_distance(mask)
+    result = depth + size * float(rng.normal(0, 0.008)) + size * 0.008 * ragged > 0
+    for _ in range(int(rng.integers(3))):
+        inside = bool(rng.random() < 0.5)
+        ys, xs = np.nonzero(mask if inside else ~mask)
+        if not len(ys):
+            continue
+        pick = int(rng.integers(len(ys)))
+        radius = 0.5 * np.sqrt(mask.sum()) * float(rng.uniform(0.3, 1.0)) + 2
+        disc = np.zeros(mask.shape, dtype=np.uint8)
+        cv2.circle(disc, (int(xs[pick]), int(ys[pick])), int(radius), 1, -1)
+        result = np.where(disc.astype(bool), not inside, result)
+    return result
+
+
+def _corrections(
+    rng: np.random.Generator, masks: NDArray[np.bool_], faulty: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """A click in the wrong part of each mask, in three batches of four, and padding (label -1) up to two points.
+
+    With two points SAM2 puts out one mask, as the smart tools have it do when a mask is given.
+    """
+    points = np.zeros((len(masks), 2, 2), dtype=np.float32)
+    labels = np.full((len(masks), 2), -1, dtype=np.int32)
+    if rng.random() < 0.25:
+        return points, labels
+    for n, (mask, wrong) in enumerate(zip(masks, masks ^ faulty, strict=True)):
+        depth = cv2.distanceTransform(wrong.astype(np.uint8), cv2.DIST_L2, 3)
+        if depth.max() < 1.5:
+            continue
+        ys, xs = np.nonzero(depth >= 0.5 * depth.max())
+        pick = int(rng.integers(len(ys)))
+        points[n, 0], labels[n, 0] = (xs[pick], ys[pick]), int(mask[ys[pick], xs[pick]])
+    return points, labels
 
 
 def _recoloured(rng: np.random.Generator, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -154,10 +245,24 @@ def _drawn_points(
     return points, labels
 
 
-def _produce(out: multiprocessing.Queue, seed: int, first: int, stop: int, small: int, worker: int) -> None:
+@dataclass(frozen=True)
+class Plan:
+    """What batches a run has: `stop` of them, the first `small` in `small_size` pixels; videos: real ones' folder."""
+
+    seed: int
+    stop: int
+    small: int = 0
+    small_size: int = SMALL_SIZE
+    videos: Path | None = None
+
+
+def _produce(out: multiprocessing.Queue, plan: Plan, first: int, worker: int) -> None:
     parent = os.getppid()
-    for step in range(first, stop):
-        batch = make_batch(seed, step, SMALL_SIZE if step < small else SIZE, worker)
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    videos = real_clips.load_videos(plan.videos) if plan.videos else None
+    for step in range(first, plan.stop):
+        batch = make_batch(plan.seed, step, plan.small_size if step < plan.small else SIZE, worker, videos)
         while True:
             try:
                 out.put(batch, timeout=10)
@@ -167,17 +272,17 @@ def _produce(out: multiprocessing.Queue, seed: int, first: int, stop: int, small
                     return
 
 
-def batches(seed: int, first: int, stop: int, small: int, worker: int = 0) -> Iterator[Batch]:
-    """The batches first .. stop-1 in order, made by a process of their own; those before `small` are small."""
+def batches(plan: Plan, first: int = 0, worker: int = 0) -> Iterator[Batch]:
+    """The batches first .. plan.stop - 1 in order, made by a process of their own."""
     context = multiprocessing.get_context("spawn")
     ready: multiprocessing.Queue = context.Queue(maxsize=6)
-    process = context.Process(target=_produce, args=(ready, seed, first, stop, small, worker), daemon=True)
+    process = context.Process(target=_produce, args=(ready, plan, first, worker), daemon=True)
     process.start()
     try:
-        for _ in range(first, stop):
+        for _ in range(first, plan.stop):
             while True:
                 try:
-                    yield ready.get(timeout=30)
+                    yield ready.get(timeout=60)
                     break
                 except queue.Empty:
                     if not process.is_alive():
@@ -256,15 +361,27 @@ class Encoded:
     positions: list[Tensor]
     sizes: list[tuple[int, int]]
 
-    def rows(self, rows: slice | Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def rows(self, rows: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         return [level[:, rows] for level in self.features], [level[:, rows] for level in self.positions]
 
 
 def encode(model: SAM2, batch: Batch) -> Encoded:
-    images = batch.frames.swapaxes(0, 1).reshape(-1, *batch.frames.shape[2:])
+    """Image features of all frames; a frame that is its predecessor again is encoded once."""
+    images = batch.frames.swapaxes(0, 1)
+    length, count = images.shape[:2]
+    rows = np.arange(length * count).reshape(length, count)
+    for t in range(1, length):
+        for b in range(count):
+            if np.array_equal(images[t, b], images[t - 1, b]):
+                rows[t, b] = rows[t - 1, b]
+    distinct, inverse = np.unique(rows, return_inverse=True)
+    flat = images.reshape(-1, *images.shape[2:])[distinct]
     _, features, positions, sizes = model._prepare_backbone_features(
-        model.forward_image(normalised(images).to(model.device))
+        model.forward_image(normalised(flat).to(model.device))
     )
+    if len(distinct) < length * count:
+        again = _on(model, inverse.reshape(-1))
+        features, positions = [level[:, again] for level in features], [level[:, again] for level in positions]
     return Encoded(features, positions, sizes)
 
 
@@ -280,8 +397,8 @@ def listening(model: SAM2) -> Iterator[dict[str, tuple[Tensor, ...]]]:
 
 
 def single(model: SAM2, encoded: Encoded, prompts: SinglePrompts) -> FrameOutput:
-    """Segment frames by themselves from boxes or points."""
-    features, positions = encoded.rows(_on(model, prompts.rows))
+    """Segment frames by themselves from boxes, points, or masks and clicks that correct them."""
+    features, positions = encoded.rows(_on(model, prompts.frames))
     with listening(model) as said:
         out = model.track_step(
             frame_idx=0,
@@ -297,6 +414,7 @@ def single(model: SAM2, encoded: Encoded, prompts: SinglePrompts) -> FrameOutput
             output_dict={},
             num_frames=1,
             run_mem_encoder=False,
+            prev_sam_mask_logits=None if prompts.given is None else _on(model, prompts.given),
         )
     low_res, ious, _, presence = said["decoder"]
     return FrameOutput(low_res.float(), ious.float(), presence.float(), out["pred_masks_high_res"])
@@ -305,11 +423,12 @@ def single(model: SAM2, encoded: Encoded, prompts: SinglePrompts) -> FrameOutput
 def track(model: SAM2, batch: Batch, encoded: Encoded) -> list[FrameOutput | None]:
     """Run SAM2 along the clips; None for a frame whose mask was given (there is nothing to learn from it)."""
     count, length = batch.frames.shape[:2]
+    owners = _on(model, batch.owners)
     memory: dict[str, dict[int, dict]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
     outputs: list[FrameOutput | None] = []
     with listening(model) as said:
         for t in range(length):
-            features, positions = encoded.rows(slice(t * count, (t + 1) * count))
+            features, positions = encoded.rows(t * count + owners)
             given = t in batch.prompted
             points = None
             if given and batch.points is not None and batch.labels is not None:
@@ -343,8 +462,8 @@ def frame_loss(output: FrameOutput, truth: Tensor) -> tuple[Tensor, dict[str, fl
     """The loss of one frame: cross entropy + dice of the masks, IoU and presence heads.
 
     It differs from SAM 2's in two points, for a small model in few steps. The cross entropy stands for 20 focal,
-    whose weights keep the masks empty for long. Half of the mask loss is that of the best of the three masks, the
-    other half their mean: with the best alone the IoU head, still poor, often picks one that was never taught.
+    whose weights keep the masks empty for long. Three tenths of the mask loss are that of the best of the three
+    masks, the rest their mean: with the best alone the IoU head, still poor, often picks one that was never taught.
 
     truth: float (B, H, W) of 0 and 1. Masks and IoU count only where the object is there.
     """
@@ -367,7 +486,7 @@ def frame_loss(output: FrameOutput, truth: Tensor) -> tuple[Tensor, dict[str, fl
         hard, solid = logits > 0, target > 0.5
         union = (hard | solid).sum((2, 3)).clamp(min=1)
         actual = (hard & solid).sum((2, 3)) / union
-    mask_loss = (per_mask.gather(1, best).mean() + per_mask.mean()) / 2
+    mask_loss = BEST_PART * per_mask.gather(1, best).mean() + (1 - BEST_PART) * per_mask.mean()
     iou = F.mse_loss(output.ious[present], actual)
     parts |= {"mask": mask_loss.item(), "iou_head": iou.item(), "iou": float(actual.gather(1, best).mean())}
     return mask_loss + iou + presence, parts
@@ -459,12 +578,11 @@ def _iou(output: FrameOutput, truth: NDArray[np.bool_]) -> float:
 # ------------------------------------------------------------------------------------------------ training
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 200, decay: float = 0.3) -> float:
-    """Warm-up, plateau, then linear to zero over the last `decay` of the steps."""
+def learning_rate(step: int, left: float, peak: float, warmup: int = 200, decay: float = 0.3) -> float:
+    """Warm-up, plateau, then linear to zero over the last `decay` of the run; left: the part of it still to come."""
     if step < warmup:
         return peak * (step + 1) / warmup
-    left = (steps - step) / (decay * steps)
-    return peak * min(1.0, left)
+    return peak * max(0.0, min(1.0, left / decay))
 
 
 def export(state: dict[str, Tensor], path: Path) -> None:
@@ -536,11 +654,16 @@ def train(arguments: argparse.Namespace, worker: int = 0) -> SAM2:
     saved_at = begun
     recent: list[dict[str, float]] = []
     with (arguments.out / "curve.jsonl" if worker == 0 else Path(os.devnull)).open("a") as curve:
-        data = batches(arguments.seed, first, arguments.steps, arguments.small_steps, worker)
-        for step, batch in enumerate(data, start=first):
+        plan = Plan(arguments.seed, arguments.steps, arguments.small_steps, arguments.small_size, arguments.videos)
+        for step, batch in enumerate(batches(plan, first, worker), start=first):
+            left = 1 - step / arguments.steps
+            if arguments.minutes:
+                left = 1 - (spent + time.monotonic() - begun) / (60 * arguments.minutes)
+            if left <= 0:
+                break
             set_image_size(model, batch.frames.shape[2])
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(step, arguments.steps, arguments.lr)
+                group["lr"] = learning_rate(step, left, arguments.lr, decay=arguments.decay)
             model.train()
             loss, parts = batch_loss(model, batch)
             optimiser.zero_grad(set_to_none=True)
@@ -563,11 +686,14 @@ def train(arguments: argparse.Namespace, worker: int = 0) -> SAM2:
                 save(step + 1)
                 saved_at = time.monotonic()
             if worker == 0 and (step + 1) % arguments.evaluate_every == 0:
+                set_image_size(average, SIZE)
                 figures = {k: round(v, 4) for k, v in evaluate(average, "dev", 40).items()}
                 curve.write(json.dumps({"step": step + 1, "evaluation": figures}) + "\n")
                 curve.flush()
+        else:
+            step = arguments.steps
     if worker == 0:
-        save(arguments.steps)
+        save(step)
     return average
 
 
@@ -592,7 +718,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and the curve")
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--small-steps", type=int, default=4000, help=f"steps at {SMALL_SIZE} pixels")
+    parser.add_argument("--small-size", type=int, default=SMALL_SIZE)
+    parser.add_argument("--videos", type=Path, help="folder SEQUENCE/{images,masks} of real videos to train on")
+    parser.add_argument("--minutes", type=float, help="the run's length, over all its parts, instead of --steps")
     parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument(
+        "--decay", type=float, default=0.3, help="last part of the run, in which the rate falls to zero"
+    )
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N")

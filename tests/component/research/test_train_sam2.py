@@ -21,12 +21,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def options(out: Path, steps: int, resume: bool) -> argparse.Namespace:
+def options(out, steps: int, resume: bool) -> argparse.Namespace:
     return argparse.Namespace(
         out=out,
         steps=steps,
         small_steps=steps,
+        small_size=128,
+        videos=None,
+        minutes=None,
         lr=1e-3,
+        decay=0.3,
         device="cpu",
         ema=0.9,
         seed=4,
@@ -65,3 +69,12 @@ def test_better_weights_replace_the_packaged_ones_and_worse_do_not(tmp_path: Pat
     assert train_sam2.decide(trained, packaged, episodes=2)
     assert not train_sam2.decide(fresh, packaged, episodes=2)
     assert packaged.read_bytes() == train_sam2.PACKAGED.read_bytes()
+
+
+def test_a_run_ends_when_its_minutes_are_over(tmp_path):
+    run = options(tmp_path, 1000, resume=False)
+    run.minutes = 0.1
+    train_sam2.train(run)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["step"] < 1000
+    assert saved["seconds"] >= 6

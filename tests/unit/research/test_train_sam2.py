@@ -61,7 +61,8 @@ def test_frame_loss_by_hand():
         actual.append(((mask > 0) & (small > 0.5)).sum() / ((mask > 0) | (small > 0.5)).sum())
     expected_presence = (np.log1p(np.exp(-1.3)) + np.log1p(np.exp(-0.4))) / 2
     expected_iou = np.mean((ious[0] - np.array(actual)) ** 2)
-    expected_mask = (min(per_mask) + np.mean(per_mask)) / 2
+    best = train_sam2.BEST_PART
+    expected_mask = best * min(per_mask) + (1 - best) * np.mean(per_mask)
     assert parts["mask"] == pytest.approx(expected_mask, rel=1e-4)
     assert parts["iou_head"] == pytest.approx(expected_iou, rel=1e-4)
     assert parts["presence"] == pytest.approx(expected_presence, rel=1e-4)
@@ -93,7 +94,73 @@ def test_tracking_hands_no_output_for_frames_whose_mask_was_given():
 
 
 def test_the_learning_rate_warms_up_stays_and_falls():
-    rates = [train_sam2.learning_rate(step, 1000, 1.0) for step in range(1000)]
+    rates = [train_sam2.learning_rate(step, 1 - step / 1000, 1.0) for step in range(1000)]
     assert rates[0] < rates[100] < rates[199] == 1.0
     assert rates[600] == 1.0
     assert 0 < rates[-1] < 0.01
+
+
+def test_the_learning_rate_stays_at_zero_once_the_time_is_over():
+    assert train_sam2.learning_rate(1000, -0.01, 1.0) == 0
+
+
+def test_a_repeated_frame_has_the_features_of_the_frame_itself():
+    torch.manual_seed(0)
+    model = train_sam2.build_model().eval()
+    train_sam2.set_image_size(model, 128)
+    rng = np.random.default_rng(0)
+    distinct = rng.integers(0, 255, (2, 2, 128, 128, 3)).astype(np.uint8)
+    frames = distinct[:, [0, 1, 1, 0]]
+    masks = np.zeros(frames.shape[:-1], dtype=bool)
+    with torch.no_grad():
+        repeated = train_sam2.encode(model, train_sam2.Batch(frames, masks, "mask", (0,), None, None))
+        once = train_sam2.encode(model, train_sam2.Batch(distinct, masks[:, :2], "mask", (0,), None, None))
+    rows = torch.tensor([0, 1, 2, 3, 2, 3, 0, 1])  # frame by frame: two clips each
+    for found, expected in zip(repeated.features, once.features, strict=True):
+        assert torch.allclose(found, expected[:, rows], atol=1e-4)
+
+
+def test_a_correcting_click_lies_in_what_is_wrong_and_says_how():
+    rng = np.random.default_rng(2)
+    ys, xs = np.mgrid[:128, :128]
+    mask = (ys - 60) ** 2 + (xs - 70) ** 2 < 30**2
+    wrong = mask.copy()
+    wrong[40:60] = False
+    wrong[100:120, 10:30] = True
+    seen = set()
+    for _ in range(40):
+        points, labels = train_sam2._corrections(rng, mask[None], wrong[None])
+        assert labels[0, 1] == -1
+        if labels[0, 0] >= 0:
+            x, y = points[0, 0].astype(int)
+            assert mask[y, x] != wrong[y, x]
+            assert labels[0, 0] == mask[y, x]
+        seen.add(int(labels[0, 0]))
+    assert seen == {-1, 0, 1}
+
+
+def test_a_damaged_mask_is_neither_right_nor_lost():
+    rng = np.random.default_rng(3)
+    ys, xs = np.mgrid[:128, :128]
+    mask = (ys - 60) ** 2 + (xs - 70) ** 2 < 30**2
+    ious = []
+    for _ in range(60):
+        faulty = train_sam2.damaged(rng, mask)
+        ious.append((mask & faulty).sum() / (mask | faulty).sum())
+    assert max(ious) < 1
+    assert 0.4 < np.median(ious) < 0.98
+
+
+def test_better_weights_replace_the_packaged_ones_and_worse_do_not(tmp_path):
+    """The bundled, trained weights against fresh ones."""
+    trained, fresh = tmp_path / "trained", tmp_path / "fresh"
+    trained.mkdir()
+    fresh.mkdir()
+    (trained / train_sam2.EXPORT).write_bytes(train_sam2.PACKAGED.read_bytes())
+    torch.manual_seed(0)
+    train_sam2.export(train_sam2.build_model().state_dict(), fresh / train_sam2.EXPORT)
+    packaged = tmp_path / "packaged.safetensors"
+    assert train_sam2.decide(fresh, packaged, episodes=2), "anything is better than nothing"
+    assert train_sam2.decide(trained, packaged, episodes=2)
+    assert not train_sam2.decide(fresh, packaged, episodes=2)
+    assert packaged.read_bytes() == train_sam2.PACKAGED.read_bytes()
