@@ -31,7 +31,6 @@ from backend.labelstudio.images import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig, image_url, parse_label_config
 from backend.labelstudio.regions import Region, Slot, read_regions, region_id
 from backend.store.store import Store
-from backend.sync.project_sync import known_config
 from backend.worker.model_process import LaneProcess
 
 log = logging.getLogger(__name__)
@@ -171,7 +170,7 @@ class Interactive:
         if pointing is None:
             return [], 0.0
         slot = slot_of(pointing, config)
-        images = known_config(self._store, project) or config
+        images = self._store.projects.config(project) or config
         known = self._store.tasks(project).find(int(task["id"])) or _sent(project, task, slot.to_name, images)
         image = self._fetch(known, slot.to_name, images)
         if not self._lock.acquire(timeout=PATIENCE):
@@ -238,7 +237,7 @@ class Interactive:
         """The mask that the reference leads to in the method's quickest mode; nothing where there is no reference."""
         reference, regions = self._reference_of(task, slot)
         reference_task = self._store.tasks(task.project).find(reference.task) if reference else None
-        reference_config = known_config(self._store, task.project)
+        reference_config = self._store.projects.config(task.project)
         if reference is None or reference_task is None or reference_config is None:
             return []
         try:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
 
-from backend.entities import Job, ReferenceAnnotation, References
+from backend.entities import Job, ReferenceAnnotation, References, Refusal
 from backend.errors import (
     BackendError,
     ImageNotKept,
@@ -27,7 +27,6 @@ from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.images import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig
 from backend.store.store import Store
-from backend.sync.project_sync import known_config
 from backend.worker.model_process import LaneProcess
 
 log = logging.getLogger(__name__)
@@ -35,6 +34,8 @@ log = logging.getLogger(__name__)
 LANE_ATTEMPTS = 2
 FETCH_DELAYS = (5.0, 20.0, 60.0)
 AWAY_DELAY = 20.0
+REFUSAL_PAUSE = 10.0
+"""Seconds that a version's jobs wait for another reference to be chosen, which drops them."""
 LEDGER_PAUSE = 10.0
 MODEL_DELAYS = (15.0, 30.0, 60.0, 300.0)
 IDLE = 30.0
@@ -60,13 +61,13 @@ class Activity:
 class Hooks:
     """What the worker needs of the service: a client for a project, and someone to tell.
 
-    `finished(project, task)` after each job, whatever came of it; `refused(project)` when the reference taught nothing;
+    `finished(project, task)` after each job, whatever came of it; `refused` when a reference taught nothing;
     `review_below(project)` is the score below which a region is flagged.
     """
 
     client: Callable[[int], LabelStudio]
     finished: Callable[[int, int], None]
-    refused: Callable[[int], None]
+    refused: Callable[[Refusal], None]
     review_below: Callable[[int], float]
 
 
@@ -179,7 +180,7 @@ class Worker:
     def _do(self, job: Job) -> None:
         self.activity = Activity("fetching", job.project, job.task, since=time.monotonic())
         references = self._store.annotations(job.project).references()
-        config = known_config(self._store, job.project)
+        config = self._store.projects.config(job.project)
         if references is None or config is None or not job.version.endswith(f"-r{references.key}"):
             self._store.queue.put_back(job, counts=False, delay=1.0)  # the reference changed under us
             return
@@ -224,10 +225,10 @@ class Worker:
     def _settle(self, job: Job, references: References, answer: dict[str, Any]) -> bool:
         """Store the lane's answer; returns whether the job is over."""
         if answer["event"] == "bad_reference":
-            self._store.queue.put_back(job, counts=False)
+            self._store.queue.put_back(job, counts=False, delay=REFUSAL_PAUSE)
             for one in references.annotations:
                 if one.annotation == answer["annotation"]:
-                    self._refuse(one, answer["message"])
+                    self._refuse(job, one, answer["message"])
             return False
         if answer["event"] == "failed":
             log.error("Project %d, task %d: %s", job.project, job.task, answer["message"])
@@ -250,12 +251,11 @@ class Worker:
         )
         return True
 
-    def _refuse(self, reference: ReferenceAnnotation, message: str) -> None:
-        log.warning(
-            "Project %d: annotation %d cannot be the reference: %s", reference.project, reference.annotation, message
-        )
-        self._store.annotations(reference.project).refuse(reference.annotation, reference.key, message)
-        self._hooks.refused(reference.project)
+    def _refuse(self, job: Job, reference: ReferenceAnnotation, message: str) -> None:
+        """Have another reference chosen; until then no job of the version need be tried."""
+        log.warning("Project %d: annotation %d cannot be the reference: %s", job.project, reference.annotation, message)
+        self._store.jobs(job.project, job.version).hold(REFUSAL_PAUSE)
+        self._hooks.refused(Refusal(job.project, reference.annotation, reference.key, message))
 
     def _fetch(
         self, job: Job, references: References, config: LabelConfig
@@ -300,11 +300,12 @@ class Worker:
         try:
             return self._images.fetch(client, config, task, _to_names([reference]))
         except ImageUnavailable as error:
-            self._store.queue.put_back(job, counts=False, delay=0.0 if error.permanent else FETCH_DELAYS[1])
+            delay = REFUSAL_PAUSE if error.permanent else FETCH_DELAYS[1]
+            self._store.queue.put_back(job, counts=False, delay=delay)
             if error.permanent:
-                self._refuse(reference, f"Its image cannot be used. {error}")
+                self._refuse(job, reference, f"Its image cannot be used. {error}")
             else:
-                log.warning("Project %d: %s Trying again in %.0f s.", job.project, error, FETCH_DELAYS[1])
+                log.warning("Project %d: %s Trying again in %.0f s.", job.project, error, delay)
         except LabelStudioError as error:
             self._without_fault(job, error)
         return None
@@ -336,7 +337,7 @@ class Worker:
     def _fetch_quietly(self, job: Job) -> None:
         task = self._store.tasks(job.project).find(job.task)
         references = self._store.annotations(job.project).references()
-        config = known_config(self._store, job.project)
+        config = self._store.projects.config(job.project)
         if task is None or references is None or config is None:
             return
         try:
