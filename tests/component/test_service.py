@@ -23,6 +23,7 @@ from backend.errors import DataFolderBusy, LedgerError
 from backend.labelstudio.brush import decode_mask
 from backend.service import Service
 from backend.settings import Settings
+from backend.sync.delivery import Delivery
 from tests.support.backend import RunningBackend, wait_for
 from tests.support.fake_label_studio import CONFIG, FakeLabelStudio, brush, picture, png
 from tests.support.threshold import DEADLY, DEADLY_ONCE

@@ -9,7 +9,7 @@ PROJECT = {"id": 3, "created_at": "2026-01-01T00:00:00Z", "label_config": "<View
 
 
 @pytest.mark.parametrize(
-    ("body", "notes"),
+    ("body", "events"),
     [
         (
             {"action": "ANNOTATION_CREATED", "project": PROJECT, "annotation": {"id": 9, "task": 4, "result": []}},
