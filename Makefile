@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo screenshots test lint format bench lock readme clean
+.PHONY: help setup demo screenshots test lint format bench rehearsal lock readme clean
 
 PYTHON_BIN := .venv/bin/python
 
@@ -42,6 +42,10 @@ format:  ## let ruff write the formatting
 bench:  ## measure the modes of the method on generated episodes (ARGS="..." goes to python -m research.bench)
 	@tools/setup.sh main
 	@$(PYTHON_BIN) -m research.bench $(ARGS)
+
+rehearsal:  ## the pair of full size with random weights in its published layouts: seconds and memory (11 GB of disk)
+	@tools/setup.sh main
+	@$(PYTHON_BIN) -m research.rehearsal
 
 lock:  ## write requirements/ from the installed environments
 	@$(PYTHON_BIN) tools/lock.py

@@ -95,6 +95,7 @@ class _Server(BaseApplication):
         signal.signal(signal.SIGTERM, end)
         service.start()
         log.info("Model version %s%s.", service.base_version, f" - {TRIAL_WARNING}" if service.trial_models else "")
+        log.info("Models %s, recipe %s.", self._settings.sources().name, self._settings.method().described())
 
     def _before_end(self, arbiter: Arbiter, worker: GunicornWorker) -> None:
         if self._service is not None:

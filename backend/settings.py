@@ -84,10 +84,16 @@ class Settings:
     device: str = _setting(
         "auto", "Where the model runs, to choose among several GPUs: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`."
     )
+    preset: str = _setting(
+        "",
+        "A whole recipe: `published` (the paper's), `bundled` (chosen on the bundled models) or `quick` (the same with "
+        "few steps). Without it the pair's own: `bundled` for `nano`, `published` for every other. Whoever measured on "
+        "their own pictures that another is better changes it.",
+    )
     mode: str = _setting(
-        "full",
+        "",
         "How much of the method runs: `concat`, `ttga`, `dbst`, `full`, or `auto` (`full` only for targets that need "
-        "it); a quicker one for a machine without a GPU.",
+        "it). Without it `auto` for `nano`, `full` for every other pair. A machine without a GPU needs a quicker one.",
     )
     recipe: str = _setting(
         "",
@@ -261,7 +267,7 @@ class Settings:
         overrides = json.loads(self.recipe) if self.recipe else {}
         if not isinstance(overrides, dict):
             raise ValueError("not a JSON object")
-        return Recipe.from_dict({"mode": self.mode, **overrides})
+        return self.sources().recipe(self.preset, **{"mode": self.mode, **overrides})
 
     def _problems(self) -> list[str]:
         problems = []

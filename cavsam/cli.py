@@ -17,7 +17,7 @@ import numpy as np
 from cavsam.errors import CavSamError, InvalidReference
 from cavsam.evaluation import evaluate
 from cavsam.images import Mask, read_image, read_mask, write_mask
-from cavsam.options import add_method_arguments, add_source_arguments, recipe_of, sources_of, warn_about_nano
+from cavsam.options import add_method_arguments, add_source_arguments, announce, recipe_of, sources_of
 from cavsam.types import Reference
 
 DONE, SOME_FAILED, REFUSED = 0, 1, 2
@@ -100,7 +100,7 @@ def run_segment(options: argparse.Namespace) -> int:
     recipe, sources = recipe_of(options, options.mode), sources_of(options)
     reference = _read_reference(options.reference, options.mask, options.class_name)
     outputs = _output_files(options.targets, options.out, [options.reference, options.mask])
-    warn_about_nano(sources)
+    announce(sources, recipe)
 
     from tqdm import tqdm
 
@@ -141,7 +141,7 @@ def run_explain(options: argparse.Namespace) -> int:
     reference = _read_reference(options.reference, options.mask, options.class_name)
     target = read_image(options.target)
     _check_output_file(options.out, [options.reference, options.mask, options.target])
-    warn_about_nano(sources)
+    announce(sources, recipe)
 
     from tqdm import tqdm
 

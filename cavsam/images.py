@@ -24,7 +24,6 @@ ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
 """Its values with which width and height change places."""
 
-
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "WEBP", "AVIF")
 """What is read, by PIL's names. Others have decoders that nobody needs here, and EPS would run Ghostscript."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import get_args
+from typing import Any, get_args
 
 from cavsam.errors import RecipeError
 from cavsam.recipe import PRESETS, Mode, Recipe, choices_of
@@ -40,9 +40,9 @@ def add_method_arguments(parser: argparse.ArgumentParser, *, several_modes: bool
     if several_modes:
         group.add_argument("--mode", action="append", choices=MODES, help="repeatable (default: all)")
     else:
-        group.add_argument("--mode", choices=MODES, default="full", help="parts of the method (default: full)")
+        group.add_argument("--mode", choices=MODES, help="parts of the method (default: auto with nano, else full)")
     group.add_argument("--seed", type=int, default=0, help="seed of every random draw (default: 0)")
-    group.add_argument("--preset", choices=PRESETS, default="default", help="a whole recipe (default: default)")
+    group.add_argument("--preset", choices=PRESETS, help="a whole recipe (default: bundled with nano, else published)")
     group.add_argument(
         "--set", metavar="NAME=VALUE", action="append", default=[], help="another option of the recipe; repeatable"
     )
@@ -53,13 +53,13 @@ def sources_of(options: argparse.Namespace) -> ModelSources:
     return ModelSources.named(options.model).replace(**{name: getattr(options, name) for name in _SOURCES})
 
 
-def recipe_of(options: argparse.Namespace, mode: str) -> Recipe:
-    """Build the recipe that the options choose, in a mode.
+def recipe_of(options: argparse.Namespace, mode: str | None) -> Recipe:
+    """Build the recipe that the options choose, in a mode or, with None, in the pair's own.
 
     Raises:
         RecipeError: an option does not exist or cannot have this value.
     """
-    values = {**Recipe.preset(options.preset).to_dict(), "mode": mode, "seed": options.seed}
+    values: dict[str, Any] = {"seed": options.seed}
     for setting in options.set:
         name, equals, text = setting.partition("=")
         if not equals:
@@ -69,11 +69,13 @@ def recipe_of(options: argparse.Namespace, mode: str) -> Recipe:
             values[name] = text if text in choices_of(name) else json.loads(text)
         except json.JSONDecodeError:
             values[name] = text
-    return Recipe.from_dict(values)
+    return sources_of(options).recipe(options.preset or "", mode or "", **values)
 
 
-def warn_about_nano(sources: ModelSources) -> None:
-    """Say on stderr that the bundled models are for trying out only, if they are chosen."""
+def announce(sources: ModelSources, recipe: Recipe) -> None:
+    """Say on stderr what will run, and that the bundled models are for trying out only if they are chosen."""
+    trial = " These are try-out models, not for real work." if sources.is_nano else ""
+    print(f"cavsam: models {sources.name}, recipe {recipe.described()}.{trial}", file=sys.stderr)
     if sources.is_nano:
         print(
             "cavsam: These are the bundled try-out models: they show how the method works, they are not for real work.",

@@ -40,7 +40,7 @@ class CavSam:
     Attributes:
         tracker: SAM2.
         transition: where generated frames come from; None in the modes without them.
-        recipe: the hyperparameters.
+        recipe: the hyperparameters; of mode `full` if `auto` was asked for and there is no calibration.
         fingerprint: of the models and the recipe.
         calibration: turns cues into scores.
     """
@@ -53,14 +53,19 @@ class CavSam:
         models: str = "",
         calibration: Calibration | None = None,
     ) -> None:
+        calibration = calibration or Calibration()
+        if recipe.mode == "auto" and not calibration.overlap:
+            # without estimates of the IoU there is nothing to choose between kinds of candidates by
+            log.warning("Mode auto runs as full: there is no calibration of scores for these models.")
+            recipe = recipe.replace(mode="full")
         if recipe.generates_frames and transition is None:
             raise ModelError(f"The mode {recipe.mode} needs a diffusion model; give one or choose concat or ttga.")
         self.tracker = tracker
         self.transition = transition
         self.recipe = recipe
         self.fingerprint = models or f"custom {recipe_digest(recipe)}"
-        self.calibration = calibration or Calibration()
-        self.strategies = strategies(recipe, tracker, transition)
+        self.calibration = calibration
+        self.strategies = strategies(recipe, tracker, transition, calibration)
 
     @classmethod
     def from_pretrained(
@@ -71,13 +76,13 @@ class CavSam:
         Args:
             model: a name ("default", "paper", "nano") or the sources themselves.
             device: "auto", "cpu", "cuda", "cuda:1", "mps".
-            recipe: hyperparameters; the defaults when None.
+            recipe: hyperparameters; those that belong to the pair when None.
 
         Raises:
             ModelError: weights are missing, do not fit, or cannot be fetched; or there is no such device.
         """
-        recipe = recipe or Recipe()
         sources = ModelSources.named(model) if isinstance(model, str) else model
+        recipe = recipe or sources.recipe()
         where = select_device(device)
         tracker = load_tracker(sources, where, recipe.precision)
         transition = None

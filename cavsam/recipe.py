@@ -55,10 +55,10 @@ PROMPT_OPTIONS = ("propagate_with", "target_prompt", "min_separation", "min_cycl
 
 @dataclass(frozen=True)
 class Recipe:
-    """The hyperparameters of CAV-SAM (arXiv 2508.07759).
+    """The hyperparameters of CAV-SAM (arXiv 2508.07759); without arguments, the published reading.
 
     If the paper and its released code contradict each other, the choice is an option here, and `docs/method.md` says
-    what each reading measured.
+    what each reading measured. What was chosen on the bundled models is the preset `bundled`, never a default here.
     """
 
     mode: Mode = "full"
@@ -105,13 +105,13 @@ class Recipe:
     """Adam learning rate of the neck. Who sees the loss diverge lowers it."""
     ttga_weight_decay: float = 5e-4
     """Adam weight decay of the neck. Who studies the alignment changes it."""
-    activation: Activation = "contrast"
+    activation: Activation = "foreground"
     """Activation of a label: the cosine with its prototype (the paper), or that minus the highest cosine with a
-    prototype of the background or of another label. Who compares with the paper changes it."""
-    activation_stride: ActivationStride = 0
+    prototype of the background or of another label. Who sees activations on the background tries `contrast`."""
+    activation_stride: ActivationStride = 16
     """Pixels of SAM2's square per cell of the activation; 0 takes the stride with 64 x 64 cells: 16 (the paper's) on
     SAM2's usual 1024 pixels, 4 on 256. Who looks for small objects lowers it."""
-    temperature: float = 0.1
+    temperature: float = 1.0
     """Divides the activation before the sigmoid; 1 is the released code. Who changes `activation` changes it."""
     cycle_mask: CycleMask = "predicted"
     """Mask of the augmented reference in the second half of the cycle: the predicted one (ACC) or the true one (ABC).
@@ -122,40 +122,41 @@ class Recipe:
     pseudo_label: PseudoLabel = "mask"
     """Prompt the middle frames with the binarised activation itself or with its bounding box. Who tracks
     compact objects with ragged activations tries `box`."""
-    min_separation: float = 3.5
+    min_separation: float = 0.0
     """Distance of an activation's two Otsu classes, in deviations (Ashman's D), below which it is not trusted. Who sees
     wrong prompts raises it."""
-    min_cycle_iou: float = 0.3
+    min_cycle_iou: float = 0.0
     """A pseudo-label must find the reference's mask again with this IoU on the feature grid; 0 asks for nothing. Who
     sees wrong prompts raises it."""
-    target_prompt: TargetPrompt = "box"
-    """Correct what is tracked on the target by the box or the peak of its activation, if that can be trusted. Who looks
-    for one object tries `point`; who wants the paper's method takes `none`."""
+    target_prompt: TargetPrompt = "none"
+    """Correct what is tracked on the target by the box or the peak of its activation, if that can be trusted. The
+    paper has none. Who sees the right place activated and the wrong one tracked tries `box`, for one object `point`."""
 
     # SAM2: the tracking
     reference_prompt: ReferencePrompt = "mask"
     """Prompt frame 0 with the reference mask (text of the paper) or its bounding box (its code). Who compares with the
     released code changes it."""
-    propagate_with: PropagateWith = "original"
-    """Track on the features of the tuned neck or of the original one. Who wants the paper's method takes `tuned`."""
+    propagate_with: PropagateWith = "tuned"
+    """Track on the features of the tuned neck or of the original one. Who sees `ttga` track worse than `concat` tries
+    `original`."""
     instances: Instances = "union"
     """A label of several components is one object, or each component on the reference most like the target is one. Who
     counts objects takes `split`."""
 
     # choosing between candidates
-    region_fallback: bool = True
-    """In `ttga` and `full`, take the activation if it disagrees with the tracked mask and scores higher. Who wants the
-    paper's method turns it off."""
+    region_fallback: bool = False
+    """In `ttga` and `full`, take the activation if it disagrees with the tracked mask and scores higher. The
+    score must be calibrated for both. Who segments thin or scattered classes turns it on."""
     fallback_iou: float = 0.5
     """IoU of activation and tracked mask below which they disagree. Who sees coarse activations in place of good
     tracked masks lowers it."""
     auto_threshold: float = 0.25
     """In `auto`, a cheap candidate with this score for every label is trusted, and no frames are generated. Who has
     time to spare raises it."""
-    min_presence: float = 0.5
+    min_presence: float = 0.0
     """Below this estimated probability that the object is on the target no mask is returned. Who misses objects lowers
     it; who sees masks of objects that are not there raises it."""
-    min_score: float = 0.1
+    min_score: float = 0.0
     """Below this score no mask is returned, if the score is calibrated for these models and this recipe. Who would
     rather correct a bad mask than draw one lowers it."""
 
@@ -216,6 +217,20 @@ class Recipe:
             raise RecipeError(f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
         return cls(**PRESETS[name])
 
+    def described(self) -> str:
+        """Describe it in words: the nearest preset, the mode, and the options that differ from the preset.
+
+        `bundled, mode auto, lora_steps=60`, say; what is printed before anything runs.
+        """
+        own = self.to_dict()
+        changed = {
+            name: [f"{key}={own[key]}" for key, value in self.preset(name).to_dict().items() if own[key] != value]
+            for name in PRESETS
+        }
+        changed = {name: [one for one in found if not one.startswith("mode=")] for name, found in changed.items()}
+        nearest = min(PRESETS, key=lambda name: len(changed[name]))
+        return ", ".join([nearest, f"mode {self.mode}", *changed[nearest]])
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
         """Build from names and values; raises `RecipeError` on an unknown name or a bad value."""
@@ -226,43 +241,26 @@ class Recipe:
         return cls(**values)
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "quick": {"frames": 7, "ddim_steps": 10, "lora_steps": 15, "lora_lr": 1e-3, "ttga_steps": 30},
-    "paper": {
-        "mode": "full",
-        "frames": 9,
-        "alpha_min": 0.2,
-        "alpha_max": 0.8,
-        "ddim_steps": 20,
-        "lora_rank": 16,
-        "lora_steps": 200,
-        "lora_lr": 2e-4,
-        "lora_weight_decay": 1e-2,
-        "lora_mix": "delta",
-        "ttga_steps": 100,
-        "ttga_lr": 1e-3,
-        "ttga_weight_decay": 5e-4,
-        "activation": "foreground",
-        "activation_stride": 16,
-        "temperature": 1.0,
-        "cycle_mask": "predicted",
-        "prompted_fraction": 0.5,
-        "pseudo_label": "mask",
-        "min_separation": 0.0,
-        "min_cycle_iou": 0.0,
-        "target_prompt": "none",
-        "reference_prompt": "mask",
-        "propagate_with": "tuned",
-        "transition_from": "nearest",
-        "instances": "union",
-        "region_fallback": False,
-        "min_presence": 0.0,
-        "min_score": 0.0,
-    },
+_BUNDLED: dict[str, Any] = {
+    "activation": "contrast",
+    "activation_stride": 0,
+    "temperature": 0.1,
+    "min_separation": 3.5,
+    "min_cycle_iou": 0.3,
+    "target_prompt": "box",
+    "propagate_with": "original",
+    "region_fallback": True,
+    "min_presence": 0.5,
+    "min_score": 0.1,
 }
-"""Recipes by name: ours; with few steps, for the bundled models on a CPU; and the published reading throughout,
-whatever measures better here."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "published": {},
+    "bundled": _BUNDLED,
+    "quick": {**_BUNDLED, "frames": 7, "ddim_steps": 10, "lora_steps": 15, "lora_lr": 1e-3, "ttga_steps": 30},
+}
+"""Recipes by name: the published reading; what was chosen on the bundled models, for them; and the same with few steps,
+for the bundled models on a CPU."""
 
 _HINTS = get_type_hints(Recipe)
 

@@ -71,7 +71,7 @@ def examine(
 def _settings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
     sources = settings.sources()
     kind = "try-out models, not for real work" if sources.is_nano else "real models"
-    yield Finding("ok", "settings", f"model {sources.name} ({kind}), mode {settings.method().mode}")
+    yield Finding("ok", "settings", f"model {sources.name} ({kind}), recipe {settings.method().described()}")
     for name in unknown_variables(environ):
         yield Finding("note", "settings", f"{name} means nothing; `cavsam-backend settings` lists the names there are.")
     if not settings.label_studio_url:

@@ -45,6 +45,7 @@ def model_status(service: Service) -> dict[str, Any]:
         "models": {"name": sources.name, "try_out": service.trial_models}
         | ({} if service.trial_models else {"sam2": sources.sam2, "diffusion": sources.diffusion}),
         "mode": service.settings.method().mode,
+        "recipe": service.settings.method().described(),
     }
 
 

@@ -13,12 +13,19 @@ from cavsam.candidates.linear import LinearClassifier
 from cavsam.candidates.tracked import Tracked
 from cavsam.features import iou
 from cavsam.recipe import Recipe
+from cavsam.scoring.calibration import Calibration
 from cavsam.tracking import Tracker
 from cavsam.transition import Transition
 
 
-def strategies(recipe: Recipe, tracker: Tracker, transition: Transition | None) -> tuple[Strategy, ...]:
-    """List the ways to a mask that a recipe tries, in order; `auto` has the one that generates frames last."""
+def strategies(
+    recipe: Recipe, tracker: Tracker, transition: Transition | None, calibration: Calibration
+) -> tuple[Strategy, ...]:
+    """List the ways to a mask that a recipe tries, in order; `auto` has the one that generates frames last.
+
+    A region is tried beside a tracked mask only if the calibration knows both, because bare orders of different kinds
+    cannot be compared.
+    """
     concat, ttga = Tracked(tracker, recipe), Tracked(tracker, recipe, aligns=True)
     if recipe.mode == "auto":
         # on the original neck, and with nothing to correct it on the target, `ttga` tracks as `concat` does
@@ -31,9 +38,9 @@ def strategies(recipe: Recipe, tracker: Tracker, transition: Transition | None) 
             Tracked(tracker, recipe, aligns=True, transition=transition),
         )
     own = Tracked(tracker, recipe, recipe.aligns, transition if recipe.generates_frames else None)
-    if recipe.region_fallback and recipe.aligns:
-        return own, Activation(tracker, recipe, presence_of=own.kind)
-    return (own,)
+    region = Activation(tracker, recipe, presence_of=own.kind)
+    compared = calibration.knows(own.kind) and calibration.knows(region.kind)
+    return (own, region) if recipe.region_fallback and recipe.aligns and compared else (own,)
 
 
 def settled(candidates: Sequence[Candidate], recipe: Recipe) -> bool:

@@ -244,14 +244,19 @@ def draw_episodes(samples: Sequence[Sample], shots: int, count: int | None, seed
 
 
 def draw_far_episodes(
-    root: Path, samples: Sequence[Sample], shots: int, per_class: int | None, seed: int
+    root: Path,
+    samples: Sequence[Sample],
+    shots: int,
+    per_class: int | None,
+    seed: int,
+    per_domain: int | None = None,
 ) -> list[ListedEpisode]:
     """A seeded list in which references are far from their target, for classes whose neighbours look alike.
 
     Each picture of a class is the target once, or `per_class` of them. Its references are drawn from those pictures
     that show the object and lie at least a third of the class's list away. If those are too few, the farthest others
     are taken too. The classes take turns, so that an interrupted run has some of each. A class's own episodes depend
-    neither on the other classes nor, but for how many there are, on `per_class`.
+    neither on the other classes nor, but for how many there are, on `per_class` and `per_domain`.
 
     Args:
         root: the set's folder, for the masks.
@@ -259,6 +264,7 @@ def draw_far_episodes(
         shots: references per episode.
         per_class: targets of each class; None for all.
         seed: of every draw.
+        per_domain: targets of each domain at most, its classes in turn; None for no bound.
 
     Raises:
         CavSamError: a class has too few pictures for its references.
@@ -282,7 +288,13 @@ def draw_far_episodes(
                 )
             drawn.append((turn, own[target], tuple(own[i] for i in others[:shots])))
     drawn.sort(key=lambda entry: entry[0])
-    return [ListedEpisode(index, target, references) for index, (_, target, references) in enumerate(drawn)]
+    kept = []
+    of_domain: dict[str, int] = defaultdict(int)
+    for _, target, references in drawn:
+        of_domain[target.domain] += 1
+        if per_domain is None or of_domain[target.domain] <= per_domain:
+            kept.append((target, references))
+    return [ListedEpisode(index, target, references) for index, (target, references) in enumerate(kept)]
 
 
 def list_text(episodes: Sequence[ListedEpisode]) -> str:

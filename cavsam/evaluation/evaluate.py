@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how many, of each class of a folder; with --list, the first N (default: each object is a target once)",
     )
+    group.add_argument("--per-domain", type=int, metavar="N", help="folder: at most N of a domain, its classes in turn")
     group.add_argument("--list", type=Path, metavar="FILE", help="a list of episodes written by an earlier run")
     group.add_argument("--list-seed", type=int, help="seed of the list that is drawn (default: that of --seed)")
     group.add_argument("--every", type=int, default=1, metavar="K", help="video: every K-th frame (default: 1)")
@@ -65,7 +66,15 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         CavSamError: the set is not there, --out holds another run, or the models cannot be had.
     """
-    for name, least in (("episodes", 1), ("shots", 1), ("every", 1), ("at_most", 2), ("seed", 0), ("list_seed", 0)):
+    for name, least in (
+        ("episodes", 1),
+        ("per_domain", 1),
+        ("shots", 1),
+        ("every", 1),
+        ("at_most", 2),
+        ("seed", 0),
+        ("list_seed", 0),
+    ):
         value = getattr(options, name)
         if value is not None and value < least:
             raise CavSamError(f"--{name.replace('_', '-')} must be at least {least}, not {value}.")
@@ -134,7 +143,7 @@ def _episodes(options: argparse.Namespace) -> list[ListedEpisode]:
         return episodes
     samples = read_dataset(options.dataset, options.root)
     if options.dataset == FOLDER:
-        return draw_far_episodes(options.root, samples, options.shots, options.episodes, seed)
+        return draw_far_episodes(options.root, samples, options.shots, options.episodes, seed, options.per_domain)
     return draw_episodes(samples, options.shots, options.episodes, seed)
 
 

@@ -23,7 +23,7 @@ from cavsam.evaluation.episodes import Episode
 from cavsam.evaluation.frames import FrameStore, KeptTransition
 from cavsam.evaluation.metrics import Counts, boundary_f, count
 from cavsam.images import Mask, resize_mask
-from cavsam.options import MODES, add_method_arguments, recipe_of, sources_of, warn_about_nano
+from cavsam.options import MODES, add_method_arguments, announce, recipe_of, sources_of
 from cavsam.recipe import Recipe
 from cavsam.types import CandidateMask
 from cavsam.weights.sources import ModelSources, fingerprint
@@ -161,7 +161,7 @@ def run_episodes(
         for domain, index in tasks
     ]
     total = sum(len(missing) for _, _, missing in todo)
-    warn_about_nano(method.sources)
+    announce(method.sources, method.recipe)
     if not total:
         return
     models = method.load()

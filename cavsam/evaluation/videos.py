@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from cavsam.errors import CavSamError
 from cavsam.evaluation.datasets import ListedEpisode, Sample, read_sample
@@ -84,6 +83,10 @@ def run_sequences(
         for frames in todo:
             bar.set_description(frames[0].target.class_name)
             pictures = [read_sample(root, sample) for sample in (frames[0].references[0], *(f.target for f in frames))]
+            if not pictures[0][1].any():
+                raise CavSamError(
+                    f"The first frame of {frames[0].target.class_name!r} shows no object; begin the sequence later."
+                )
             begun = time.perf_counter()
             masks = track(tracker, [image for image, _ in pictures], pictures[0][1])
             seconds = (time.perf_counter() - begun) / len(frames)
@@ -114,14 +117,11 @@ def track(tracker: Tracker, images: Sequence[NDArray[np.uint8]], first: NDArray[
     import torch.nn.functional as F
 
     from cavsam.tracking import Prompt
+    from cavsam.video import encode, masks_square, picture_square
 
     side = tracker.image_size
-    squashed = [Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC) for image in images]
-    trunks = [
-        tracker.trunk(torch.from_numpy(np.array(frame)).permute(2, 0, 1)[None].float() / 255) for frame in squashed
-    ]
-    trunk = [torch.cat(level) for level in zip(*trunks, strict=True)]
-    square = F.interpolate(torch.from_numpy(first)[None, None].float(), size=(side, side), mode="area")[0, 0] >= 0.5
+    trunk = encode(tracker, torch.stack([picture_square(image, side, tracker.device) for image in images]))
+    square = masks_square({"object": first}, ["object"], side)[0]
     found: dict[int, NDArray[np.bool_]] = {}
 
     def keep(frame: int, logits: torch.Tensor) -> None:

@@ -71,6 +71,10 @@ class Calibration:
     fitted: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
 
+    def knows(self, kind: str) -> bool:
+        """Tell whether the scores of a kind of candidate were fitted, under this recipe or another."""
+        return kind in self.overlap
+
     def holds(self, kind: str, recipe: Recipe, presence_of: str | None = None) -> bool:
         """Tell whether the scores of a kind of candidate were fitted on masks and cues made as `recipe` makes them.
 
@@ -81,11 +85,11 @@ class Calibration:
         """
         options = recipe.to_dict()
         names = {*OPTIONS[kind], *OPTIONS[presence_of or kind]}
-        return kind in self.overlap and all(self.recipe.get(name) == options[name] for name in names)
+        return self.knows(kind) and all(self.recipe.get(name) == options[name] for name in names)
 
     def score(self, kind: str, features: Features) -> float:
         """Estimate the IoU of a mask, 0..1; uncalibrated: backward consistency times SAM2's object probability."""
-        if kind in self.overlap:
+        if self.knows(kind):
             return self.overlap[kind](features)
         return features.get("consistency", 1.0) * features.get("presence", 1.0)
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from cavsam.recipe import Precision
 from cavsam.scoring.calibration import FILE as CALIBRATION_FILE
 from cavsam.scoring.calibration import Calibration
 from cavsam.tracking import Tracker
+from cavsam.weights.single_file import load_single_file
 from cavsam.weights.sources import ModelSources
 
 log = logging.getLogger(__name__)
@@ -54,16 +56,57 @@ SAM2_OVERRIDES: dict[str, Any] = {
 
 DIFFUSION_FILES = [
     "vae/config.json",
-    "vae/diffusion_pytorch_model.safetensors",
     "unet/config.json",
-    "unet/diffusion_pytorch_model.safetensors",
     "text_encoder/config.json",
-    "text_encoder/model.safetensors",
     "tokenizer/*",
     "scheduler/scheduler_config.json",
     "model_index.json",
 ]
-"""What of a hub repository is fetched; the rest (safety checker, other formats) is gigabytes that nothing reads."""
+"""What of a hub repository is fetched besides weights; the rest is gigabytes that nothing reads."""
+
+WEIGHTS = {
+    "vae": "diffusion_pytorch_model",
+    "unet": "diffusion_pytorch_model",
+    "text_encoder": "",
+}
+"""Part of a diffusion model -> stem of its weights' file; the text encoder's depends on the format."""
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """One of the ways in which a diffusers folder stores the weights of a part."""
+
+    variant: str | None
+    safetensors: bool
+
+    def file(self, part: str) -> str:
+        """Name of the part's file in this format, relative to the folder; a large one may be split into several."""
+        stem = WEIGHTS[part] or ("model" if self.safetensors else "pytorch_model")
+        variant = f".{self.variant}" if self.variant else ""
+        return f"{part}/{stem}{variant}.{'safetensors' if self.safetensors else 'bin'}"
+
+    def is_in(self, folder: Path, part: str) -> bool:
+        """Whether a folder holds a part in this format, whole or split."""
+        file = folder / self.file(part)
+        # a split file's index is called model.safetensors.index.json or model.safetensors.index.fp16.json
+        index = file.name if self.variant is None else file.name.replace(f".{self.variant}", "")
+        variant = f".{self.variant}" if self.variant else ""
+        return file.is_file() or (file.parent / f"{index}.index{variant}.json").is_file()
+
+    def patterns(self, part: str) -> list[str]:
+        """Patterns of the files that a hub repository may hold of a part in this format."""
+        file = Path(self.file(part))
+        stem, variant = file.name.split(".")[0], f".{self.variant}" if self.variant else ""
+        return [str(file), f"{part}/{stem}{file.suffix}.index{variant}.json", f"{part}/{stem}{variant}-*{file.suffix}"]
+
+
+FORMATS = (
+    WeightFormat(None, safetensors=True),
+    WeightFormat("fp16", safetensors=True),
+    WeightFormat(None, safetensors=False),
+    WeightFormat("fp16", safetensors=False),
+)
+"""In the order of preference: full precision first, and pickles, which are read without running code, last."""
 
 
 def select_device(name: str) -> torch.device:
@@ -206,7 +249,7 @@ def _hub_checkpoint_stem(hub_id: str) -> str:
 def load_diffusion(sources: ModelSources, device: torch.device, precision: Precision = "auto") -> LatentDiffusion:
     """Load the parts of a Stable Diffusion model from folder, hub or single file; raises `ModelError`."""
     path = Path(sources.diffusion)
-    parts = _diffusion_from_file(path) if path.is_file() else _diffusion_from_folder(find_diffusion(sources))
+    parts = load_single_file(path) if path.is_file() else _diffusion_from_folder(find_diffusion(sources))
     for name in ("vae", "unet", "text_encoder"):
         parts[name] = parts[name].float().to(device).eval().requires_grad_(False)
     return LatentDiffusion(
@@ -250,24 +293,27 @@ def _diffusion_from_folder(folder: Path) -> dict[str, Any]:
     for name, kind in classes.items():
         if not (folder / name).is_dir():
             raise ModelError(f"{folder} has no {name}/; a Stable Diffusion folder holds {', '.join(classes)}.")
+        options: dict[str, Any] = {}
+        if name in WEIGHTS:
+            stored = _format_in(folder, name)
+            options = {"variant": stored.variant, "use_safetensors": stored.safetensors}
         try:
-            parts[name] = kind.from_pretrained(folder, subfolder=name, local_files_only=True)
+            parts[name] = kind.from_pretrained(folder, subfolder=name, local_files_only=True, **options)
         except Exception as error:  # each library has its own errors for a broken part
             raise ModelError(f"{folder / name} cannot be loaded ({error}); fetch the model again.") from error
     return parts
 
 
-def _diffusion_from_file(file: Path) -> dict[str, Any]:
-    from diffusers import StableDiffusionPipeline
-
-    try:
-        pipeline = StableDiffusionPipeline.from_single_file(str(file), safety_checker=None)
-    except Exception as error:  # the loader asks the hub for configurations and fails in many ways
-        raise ModelError(
-            f"{file} cannot be loaded as one Stable Diffusion checkpoint ({error}); "
-            f"its configuration comes from the hub, so go online once or use a folder in the diffusers layout."
-        ) from error
-    return {name: getattr(pipeline, name) for name in ("vae", "unet", "text_encoder", "tokenizer", "scheduler")}
+def _format_in(folder: Path, part: str) -> WeightFormat:
+    """Choose the format in which a part is read."""
+    for stored in FORMATS:
+        if stored.is_in(folder, part):
+            return stored
+    found = ", ".join(sorted(path.name for path in (folder / part).iterdir())) or "nothing"
+    raise ModelError(
+        f"{folder / part} has no weights that can be read, only {found}; "
+        f"it must hold {Path(FORMATS[0].file(part)).name}, its fp16 variant or a .bin file of PyTorch."
+    )
 
 
 # ---- hub ----
@@ -294,10 +340,19 @@ def _from_hub(hub_id: str, file: str, revision: str | None) -> Path:
 
 
 def _folder_from_hub(hub_id: str, revision: str | None) -> Path:
+    """Fetch a diffusion model, each part in the first format that the repository has."""
     from huggingface_hub import snapshot_download
 
+    patterns = list(DIFFUSION_FILES)
+    missing = list(WEIGHTS)
     with _hub_errors(hub_id, revision):
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=DIFFUSION_FILES))
+        for stored in FORMATS:
+            patterns += [pattern for part in missing for pattern in stored.patterns(part)]
+            folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+            missing = [part for part in missing if not stored.is_in(folder, part)]
+            if not missing:
+                break
+    return folder
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cavsam.errors import ModelError
-from cavsam.recipe import FRAME_OPTIONS, Recipe
+from cavsam.recipe import FRAME_OPTIONS, Mode, Recipe
 from cavsam.scoring.calibration import FILE as CALIBRATION_FILE
 
 PACKAGE = Path(__file__).parent
@@ -25,6 +25,8 @@ class ModelSources:
     (`.pt` or `.safetensors`); for the diffusion model a single checkpoint file (`.safetensors` or `.ckpt`) works too.
     `sam2_config` names a configuration of the sam2 package (`configs/sam2.1/sam2.1_hiera_t.yaml`) or a YAML file; it
     is only needed when the checkpoint's file name does not tell. `None` for a revision means the hub's default branch.
+    `preset` and `mode` are the recipe that the pair runs with if nobody chooses another: the published one for every
+    pair but the bundled one, for which alone the preset `bundled` was measured.
     """
 
     sam2: str = "facebook/sam2.1-hiera-tiny"
@@ -33,6 +35,8 @@ class ModelSources:
     sam2_config: str | None = None
     diffusion_revision: str | None = None
     name: str = "custom"
+    preset: str = "published"
+    mode: Mode = "full"
 
     @classmethod
     def named(cls, name: str) -> ModelSources:
@@ -41,8 +45,19 @@ class ModelSources:
             raise ModelError(f"There is no model pair {name!r}; choose one of {', '.join(NAMES)}.")
         return NAMES[name]
 
+    def recipe(self, preset: str = "", mode: str = "", **options: Any) -> Recipe:
+        """Build the recipe that the pair runs with: its own preset and mode unless others are given, then the options.
+
+        Raises:
+            RecipeError: a preset, a mode or an option does not exist, or has a bad value.
+        """
+        return Recipe.preset(preset or self.preset).replace(mode=mode or self.mode, **options)
+
     def replace(self, **changes: str | None) -> ModelSources:
-        """A copy with some sources changed, named `custom` when that changes anything; `None` leaves as it is."""
+        """Copy it with some sources changed; `None` leaves one as it is.
+
+        What differs from this pair is named `custom` and has the published recipe.
+        """
         given: dict[str, str | None] = {key: value for key, value in changes.items() if value is not None}
         if "sam2" in given and given["sam2"] != self.sam2:
             # a revision or configuration belongs to the checkpoint it was chosen for
@@ -50,7 +65,9 @@ class ModelSources:
         if "diffusion" in given and given["diffusion"] != self.diffusion:
             given = {"diffusion_revision": None, **given}
         changed = dataclasses.replace(self, **given)  # type: ignore[arg-type]
-        return self if changed == self else dataclasses.replace(changed, name="custom")
+        if changed == self:
+            return self
+        return dataclasses.replace(changed, name="custom", preset=ModelSources.preset, mode=ModelSources.mode)
 
     @property
     def is_nano(self) -> bool:
@@ -61,7 +78,9 @@ class ModelSources:
 NAMES: dict[str, ModelSources] = {
     "default": ModelSources(name="default"),
     "paper": ModelSources(sam2="facebook/sam2-hiera-tiny", name="paper"),
-    "nano": ModelSources(sam2=str(NANO / "sam2"), diffusion=str(NANO / "diffusion"), name="nano"),
+    "nano": ModelSources(
+        sam2=str(NANO / "sam2"), diffusion=str(NANO / "diffusion"), name="nano", preset="bundled", mode="auto"
+    ),
 }
 
 

@@ -36,7 +36,6 @@ from backend.errors import LaneStopped
 from backend.labelstudio.label_config import parse_label_config
 from backend.sync.references import examine
 from backend.worker.model_process import CAVSAM, LaneProcess, LaneSpec
-from cavsam.recipe import Recipe
 from cavsam.weights.sources import ModelSources
 from research import synth
 from research.benchmarks.pipeline import children, peak_memory
@@ -70,10 +69,11 @@ def main() -> int:
         print(f"from /setup to the first answer, the process being started  {time.perf_counter() - began:6.2f} s")
         half = options.pictures
         report("lane idle", server.url, pictures[:half], 1, options.clicks)
+        nano = ModelSources.named("nano")
         lane = LaneProcess(
             LaneSpec(
                 CAVSAM,
-                {"sources": vars(ModelSources.named("nano")), "recipe": Recipe().to_dict(), "device": "auto"},
+                {"sources": vars(nano), "recipe": nano.recipe(mode="full").to_dict(), "device": "auto"},
                 "WARNING",
             )
         )

@@ -17,8 +17,10 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +30,9 @@ from cavsam.recipe import Recipe
 from cavsam.types import Reference
 from cavsam.weights.sources import NANO, ModelSources
 from research import synth
+
+if TYPE_CHECKING:
+    from backend.worker.model_process import LaneProcess
 
 MEGABYTE = 1e6
 REPEATED = {"align": "ttga_steps", "lora": "lora_steps"}
@@ -61,6 +66,11 @@ def main() -> int:
     return 0
 
 
+def whole_recipe(options: argparse.Namespace) -> Recipe:
+    """Give the recipe of the sizes that are measured, with all its steps."""
+    return ModelSources.named(options.sizes).recipe(mode=options.mode)
+
+
 def measure_method(options: argparse.Namespace) -> dict[str, Any]:
     """Load, adapt and segment in this process."""
     import time
@@ -69,7 +79,7 @@ def measure_method(options: argparse.Namespace) -> dict[str, Any]:
 
     from cavsam.pipeline import CavSam
 
-    whole = Recipe(mode=options.mode)
+    whole = whole_recipe(options)
     recipe = whole.replace(**{name: max(1, getattr(whole, name) // options.cut) for name in REPEATED.values()})
     started = time.perf_counter()
     if options.sizes == "nano":
@@ -152,51 +162,14 @@ def random_paper_model(recipe: Recipe, device: str) -> Any:
 def measure_backend(options: argparse.Namespace) -> dict[str, float]:
     """Peak memory of the lane doing a real job, and of the web process answering a full-size request."""
     import requests
-    from PIL import Image
 
-    from backend.labelstudio.label_config import parse_label_config
-    from backend.sync.references import examine
-    from backend.worker.model_process import CAVSAM, LaneProcess, LaneSpec
-    from tools import brush
     from tools.backend_server import backend
 
     recipe = Recipe(mode=options.mode, lora_steps=max(1, 200 // options.cut), ttga_steps=max(1, 100 // options.cut))
-    names = synth.classes("cells", "dev")[: options.labels]
-    pictures = [synth.generate("cells", names, seed=synth.seed_of("dev", n), size=1024) for n in range(2)]
     with tempfile.TemporaryDirectory() as folder:
-        paths = []
-        for number, picture in enumerate(pictures):
-            paths.append(str(Path(folder) / f"{number}.png"))
-            Image.fromarray(picture.image).save(paths[-1])
-        labels = "".join(f'<Label value="{name}"/>' for name in names)
-        config = parse_label_config(
-            '<View><Image name="image" value="$image"/>'
-            f'<BrushLabels name="tag" toName="image">{labels}</BrushLabels></View>'
-        )
-        drawn = brush.regions(pictures[0].masks, from_name="tag", to_name="image")
-        regions = examine({"id": 1, "task": 1, "result": drawn}, config).regions
         sources = ModelSources.named("nano")
-        lane = LaneProcess(
-            LaneSpec(
-                CAVSAM,
-                {"sources": vars(sources), "recipe": recipe.to_dict(), "device": options.device},
-                "WARNING",
-            )
-        )
-        try:
-            job = {
-                "reference": {
-                    "key": "bench",
-                    "regions": [region.to_json() for region in regions],
-                    "images": {"image": paths[0]},
-                }
-            }
-            answer = lane.run({**job, "images": {"image": paths[1]}}, lambda *_: None)
-            if answer["event"] != "result":
-                raise RuntimeError(str(answer))
+        with one_job(Path(folder), sources, recipe, options.device, labels=options.labels, size=1024) as lane:
             memory = {"lane process": peak_memory(lane.pid or 0)}
-        finally:
-            lane.stop()
 
         tasks = [{"id": n, "data": {"image": "x" * 32_000}, "annotations": [], "predictions": []} for n in range(250)]
         with backend(Path(folder), settings={"CAVSAM_PREDICT_DEADLINE": "2"}) as server:
@@ -206,6 +179,49 @@ def measure_backend(options: argparse.Namespace) -> dict[str, float]:
             processes = [server.process.pid, *children(server.process.pid)]
             memory["web processes together"] = sum(peak_memory(pid) for pid in processes)
     return memory
+
+
+@contextmanager
+def one_job(
+    folder: Path, sources: ModelSources, recipe: Recipe, device: str, *, labels: int, size: int
+) -> Iterator[LaneProcess]:
+    """A model process that has done one task of the backend, with pictures in `folder` of `size` pixels; then ended.
+
+    Raises:
+        RuntimeError: the task failed.
+    """
+    from PIL import Image
+
+    from backend.labelstudio.label_config import parse_label_config
+    from backend.sync.references import examine
+    from backend.worker.model_process import CAVSAM, LaneProcess, LaneSpec
+    from tools import brush
+
+    names = synth.classes("cells", "dev")[:labels]
+    pictures = [synth.generate("cells", names, seed=synth.seed_of("dev", n), size=size) for n in range(2)]
+    paths = []
+    for number, picture in enumerate(pictures):
+        paths.append(str(folder / f"{number}.png"))
+        Image.fromarray(picture.image).save(paths[-1])
+    drawn_labels = "".join(f'<Label value="{name}"/>' for name in names)
+    config = parse_label_config(
+        '<View><Image name="image" value="$image"/>'
+        f'<BrushLabels name="tag" toName="image">{drawn_labels}</BrushLabels></View>'
+    )
+    drawn = brush.regions(pictures[0].masks, from_name="tag", to_name="image")
+    regions = examine({"id": 1, "task": 1, "result": drawn}, config).regions
+    options = {"sources": vars(sources), "recipe": recipe.to_dict(), "device": device}
+    lane = LaneProcess(LaneSpec(CAVSAM, options, "WARNING"))
+    try:
+        images = {"image": paths[0]}
+        example = {"annotation": 1, "regions": [region.to_json() for region in regions], "images": images}
+        job = {"reference": {"key": "bench", "shots": 0, "examples": [example]}}
+        answer = lane.run({**job, "images": {"image": paths[1]}}, lambda *_: None)
+        if answer["event"] != "result":
+            raise RuntimeError(str(answer))
+        yield lane
+    finally:
+        lane.stop()
 
 
 def peak_memory(pid: int) -> float:
@@ -224,7 +240,7 @@ def children(pid: int) -> list[int]:
 
 def report(figures: dict[str, Any], options: argparse.Namespace) -> str:
     """The figures as text."""
-    whole = Recipe(mode=options.mode)
+    whole = whole_recipe(options)
     weights = "bundled nano models" if options.sizes == "nano" else "paper's sizes, RANDOM weights"
     lines = [f"{weights}, mode {options.mode}, {options.labels} labels; {figures['machine']}", ""]
     lines.append(f"loading the models {figures['loading']:8.2f} s")

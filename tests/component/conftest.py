@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from tests.support.backend import label_studio, make_settings, start_backend
-from tests.unit.backend.conftest import store
+from tests.support.store import store
 
 __all__ = ["label_studio", "make_settings", "start_backend", "store"]

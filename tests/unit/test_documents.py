@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from backend.settings import settings_table
-from tests.support.imports import modules_of
+from cavsam.cli import build_parser
+from cavsam.evaluation.runs import Method
+from tools.imports import modules_of
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -142,3 +144,22 @@ def test_the_image_gets_what_the_package_is_built_from_and_no_more():
     assert copied == allowed == packages | described | {"requirements", "tools/setup.sh"}
     for source in copied:
         assert (ROOT / source).exists(), source
+
+
+def test_the_protocol_s_commands_run_the_published_recipe():
+    """The values are those of the method's specification, for the weights and the sets of the paper."""
+    text = (ROOT / "docs" / "paper-protocol.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^    cavsam (evaluate .*)$", text, flags=re.MULTILINE)
+    assert {command.split()[2] for command in commands} == {"fss1000", "deepglobe", "isic", "chest"}
+    for command in commands:
+        options = build_parser().parse_args(command.split())
+        method = Method.of(options)
+        assert method.sources.sam2 == "facebook/sam2-hiera-tiny"
+        assert method.modes == ("full",)
+        recipe = method.recipe
+        assert (recipe.frames, recipe.alpha_min, recipe.alpha_max, recipe.ddim_steps) == (9, 0.2, 0.8, 20)
+        assert (recipe.lora_rank, recipe.lora_steps, recipe.lora_lr, recipe.lora_weight_decay) == (16, 200, 2e-4, 1e-2)
+        assert (recipe.ttga_steps, recipe.ttga_lr, recipe.ttga_weight_decay) == (100, 1e-3, 5e-4)
+        assert (recipe.activation_stride, recipe.temperature, recipe.prompted_fraction) == (16, 1.0, 0.5)
+        assert (recipe.propagate_with, recipe.reference_prompt, recipe.cycle_mask) == ("tuned", "mask", "predicted")
+        assert (recipe.target_prompt, recipe.region_fallback, recipe.min_separation) == ("none", False, 0.0)

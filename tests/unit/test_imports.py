@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.imports import circle_in, imports_of, modules_of, reached_from
+from tools.imports import circle_in, imports_of, modules_of, reached_from
 
 
 def with_parents(module: str) -> list[str]:

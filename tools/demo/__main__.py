@@ -33,7 +33,7 @@ COLOUR_OF = dict(zip(LABELS, COLOURS, strict=False))
 FIRST_SEED = 0
 SIZE = 256
 # Few steps, and frames only where a cheaper mask is not trusted: the demo ends in minutes on two busy cores.
-RECIPE = {**Recipe.preset("quick").to_dict(), "mode": "auto"}
+RECIPE = Recipe.preset("quick").replace(mode="auto").to_dict()
 PATIENCE = 180.0  # seconds in which nothing at all happens after which the demo gives up
 
 

@@ -40,7 +40,7 @@ from tests.support.fake_label_studio import LEGACY_KEY, FakeLabelStudio, brush, 
 THRESHOLD = "tests.support.threshold:open_threshold"
 """Name of the segmenter whose answer anyone can compute, for the model process."""
 MODES: tuple[str, ...] = choices_of("mode")
-PRESET_NAMES = {name: name for name in ("default", "quick", "paper")}
+PRESET_NAMES = {"default": "bundled", "quick": "quick", "paper": "published"}
 """What the golden run calls the presets -> what the project calls them now."""
 OPTION_NAMES: dict[str, str] = {}
 """The same for options of the recipe whose names changed since the golden run was made."""

@@ -1,15 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from tests.support.store import store
 
-import pytest
-
-from backend.store.store import Store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(tmp_path / "ledger.sqlite3")
-    yield opened
-    opened.close()
+__all__ = ["store"]

@@ -1,89 +1,33 @@
-"""Small models with random weights, built from the same classes as the real ones."""
+"""Small models with random weights, made once, and a seeded generator."""
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from cavsam.diffusion import LatentDiffusion, ddim_schedule
+from cavsam.diffusion import LatentDiffusion
 from cavsam.tracking import Tracker
-from cavsam.types import Reference
-from cavsam.weights.loading import build_sam2
-from cavsam.weights.sources import NANO
+from tests.support.tiny_models import make_diffusion, make_tracker, write_tokenizer
 
 # the models are so small that a second thread costs more than it brings
 torch.set_num_threads(1)
 
-SD_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-
 
 @pytest.fixture(scope="session")
 def tracker() -> Tracker:
-    """SAM2-nano's architecture with random weights, its object score pushed up so that masks appear."""
-    torch.manual_seed(0)
-    predictor = build_sam2(NANO / "sam2" / "sam2_nano.yaml", None)
-    with torch.no_grad():
-        predictor.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(5.0)
-    return Tracker(predictor, contextlib.nullcontext)
+    """See `make_tracker`."""
+    return make_tracker()
 
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP tokenizer of single letters."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    letters = "abcdefghijklmnopqrstuvwxyz,"
-    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
-    (folder / "vocab.json").write_text(str({w: i for i, w in enumerate(words)}).replace("'", '"'))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
+    write_tokenizer(folder)
     return folder
-
-
-def make_diffusion(tokenizer_folder: Path, prediction_type: str = "epsilon") -> LatentDiffusion:
-    """A latent diffusion model of a few thousand random weights: 64 px pictures, 8x8 latents."""
-    torch.manual_seed(1)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 8, 8),
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=64,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        attention_head_dim=4,
-        cross_attention_dim=16,
-        norm_num_groups=4,
-    )
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=64,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=16,
-            bos_token_id=0,
-            eos_token_id=1,
-        )
-    )
-    scheduler = DDIMScheduler(**SD_SCHEDULE, prediction_type=prediction_type)
-    for part in (vae, unet, text_encoder):
-        part.eval().requires_grad_(False)
-    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
-    schedule = ddim_schedule(dict(scheduler.config))
-    return LatentDiffusion(vae, unet, text_encoder, tokenizer, schedule, contextlib.nullcontext)
 
 
 @pytest.fixture(scope="session")
@@ -96,14 +40,3 @@ def diffusion(tokenizer_folder: Path) -> LatentDiffusion:
 def rng() -> np.random.Generator:
     """A fresh numpy generator with a fixed seed."""
     return np.random.default_rng(0)
-
-
-def blob_picture(rng: np.random.Generator, height: int, width: int) -> Reference:
-    """A noisy picture with a bright and a dark rectangle, both with their masks."""
-    image = rng.integers(60, 120, (height, width, 3), dtype=np.uint8)
-    bright, dark = np.zeros((2, height, width), dtype=bool)
-    bright[height // 5 : height // 2, width // 6 : width // 2] = True
-    dark[height // 2 : height - height // 6, width // 2 + 3 : width - width // 6] = True
-    image[bright] += 120
-    image[dark] //= 4
-    return Reference(image, {"bright": bright, "dark": dark})

@@ -10,7 +10,7 @@ import torch
 
 from cavsam import AdaptedReference, CavSam, Recipe, Reference
 from cavsam.tracking import Tracker
-from tests.unit.cavsam.conftest import blob_picture
+from tests.support.tiny_models import blob_picture
 
 
 @pytest.fixture

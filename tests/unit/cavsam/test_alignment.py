@@ -14,9 +14,9 @@ from cavsam.alignment import align, augment, cyclic_loss
 from cavsam.errors import NumericalError
 from cavsam.recipe import Recipe
 from cavsam.tracking import Tracker
-from tests.unit.cavsam.conftest import blob_picture
+from tests.support.tiny_models import blob_picture
 
-PAPER = Recipe.preset("paper")
+PUBLISHED = Recipe()
 """What the tests start from, whatever the defaults become."""
 
 
@@ -33,7 +33,7 @@ def test_alignment_with_contrast_learns_and_keeps_its_background(
     tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     images, masks = reference
-    recipe = PAPER.replace(mode="ttga", activation="contrast", temperature=0.1, ttga_steps=30)
+    recipe = PUBLISHED.replace(mode="ttga", activation="contrast", temperature=0.1, ttga_steps=30)
     aligned = align(tracker, images, masks, tracker.trunk(images), recipe)
     assert aligned.background is not None
     assert aligned.background.shape == (1, aligned.prototypes.shape[1])
@@ -46,7 +46,7 @@ def test_only_the_two_coarse_laterals_learn_and_the_model_stays(
 ) -> None:
     images, masks = reference
     before = {name: tensor.clone() for name, tensor in tracker.predictor.state_dict().items()}
-    aligned = align(tracker, images, masks, tracker.trunk(images), PAPER.replace(mode="ttga", ttga_steps=5))
+    aligned = align(tracker, images, masks, tracker.trunk(images), PUBLISHED.replace(mode="ttga", ttga_steps=5))
     after = tracker.predictor.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not any(parameter.requires_grad for parameter in tracker.predictor.parameters())
@@ -64,7 +64,7 @@ def test_alignment_lowers_the_loss_and_is_reproducible(
 ) -> None:
     images, masks = reference
     trunk = tracker.trunk(images)
-    recipe = PAPER.replace(mode="ttga", ttga_steps=40)
+    recipe = PUBLISHED.replace(mode="ttga", ttga_steps=40)
     aligned, again = (align(tracker, images, masks, trunk, recipe) for _ in range(2))
     assert aligned.losses == again.losses
     assert all(torch.equal(aligned.neck[name], again.neck[name]) for name in aligned.neck)
@@ -83,7 +83,7 @@ def test_loss_written_out(
     changed, changed_masks = augment(images[0], masks[0], generator)
     trunk, changed_trunk = tracker.trunk(images), tracker.trunk(changed[None])
     weights = tracker.neck_weights
-    recipe = PAPER.replace(mode="ttga", temperature=0.5, activation=kind)
+    recipe = PUBLISHED.replace(mode="ttga", temperature=0.5, activation=kind)
     loss = cyclic_loss(tracker, trunk, masks, changed_trunk, changed_masks[None], weights, recipe)
 
     def flat(features: torch.Tensor) -> np.ndarray:
@@ -116,7 +116,7 @@ def test_true_mask_on_the_way_back_is_another_loss(
     images, masks = reference
     trunk = tracker.trunk(images)
     losses = [
-        align(tracker, images, masks, trunk, PAPER.replace(mode="ttga", ttga_steps=3, cycle_mask=kind)).losses
+        align(tracker, images, masks, trunk, PUBLISHED.replace(mode="ttga", ttga_steps=3, cycle_mask=kind)).losses
         for kind in ("predicted", "true")
     ]
     assert losses[0] != losses[1]
@@ -142,4 +142,4 @@ def test_a_loss_that_is_not_finite_is_an_error(tracker: Tracker, reference: tupl
     images, masks = reference
     trunk = [level * torch.nan for level in tracker.trunk(images)]
     with pytest.raises(NumericalError, match="ttga_lr"):
-        align(tracker, images, masks, trunk, PAPER.replace(mode="ttga", ttga_steps=1))
+        align(tracker, images, masks, trunk, PUBLISHED.replace(mode="ttga", ttga_steps=1))

@@ -78,10 +78,15 @@ def test_an_input_is_never_overwritten(folder: Path, cavsam: Cavsam) -> None:
     assert (folder / "target.png").read_bytes() == before
 
 
-def test_targets_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
-    targets = ["a/x.png", "b/x.png", "c/x_2.png", "d/x.jpg"]
-    names = [path.name for path in cli._output_files(targets, tmp_path / "out", [])]
-    assert names == ["x.png", "x_3.png", "x_2.png", "x_4.png"]
+def test_targets_of_one_name_do_not_overwrite_each_other(folder: Path, cavsam: Cavsam) -> None:
+    targets = ["a/x.png", "b/x.png", "c/x_2.png", "d/x.png"]
+    for number, target in enumerate(targets):
+        (folder / target).parent.mkdir()
+        Image.new("RGB", (40 + number, 30)).save(folder / target)
+    cavsam("segment", "reference.png", "mask.png", *targets, "--model", "nano", "--mode", "concat", "--out", "out")
+    assert cavsam.status == 0, cavsam.stderr
+    widths = {path.name: read_mask(path).shape[1] for path in (folder / "out").glob("*.png")}
+    assert widths == {"x.png": 40, "x_3.png": 41, "x_2.png": 42, "x_4.png": 43}
 
 
 def test_options_that_do_not_exist_are_refused(folder: Path, cavsam: Cavsam) -> None:
@@ -149,12 +154,12 @@ def test_a_preset_is_where_the_other_options_start() -> None:
         "--out",
         "out",
         "--preset",
-        "paper",
+        "bundled",
         "--set",
         "min_cycle_iou=0.2",
     ]
     recipe = recipe_chosen_by(arguments)
-    assert recipe == Recipe.preset("paper").replace(min_cycle_iou=0.2)
+    assert recipe == Recipe.preset("bundled").replace(min_cycle_iou=0.2)
     assert recipe_chosen_by(arguments[:6]) == Recipe()
 
 

@@ -36,7 +36,7 @@ def test_separation_tells_two_modes_from_one_whatever_their_size(share: float) -
     one = torch.randn(4000, generator=generator)
     two = one.clone()
     two[: int(share * 4000)] += 12
-    trust = Recipe().min_separation
+    trust = Recipe.preset("bundled").min_separation
     assert separation(two, otsu(two)) > trust
     assert separation(one, otsu(one)) < trust
     assert separation(torch.rand(4000, generator=generator), 0.5) == pytest.approx(12**0.5, abs=0.1)

@@ -32,9 +32,10 @@ from cavsam.scoring.calibration import Calibration, Logistic
 from cavsam.tracking import Prompt, Tracker
 from cavsam.transition import DiffusionTransition, Frames
 from cavsam.video import picture_square
-from tests.unit.cavsam.conftest import blob_picture
+from tests.support.candidates import ALL_KNOWN
+from tests.support.tiny_models import blob_picture
 
-QUICK = Recipe.preset("paper").replace(
+QUICK = Recipe().replace(
     frames=3, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3, min_separation=0.0, min_cycle_iou=0.0
 )
 MODES: tuple[Mode, ...] = ("concat", "ttga", "dbst", "full", "auto")
@@ -45,7 +46,8 @@ Build = Callable[..., CavSam]
 def build(tracker: Tracker, diffusion: LatentDiffusion) -> Build:
     def make(**changes: object) -> CavSam:
         recipe = QUICK.replace(**changes)
-        return CavSam(tracker, DiffusionTransition(diffusion, recipe) if recipe.generates_frames else None, recipe)
+        transition = DiffusionTransition(diffusion, recipe) if recipe.generates_frames else None
+        return CavSam(tracker, transition, recipe, calibration=ALL_KNOWN)
 
     return make
 
@@ -825,3 +827,14 @@ def test_what_cannot_be_saved_is_said_and_leaves_what_was_there(saved: Path, tmp
         adapted.save(saved)
     assert saved.read_bytes() == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", saved.name]
+
+
+def test_auto_runs_as_full_without_a_calibration_and_says_so(
+    tracker: Tracker, diffusion: LatentDiffusion, reference: Reference, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = QUICK.replace(mode="auto")
+    model = CavSam(tracker, DiffusionTransition(diffusion, recipe), recipe)
+    assert "runs as full" in caplog.text
+    assert "calibration" in caplog.text
+    (result,) = model.segment(model.adapt([reference]), [reference.image])
+    assert [one.kind for one in result.candidates[next(iter(reference.masks))]] == ["full"]

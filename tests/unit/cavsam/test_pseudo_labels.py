@@ -12,9 +12,9 @@ from cavsam.alignment import Alignment, align
 from cavsam.pseudo_labels import cycle_iou, pseudo_labels
 from cavsam.recipe import Recipe
 from cavsam.tracking import Tracker
-from tests.unit.cavsam.conftest import blob_picture
+from tests.support.tiny_models import blob_picture
 
-PAPER = Recipe.preset("paper")
+PUBLISHED = Recipe()
 """What the tests start from, whatever the defaults become."""
 
 
@@ -34,7 +34,7 @@ def test_an_activation_without_contrast_gives_no_prompt(
     video = [torch.cat([level, level]) for level in tracker.trunk(images)]
     channels = tracker.neck(video)[0].shape[1]
     silent = Alignment({}, torch.zeros(2, channels), [])  # nothing is like it
-    labels = pseudo_labels(tracker, video, masks.bool(), silent, [1], PAPER)
+    labels = pseudo_labels(tracker, video, masks.bool(), silent, [1], PUBLISHED)
     assert [(one.frame, one.label) for one in labels] == [(1, 0), (1, 1)]
     assert [one.refused for one in labels] == ["the activation marks nothing"] * 2
     assert [one.threshold for one in labels] == [0, 0]
@@ -43,9 +43,9 @@ def test_an_activation_without_contrast_gives_no_prompt(
 def test_pseudo_labels_follow_the_activations(tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]) -> None:
     images, masks = reference
     trunk = tracker.trunk(images)
-    aligned = align(tracker, images, masks, trunk, PAPER.replace(mode="ttga", ttga_steps=60))
+    aligned = align(tracker, images, masks, trunk, PUBLISHED.replace(mode="ttga", ttga_steps=60))
     video = [torch.cat([level, level]) for level in trunk]
-    recipe = PAPER.replace(min_separation=0.0, min_cycle_iou=0.0)
+    recipe = PUBLISHED.replace(min_separation=0.0, min_cycle_iou=0.0)
     labels = pseudo_labels(tracker, video, masks.bool(), aligned, [1], recipe)
     assert [(one.frame, one.label, one.refused) for one in labels] == [(1, 0, ""), (1, 1, "")]
     maps = aligned.activations(tracker, [level[1:] for level in video], recipe)
@@ -80,8 +80,8 @@ def test_cycle_iou_on_features_whose_answer_is_known() -> None:
     frame = torch.where(elsewhere[None], kinds[0], kinds[1])
     large = truth.repeat_interleave(16, 1).repeat_interleave(16, 2)
     right, wrong = (m.repeat_interleave(16, 0).repeat_interleave(16, 1) for m in (elsewhere, ~elsewhere))
-    assert cycle_iou(known, large, frame, right, PAPER) == 1.0
-    assert cycle_iou(known, large, frame, wrong, PAPER) == 0.0
+    assert cycle_iou(known, large, frame, right, PUBLISHED) == 1.0
+    assert cycle_iou(known, large, frame, wrong, PUBLISHED) == 0.0
     # a reference that does not show the label has no say
     two = torch.cat([known, torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))])
-    assert cycle_iou(two, torch.cat([large, torch.zeros_like(large)]), frame, right, PAPER) == 1.0
+    assert cycle_iou(two, torch.cat([large, torch.zeros_like(large)]), frame, right, PUBLISHED) == 1.0

@@ -12,12 +12,12 @@ import pytest
 from cavsam.errors import ModelError, RecipeError
 from cavsam.recipe import PRESETS, Recipe
 from cavsam.scoring.calibration import Calibration
-from cavsam.weights.sources import NANO, ModelSources, fingerprint
+from cavsam.weights.sources import NAMES, NANO, ModelSources, fingerprint
 
 
 def test_the_numbers_are_the_papers() -> None:
     """The numbers of the method's specification."""
-    recipe = Recipe.preset("paper")
+    recipe = Recipe()
     assert (recipe.mode, recipe.frames, recipe.alpha_min, recipe.alpha_max) == ("full", 9, 0.2, 0.8)
     assert (recipe.lora_rank, recipe.lora_steps, recipe.lora_lr, recipe.lora_weight_decay) == (16, 200, 2e-4, 1e-2)
     assert (recipe.ttga_steps, recipe.ttga_lr, recipe.ttga_weight_decay, recipe.ddim_steps) == (100, 1e-3, 5e-4, 20)
@@ -114,16 +114,40 @@ def test_nano_is_known_for_what_it_is() -> None:
         ModelSources.named("large")
 
 
-def test_the_preset_paper_fixes_every_open_choice() -> None:
-    """Whatever the defaults become, the published reading stays what it is."""
-    paper = Recipe.preset("paper")
-    assert (paper.activation, paper.temperature) == ("foreground", 1.0)
-    assert (paper.min_separation, paper.min_cycle_iou, paper.min_presence) == (0.0, 0.0, 0.0)
-    assert (paper.reference_prompt, paper.propagate_with, paper.lora_mix) == ("mask", "tuned", "delta")
-    assert (paper.target_prompt, paper.region_fallback, paper.pseudo_label) == ("none", False, "mask")
-    # what it leaves to the defaults has no effect on its mode, or is where and how it runs
-    left = {field.name for field in dataclasses.fields(Recipe)} - set(PRESETS["paper"])
-    ours = {"seed", "precision", "frame_batch", "diffusion_size"}
-    assert left == ours | {"fallback_iou", "auto_threshold"}
-    with pytest.raises(RecipeError, match="default, quick, paper"):
+def test_without_arguments_a_recipe_is_the_published_reading() -> None:
+    """Whatever is chosen on the bundled models, the published reading stays what it is."""
+    recipe = Recipe()
+    assert recipe == Recipe.preset("published")
+    assert (recipe.activation, recipe.activation_stride, recipe.temperature) == ("foreground", 16, 1.0)
+    assert (recipe.min_separation, recipe.min_cycle_iou, recipe.min_presence, recipe.min_score) == (0.0, 0.0, 0.0, 0.0)
+    assert (recipe.reference_prompt, recipe.propagate_with, recipe.lora_mix) == ("mask", "tuned", "delta")
+    assert (recipe.target_prompt, recipe.region_fallback, recipe.pseudo_label) == ("none", False, "mask")
+    assert (recipe.cycle_mask, recipe.prompted_fraction, recipe.transition_from) == ("predicted", 0.5, "nearest")
+    with pytest.raises(RecipeError, match="published, bundled, quick"):
         Recipe.preset("best")
+
+
+def test_every_pair_but_the_bundled_one_runs_the_published_recipe() -> None:
+    bundled = ModelSources.named("nano")
+    assert bundled.recipe() == Recipe.preset("bundled").replace(mode="auto")
+    others = [ModelSources.named(name) for name in NAMES if name != "nano"]
+    others += [bundled.replace(sam2="/weights/own.pt"), bundled.replace(diffusion="someone/their-model")]
+    assert len(others) == 4
+    for sources in others:
+        assert sources.recipe() == Recipe()
+
+
+def test_a_preset_a_mode_and_options_come_before_the_pair_s_own() -> None:
+    recipe = ModelSources.named("default").recipe("quick", "ttga", frames=3)
+    assert recipe == Recipe.preset("quick").replace(mode="ttga", frames=3)
+
+
+def test_presets_and_pairs_share_no_name() -> None:
+    assert set(PRESETS).isdisjoint(NAMES)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_recipe_is_described_by_its_preset_and_what_differs(preset: str) -> None:
+    recipe = Recipe.preset(preset)
+    assert recipe.replace(mode="ttga").described() == f"{preset}, mode ttga"
+    assert recipe.replace(seed=5, lora_rank=3).described() == f"{preset}, mode full, seed=5, lora_rank=3"

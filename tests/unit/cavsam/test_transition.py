@@ -16,7 +16,7 @@ from cavsam import lora
 from cavsam.diffusion import LatentDiffusion
 from cavsam.recipe import Recipe
 from cavsam.transition import Endpoint, adain, fit_images, frames_between, interpolate_latents, invert, slerp
-from tests.unit.cavsam.conftest import make_diffusion
+from tests.support.tiny_models import make_diffusion
 
 RECIPE = Recipe(frames=4, ddim_steps=6, lora_steps=8, lora_rank=2, lora_lr=1e-3)
 

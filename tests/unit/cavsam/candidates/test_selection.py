@@ -9,17 +9,18 @@ from cavsam.candidates.selection import choose, comparable, settled, strategies
 from cavsam.diffusion import LatentDiffusion
 from cavsam.features import without_overlap
 from cavsam.recipe import Recipe
+from cavsam.scoring.calibration import Calibration
 from cavsam.tracking import Tracker
 from cavsam.transition import DiffusionTransition
-from tests.support.candidates import candidate
+from tests.support.candidates import ALL_KNOWN, candidate
 
-PAPER = Recipe.preset("paper")
+PUBLISHED = Recipe()
 """What the tests start from, whatever the defaults become."""
 
 
 def test_auto_takes_the_highest_score_of_each_label() -> None:
     found = [candidate("concat", [0.3, 0.7], [4, 4]), candidate("activation", [0.5, 0.7], [4, 2])]
-    assert choose(found, PAPER.replace(mode="auto")) == [found[1], found[0]]
+    assert choose(found, PUBLISHED.replace(mode="auto")) == [found[1], found[0]]
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_auto_takes_the_highest_score_of_each_label() -> None:
 )
 def test_the_activation_steps_in_where_it_disagrees_and_scores_higher(score: float, rows: int, expected: int) -> None:
     found = [candidate("full", [0.4], [8]), candidate("activation", [score], [rows])]
-    recipe = PAPER.replace(region_fallback=True, fallback_iou=0.5)
+    recipe = PUBLISHED.replace(region_fallback=True, fallback_iou=0.5)
     assert choose(found, recipe) == [found[expected]]
     assert choose(found[::-1], recipe) == [found[expected]]
     assert choose(found[:1], recipe) == [found[0]]
@@ -40,7 +41,7 @@ def test_the_activation_steps_in_where_it_disagrees_and_scores_higher(score: flo
 
 def test_generated_frames_are_not_worth_it_where_every_label_is_trusted() -> None:
     found = [candidate("concat", [0.9, 0.1], [4, 4]), candidate("activation", [0.2, 0.6], [4, 4])]
-    recipe = PAPER.replace(mode="auto", auto_threshold=0.6)
+    recipe = PUBLISHED.replace(mode="auto", auto_threshold=0.6)
     assert settled(found, recipe)
     assert not settled(found[:1], recipe)
     assert not settled([], recipe)
@@ -67,8 +68,8 @@ def test_generated_frames_are_not_worth_it_where_every_label_is_trusted() -> Non
 def test_which_strategies_a_recipe_tries(
     tracker: Tracker, diffusion: LatentDiffusion, changes: dict[str, object], expected: list[str]
 ) -> None:
-    recipe = PAPER.replace(**changes)
-    tried = strategies(recipe, tracker, DiffusionTransition(diffusion, recipe))
+    recipe = PUBLISHED.replace(**changes)
+    tried = strategies(recipe, tracker, DiffusionTransition(diffusion, recipe), ALL_KNOWN)
     assert [one.kind for one in tried] == expected
     assert [one.generates_frames for one in tried] == [kind in ("dbst", "full") for kind in expected]
 
@@ -83,3 +84,13 @@ def test_between_kinds_the_higher_score_takes_what_is_contested() -> None:
     assert apart[:, 0].tolist() == [[True, True, True, False], [False, False, False, True]]
     # no score makes a pixel of one that was not claimed
     assert not without_overlap(comparable(-logits.abs(), [0.9, 0.9])).any()
+
+
+@pytest.mark.parametrize("known", [(), ("full",), ("activation",)])
+def test_no_region_stands_beside_a_tracked_mask_unless_both_scores_are_known(
+    tracker: Tracker, diffusion: LatentDiffusion, known: tuple[str, ...]
+) -> None:
+    recipe = PUBLISHED.replace(region_fallback=True)
+    calibration = Calibration({kind: ALL_KNOWN.overlap[kind] for kind in known})
+    tried = strategies(recipe, tracker, DiffusionTransition(diffusion, recipe), calibration)
+    assert [one.kind for one in tried] == ["full"]

@@ -146,6 +146,9 @@ def test_a_class_s_episodes_stay_whatever_is_beside_it(tmp_path: Path) -> None:
     assert drawn(both) == drawn(alone)
     assert drawn(draw_far_episodes(tmp_path, samples, 2, 5, seed=3)) == drawn(alone)[:5]
     assert drawn(draw_far_episodes(tmp_path, samples, 2, None, seed=4)) != drawn(alone)
+    bounded = draw_far_episodes(tmp_path, samples, 2, None, seed=3, per_domain=5)
+    assert [episode.target.class_name for episode in bounded] == ["a", "b", "a", "b", "a"]
+    assert drawn(bounded) == drawn(alone)[:3]
     write_list(tmp_path / "list.jsonl", both)
     assert read_list(tmp_path / "list.jsonl") == both
 
@@ -245,6 +248,13 @@ def test_a_video_is_tracked_from_its_first_frame(tmp_path: Path) -> None:
     resumed = parse(str(tmp_path / "videos"), "--dataset", "video", "--every", "2", "--out", str(out), "--resume")
     assert evaluate.run(resumed) == 0
     assert runs.all_records(out) == records
+
+
+def test_a_video_must_show_its_object_at_first(tmp_path: Path) -> None:
+    add_picture(tmp_path / "videos" / "ball", "0", empty=True)
+    add_picture(tmp_path / "videos" / "ball", "1")
+    with pytest.raises(CavSamError, match="first frame of 'ball' shows no object"):
+        evaluate.run(parse(str(tmp_path / "videos"), "--dataset", "video", "--out", str(tmp_path / "out")))
 
 
 @pytest.mark.parametrize("option", [("--episodes", "0"), ("--shots", "0"), ("--every", "0"), ("--at-most", "1")])

@@ -22,9 +22,10 @@ from cavsam.tracking import Tracker
 from cavsam.transition import DiffusionTransition
 from cavsam.types import TargetResult
 from cavsam.weights.sources import NAMES
-from tests.unit.cavsam.conftest import blob_picture
+from tests.support.candidates import ALL_KNOWN
+from tests.support.tiny_models import blob_picture
 
-QUICK = Recipe.preset("paper").replace(frames=2, ddim_steps=1, lora_steps=2, lora_rank=2, ttga_steps=2)
+QUICK = Recipe().replace(frames=2, ddim_steps=1, lora_steps=2, lora_rank=2, ttga_steps=2)
 
 
 def points(line: str) -> np.ndarray:
@@ -213,7 +214,7 @@ def test_every_candidate_of_auto_has_its_strips(
 ) -> None:
     reference = blob_picture(rng, 100, 100)
     recipe = QUICK.replace(mode="auto", auto_threshold=1.0)
-    model, trace = CavSam(tracker, DiffusionTransition(diffusion, recipe), recipe), Trace()
+    model, trace = CavSam(tracker, DiffusionTransition(diffusion, recipe), recipe, calibration=ALL_KNOWN), Trace()
     adapted = model.adapt([reference], trace=trace)
     (result,) = model.segment(adapted, [reference.image], trace=trace)
     context = Context(reference, reference.image, "a", "b", result, recipe, NAMES["nano"], "cpu", len(trace.steps))

@@ -16,9 +16,10 @@ from cavsam.observe.trace import Trace
 from cavsam.recipe import Mode
 from cavsam.tracking import Tracker
 from cavsam.transition import DiffusionTransition
-from tests.unit.cavsam.conftest import blob_picture
+from tests.support.candidates import ALL_KNOWN
+from tests.support.tiny_models import blob_picture
 
-QUICK = Recipe.preset("paper").replace(frames=4, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3)
+QUICK = Recipe().replace(frames=4, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3)
 Traced = Callable[..., tuple[Trace, TargetResult]]
 
 
@@ -39,7 +40,8 @@ def traced(tracker: Tracker, diffusion: LatentDiffusion, reference: Reference, t
 
     def run(*more: Reference, **changes: object) -> tuple[Trace, TargetResult]:
         recipe = QUICK.replace(**changes)
-        model = CavSam(tracker, DiffusionTransition(diffusion, recipe) if recipe.generates_frames else None, recipe)
+        transition = DiffusionTransition(diffusion, recipe) if recipe.generates_frames else None
+        model = CavSam(tracker, transition, recipe, calibration=ALL_KNOWN)
         trace = Trace()
         adapted = model.adapt([reference, *more], trace=trace)
         (result,) = model.segment(adapted, [target], trace=trace)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, PNDMScheduler
-from safetensors.torch import save_file
+from diffusers import DDIMScheduler
+from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import load_file, save_file
 
 from cavsam.diffusion import LatentDiffusion
 from cavsam.errors import ModelError
@@ -26,16 +28,11 @@ from cavsam.weights.loading import (
     select_device,
 )
 from cavsam.weights.sources import NANO, ModelSources
+from research.rehearsal import published_names
+from tests.support.tiny_models import Touch, save_diffusion
 
 CPU = torch.device("cpu")
 NANO_CONFIG = str(NANO / "sam2" / "sam2_nano.yaml")
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine that has nothing of the hub and cannot reach it."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -148,17 +145,8 @@ def test_without_a_network_one_sentence_says_what_to_do() -> None:
         assert str(caught.value).count("\n") == 0
 
 
-def save_pipeline(diffusion: LatentDiffusion, folder: Path) -> None:
-    """As diffusers lays a Stable Diffusion model out."""
-    for name in ("vae", "unet", "text_encoder", "tokenizer"):
-        getattr(diffusion, name).save_pretrained(folder / name)
-    PNDMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, set_alpha_to_one=False
-    ).save_pretrained(folder / "scheduler")
-
-
 def test_a_diffusion_folder_loads_and_predicts_the_same(diffusion: LatentDiffusion, tmp_path: Path) -> None:
-    save_pipeline(diffusion, tmp_path)
+    save_diffusion(diffusion, tmp_path)
     loaded = load_diffusion(ModelSources(diffusion=str(tmp_path)), CPU)
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     prompts = ["cell", "a road"]
@@ -171,8 +159,102 @@ def test_a_diffusion_folder_loads_and_predicts_the_same(diffusion: LatentDiffusi
     assert not schedule.config.clip_sample
 
 
+def assert_same_weights(loaded: LatentDiffusion, expected: LatentDiffusion, *, half: bool) -> None:
+    for name in ("vae", "unet", "text_encoder"):
+        tensors = getattr(loaded, name).state_dict()
+        wanted = getattr(expected, name).state_dict()
+        assert tensors.keys() == wanted.keys()
+        for key, tensor in tensors.items():
+            exact = wanted[key].half().float() if half and wanted[key].is_floating_point() else wanted[key]
+            assert torch.equal(tensor, exact), f"{name}.{key}"
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_diffusion_folder_of_any_format_loads(
+    diffusion: LatentDiffusion, tmp_path: Path, half: bool, pickled: bool
+) -> None:
+    save_diffusion(diffusion, tmp_path, half=half, pickled=pickled)
+    assert_same_weights(load_diffusion(ModelSources(diffusion=str(tmp_path)), CPU), diffusion, half=half)
+
+
+def test_a_folder_of_the_older_published_names_loads(diffusion: LatentDiffusion, tmp_path: Path) -> None:
+    """The published folders name the VAE's attention and the text encoder's tensors as older libraries did."""
+    save_diffusion(diffusion, tmp_path)
+    names: set[str] = set()
+    for part in ("vae", "unet", "text_encoder"):
+        file = next((tmp_path / part).glob("*.safetensors"))
+        renamed = published_names(part, load_file(file))
+        save_file(renamed, file, {"format": "pt"})
+        names |= renamed.keys()
+    assert {
+        "decoder.mid_block.attentions.0.query.weight",
+        "encoder.mid_block.attentions.0.proj_attn.bias",
+        "text_model.embeddings.token_embedding.weight",
+        "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight",
+    } <= names
+    assert_same_weights(load_diffusion(ModelSources(diffusion=str(tmp_path)), CPU), diffusion, half=False)
+
+
+def test_full_precision_and_safetensors_go_first(diffusion: LatentDiffusion, tmp_path: Path) -> None:
+    for half, pickled in ((True, True), (False, True), (True, False), (False, False)):
+        save_diffusion(diffusion, tmp_path / "one", half=half, pickled=pickled)
+        for file in (tmp_path / "one").rglob("*"):
+            if file.is_file():
+                kept = tmp_path / "all" / file.relative_to(tmp_path / "one")
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                file.rename(kept)
+    for wrong in (*(tmp_path / "all").rglob("*.bin"), *(tmp_path / "all").rglob("*.fp16.safetensors")):
+        wrong.write_bytes(b"never read")
+    assert_same_weights(load_diffusion(ModelSources(diffusion=str(tmp_path / "all")), CPU), diffusion, half=False)
+
+
+@pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
+def test_a_pickle_runs_no_code(diffusion: LatentDiffusion, tmp_path: Path, part: str) -> None:
+    save_diffusion(diffusion, tmp_path / "model", pickled=True)
+    weights = next((tmp_path / "model" / part).glob("*.bin"))
+    torch.save({**torch.load(weights), "code": Touch(tmp_path / "touched")}, weights)
+    with pytest.raises(ModelError, match=f"{part} cannot be loaded"):
+        load_diffusion(ModelSources(diffusion=str(tmp_path / "model")), CPU)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_weights_for_another_library_are_named(diffusion: LatentDiffusion, tmp_path: Path) -> None:
+    save_diffusion(diffusion, tmp_path)
+    next((tmp_path / "unet").glob("*.safetensors")).rename(tmp_path / "unet" / "diffusion_flax_model.msgpack")
+    with pytest.raises(ModelError, match=r"no weights that can be read, only config\.json, diffusion_flax_model"):
+        load_diffusion(ModelSources(diffusion=str(tmp_path)), CPU)
+
+
+@pytest.mark.parametrize(("half", "pickled"), [(False, False), (True, False), (False, True)])
+def test_of_a_hub_repository_no_more_is_fetched_than_is_read(
+    diffusion: LatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: bool, pickled: bool
+) -> None:
+    """The hub is played by a folder; what its client fetches by patterns is copied."""
+    hub, cache = tmp_path / "hub", tmp_path / "cache"
+    save_diffusion(diffusion, hub, half=half, pickled=pickled)
+    unread = ["flax_model.msgpack", "vae/other.onnx", "safety_checker/model.safetensors", "README.md"]
+    if not half and not pickled:
+        unread += ["unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.bin"]
+    for name in unread:
+        (hub / name).parent.mkdir(exist_ok=True)
+        (hub / name).write_bytes(b"gigabytes")
+
+    def snapshot_download(hub_id: str, revision: str | None, allow_patterns: list[str]) -> str:
+        names = [file.relative_to(hub).as_posix() for file in hub.rglob("*") if file.is_file()]
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns):
+            (cache / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(hub / name, cache / name)
+        return str(cache)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert_same_weights(load_diffusion(ModelSources(diffusion="someone/model"), CPU), diffusion, half=half)
+    fetched = {file.relative_to(cache).as_posix() for file in cache.rglob("*") if file.is_file()}
+    assert fetched == {file.relative_to(hub).as_posix() for file in hub.rglob("*") if file.is_file()} - set(unread)
+
+
 def test_an_incomplete_diffusion_folder_says_what_is_missing(diffusion: LatentDiffusion, tmp_path: Path) -> None:
-    save_pipeline(diffusion, tmp_path)
+    save_diffusion(diffusion, tmp_path)
     weights = next((tmp_path / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ModelError, match="unet cannot be loaded"):
