@@ -1,6 +1,8 @@
-"""The backend at work: one coordinator thread for Label Studio, one worker thread for the lane, and what HTTP asks.
+"""The backend at work: a thread for Label Studio, a thread for the model process, and what HTTP asks of them.
 
-The threads share the ledger and nothing else; HTTP threads read it, wait for it, and leave notes for the coordinator.
+The threads share the ledger, the connections to Label Studio, and what the worker says of its job (`Worker.activity`).
+Those that answer HTTP read the ledger, reserve and answer results in it, wait for the others, and leave events for the
+coordinator.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from backend.sync.policy import why_no_reference
 from backend.sync.project_sync import REQUESTED
 from backend.version import base_version, model_version
 from backend.worker.interactive import Interactive
-from backend.worker.model_process import CAVSAM, CLICKS, SAM2, LaneProcess, LaneSpec
+from backend.worker.model_process import CAVSAM, CLICKS, SAM2, ModelProcess, ModelSpec
 from backend.worker.worker import Hooks, Worker
 
 log = logging.getLogger(__name__)
@@ -50,13 +52,13 @@ class Service:
         self.trial_models = settings.sources().is_nano
         self._folder_lock = lock_data_folder(settings)
         self.store = Store.of(settings)
-        self.lane = LaneProcess(model_spec(settings, segmenter))
+        self.model_process = ModelProcess(model_spec(settings, segmenter))
         self.clients = Clients(settings, self.store)
         self.interactive = Interactive(
             self.store,
             self.clients,
             ImageFolder(settings.data_dir / "clicked", int(settings.max_image_mb * 1e6)),
-            LaneProcess(replace(model_spec(settings, SAM2), runner=CLICKS)),
+            ModelProcess(replace(model_spec(settings, SAM2), runner=CLICKS)),
         )
         self.coordinator = Coordinator(settings, self.store, self.clients, self.base_version, wake=self._wake_worker)
         hooks = Hooks(
@@ -65,7 +67,7 @@ class Service:
             self.coordinator.refused,
             lambda project: self.store.projects.settings(project, settings).review_below,
         )
-        self.worker = Worker(self.store, self.lane, image_folder(settings), hooks)
+        self.worker = Worker(self.store, self.model_process, image_folder(settings), hooks)
         self._started = self._stopped = False
         # however many tasks are opened at once, some threads stay free to answer /health and /setup in time
         self._waiters = threading.BoundedSemaphore(max(1, settings.threads // 2))
@@ -86,7 +88,7 @@ class Service:
         self.coordinator.begin_stop()
 
     def stop(self) -> None:
-        """End the lane and the threads; open /predict requests answer with what is finished."""
+        """End the model process and the threads; open /predict requests answer with what is finished."""
         self.begin_stop()
         if self._stopped:
             return
@@ -282,10 +284,10 @@ class Service:
         return answers
 
 
-def model_spec(settings: Settings, segmenter: str) -> LaneSpec:
+def model_spec(settings: Settings, segmenter: str) -> ModelSpec:
     """How the model process of some settings is started."""
     options = {"sources": asdict(settings.sources()), "recipe": settings.method().to_dict(), "device": settings.device}
-    return LaneSpec(segmenter, options, settings.log_level, log_format=settings.log_format)
+    return ModelSpec(segmenter, options, settings.log_level, log_format=settings.log_format)
 
 
 def image_folder(settings: Settings) -> ImageFolder:

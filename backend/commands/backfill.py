@@ -19,7 +19,7 @@ from backend.sync.policy import why_no_reference
 from backend.sync.project_sync import ProjectSync
 from backend.sync.schedule import CONFIRM_PAUSE
 from backend.version import base_version
-from backend.worker.model_process import CAVSAM, LaneProcess
+from backend.worker.model_process import CAVSAM, ModelProcess
 from backend.worker.worker import Hooks, Worker
 
 PAUSE = 0.3
@@ -51,7 +51,7 @@ def backfill(
             refusals.put,
             lambda project: store.projects.settings(project, settings).review_below,
         )
-        worker = Worker(store, LaneProcess(model_spec(settings, segmenter)), image_folder(settings), hooks)
+        worker = Worker(store, ModelProcess(model_spec(settings, segmenter)), image_folder(settings), hooks)
         _queue_all(sync, limit)
         worker.start()
         try:

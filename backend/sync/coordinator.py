@@ -210,7 +210,7 @@ class Coordinator:
         for message in self._inbox.take_all(self._pause() if patience is None else patience):
             match message:
                 case Event():
-                    self._schedule_of(message.project).take(message, self._clock(), self._settings.push_interval)
+                    self._take(message)
                 case Refusal():
                     self._refuse(message)
                 case bytes():
@@ -232,10 +232,11 @@ class Coordinator:
 
     def _refuse(self, refusal: Refusal) -> None:
         self._store.annotations(refusal.project).refuse(refusal, self._base_version)
-        self.send(Event(refusal.project))
+        self._take(Event(refusal.project))
 
-    def _schedule_of(self, project: int) -> Schedule:
-        return self._schedules.setdefault(project, Schedule())
+    def _take(self, event: Event) -> None:
+        schedule = self._schedules.setdefault(event.project, Schedule())
+        schedule.take(event, self._clock(), self._settings.push_interval)
 
     def _sync_of(self, project: int) -> ProjectSync:
         """The project's sync, a new one if Label Studio is reached in another way now."""

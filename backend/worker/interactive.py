@@ -31,7 +31,7 @@ from backend.labelstudio.images import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig, image_url, parse_label_config
 from backend.labelstudio.regions import Region, Slot, read_regions, region_id
 from backend.store.store import Store
-from backend.worker.model_process import LaneProcess
+from backend.worker.model_process import ModelProcess
 
 log = logging.getLogger(__name__)
 
@@ -130,9 +130,9 @@ def stored_regions(task: Mapping[str, Any], slot: Slot, config: LabelConfig) -> 
 
 
 class Interactive:
-    """Answers clicks with a process of its own, so that nobody waits for the lane. For any thread."""
+    """Answers clicks with a process of its own, so that nobody waits for the model process. For any thread."""
 
-    def __init__(self, store: Store, clients: Clients, images: ImageFolder, process: LaneProcess):
+    def __init__(self, store: Store, clients: Clients, images: ImageFolder, process: ModelProcess):
         self._store, self._clients, self._images, self._process = store, clients, images, process
         self._paths: OrderedDict[str, None] = OrderedDict()
         self._answered: OrderedDict[tuple[int, int, Slot], _Answered] = OrderedDict()
@@ -163,7 +163,7 @@ class Interactive:
             NotKnown: the task's image is elsewhere, and the backend has not seen the task in Label Studio yet.
             NotCorrected: SAM2 failed on it.
             TooBusy: too many clicks wait.
-            ModelUnavailable, LaneDied, LaneStopped, LabelStudioError: as their names say.
+            ModelUnavailable, ModelProcessDied, ModelProcessStopped, LabelStudioError: as their names say.
         """
         config = parse_label_config(xml)
         pointing = read_context(context, config)
