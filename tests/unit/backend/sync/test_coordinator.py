@@ -133,14 +133,12 @@ def test_a_refusal_is_an_event_and_the_next_annotation_is_learned_from(known: Sc
     assert known.learned_from() == {first}
     known.turn()
     assert known.learned_from() == set()
-    known.turn()
     known.turn(CHANGE_PAUSE)
     assert known.learned_from() == {second}
 
 
 def test_a_refusal_for_a_project_that_was_forgotten_ends_nothing(scene: Scene):
     scene.coordinator.refused(Refusal(PROJECT, 1, "key", "its mask is empty"))
-    scene.turn()
     assert "tasks" in scene.turn()
 
 

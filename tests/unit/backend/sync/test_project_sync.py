@@ -170,15 +170,15 @@ def test_a_project_that_predicts_automatically_is_not_waited_for_while_its_tasks
     store: Store, client: FakeClient
 ):
     seen: list[tuple[str, bool]] = []
-    sync = ProjectSync(
-        store, client, PROJECT, Settings(), BASE, changed=lambda: seen.append((client.asked[-1], sync.is_listing))
+    made = ProjectSync(
+        store, client, PROJECT, Settings(), BASE, changed=lambda: seen.append((client.asked[-1], made.is_listing))
     )
-    sync.run()
+    made.run()
     assert seen == []
     client.described["evaluate_predictions_automatically"] = True
-    sync.run()
+    made.run()
     assert seen == [("project", True)]
-    assert not sync.is_listing
+    assert not made.is_listing
 
 
 def test_predict_again_begins_with_what_label_studio_has(sync: ProjectSync, store: Store, client: FakeClient):
