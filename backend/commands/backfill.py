@@ -15,7 +15,6 @@ from backend.service import image_folder, lock_data_folder, model_spec, resume
 from backend.settings import Settings
 from backend.store.store import Store
 from backend.sync.delivery import Delivery
-from backend.sync.policy import why_no_reference
 from backend.sync.project_sync import ProjectSync
 from backend.sync.schedule import CONFIRM_PAUSE
 from backend.version import base_version
@@ -23,7 +22,7 @@ from backend.worker.model_process import CAVSAM, ModelProcess
 from backend.worker.worker import Hooks, Worker
 
 PAUSE = 0.3
-"""Seconds between two looks at what the worker has finished."""
+"""Seconds until it is asked again what the worker has finished."""
 
 
 def backfill(
@@ -60,9 +59,6 @@ def backfill(
                     refusal = refusals.get()
                     store.annotations(refusal.project).refuse(refusal, base)
                     _queue_all(sync, limit)
-                if store.annotations(project).references() is None:
-                    judged = store.annotations(project).judged()
-                    raise BackendError(why_no_reference(judged, store.projects.settings(project, settings)))
                 if worker.activity.state == "no model":
                     raise BackendError(worker.activity.error)
                 unconfirmed = limit is None and _deliver(sync.delivery())
@@ -77,7 +73,11 @@ def backfill(
 
 
 def _queue_all(sync: ProjectSync, limit: int | None) -> None:
-    """Do the steps of a sync that no quiet period and no missing connection holds up."""
+    """Do the steps of a sync, which no quiet period and no missing connection holds up here.
+
+    Raises:
+        BackendError: there is nothing to learn from, or no way to Label Studio.
+    """
     try:
         sync.read_project()
     except LabelStudioNotFound as error:
@@ -86,7 +86,7 @@ def _queue_all(sync: ProjectSync, limit: int | None) -> None:
     references = sync.choose_references()
     sync.adopt(references)
     if references is None:
-        return
+        raise BackendError(sync.why_no_reference())
     if sync.is_wanted_again:
         sync.begin_again()
     if sync.unqueued(references):

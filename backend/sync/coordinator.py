@@ -302,7 +302,7 @@ class Coordinator:
         due = sync.run(at_once=schedule.at_once, extra_params=self._extra_params.get(sync.project))
         self._clients.keep(sync.project)
         schedule.plan(due, self._clock())
-        schedule.was_synced(started, self._clock(), self._settings.reconcile_interval)
+        schedule.was_synced(started, self._clock(), self._settings.sync_interval)
         self._counts[sync.project] += 1
         if before is not None and before.error:
             log.info("Project %d: Label Studio answers again.", sync.project)

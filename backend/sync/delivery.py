@@ -166,7 +166,7 @@ class Delivery:
         waiting = self._results.answered()
         if not waiting:
             return 0
-        now = self._store.now()  # before the look: a prediction stored after it must not count as missing
+        now = self._store.now()  # before asking: a prediction stored after that must not count as missing
         there = self._there(waiting)
         self._results.mark_delivered(there)
         lost = [task for task, until in waiting.items() if task not in there and until <= now]

@@ -16,7 +16,7 @@ from backend.settings import Settings
 from backend.store.store import Store
 from backend.sync.connection import Connection
 from backend.sync.delivery import Delivery
-from backend.sync.policy import choose
+from backend.sync.policy import choose, why_no_reference
 from backend.sync.reading import Reader
 from backend.version import model_version
 
@@ -213,6 +213,11 @@ class ProjectSync:
             if annotations is not None:
                 return References(choice.key, annotations, choice.shots) if choice else None
         raise LabelStudioError(f"The annotations of project {self.project} keep changing; trying again later.")
+
+    def why_no_reference(self) -> str:
+        """Why nothing can be predicted yet, for people."""
+        judged = self._store.annotations(self.project).judged()
+        return why_no_reference(judged, self._known().settings(self._settings))
 
     def seconds_to_quiet(self, references: References | None) -> float:
         """How long changed references have still to wait for further changes; the first ones wait for nothing."""

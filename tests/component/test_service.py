@@ -107,7 +107,7 @@ def test_finds_the_annotation_that_was_there_before(
 def test_finds_an_annotation_whose_event_was_lost(
     label_studio: FakeLabelStudio, project: int, start_backend: StartBackend
 ):
-    backend = start_backend(reconcile_interval=1.0)
+    backend = start_backend(sync_interval=1.0)
     label_studio.connect(project, backend.url)
     url = label_studio.connected.pop(project)  # no webhook
     annotate_first(label_studio, project)
@@ -443,7 +443,7 @@ class TestNoTaskGetsTwo:
         self, label_studio: FakeLabelStudio, project: int, start_backend: StartBackend
     ):
         """Nothing prevents this duplicate, so it is removed."""
-        backend = start_backend(answer_lease=0.1, reconcile_interval=1.0)
+        backend = start_backend(answer_lease=0.1, sync_interval=1.0)
         label_studio.connect(project, backend.url)
         annotate_first(label_studio, project)
         label_studio.retrieve(project, before_store=lambda: wait_until_all_predicted(label_studio, project))

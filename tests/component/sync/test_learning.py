@@ -152,7 +152,7 @@ def test_the_project_sorts_by_our_version_unless_somebody_chose_another(
     label_studio: FakeLabelStudio, project: int, start_backend: StartBackend
 ):
     first, second, third, *_ = label_studio.tasks_of(project)
-    backend = start_backend(reconcile_interval=1.0)
+    backend = start_backend(sync_interval=1.0)
     label_studio.connect(project, backend.url)
     described = label_studio.projects[project]
     assert described["model_version"] == BACKEND_TITLE  # as Label Studio sets it, which matches no prediction

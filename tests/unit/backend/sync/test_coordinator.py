@@ -26,7 +26,7 @@ class Scene:
         self.store, self.clock = store, FakeClock()
         self.client, self.other = FakeClient(), FakeClient()
         self.coordinator = Coordinator(
-            Settings(quiet_period=10.0, push_interval=2.0, reconcile_interval=600.0),
+            Settings(quiet_period=10.0, push_interval=2.0, sync_interval=600.0),
             store,
             FakeClients({PROJECT: self.client, OTHER: self.other}),
             BASE,
