@@ -60,7 +60,9 @@ class Service:
             ImageFolder(settings.data_dir / "clicked", int(settings.max_image_mb * 1e6)),
             ModelProcess(replace(model_spec(settings, SAM2), runner=CLICKS)),
         )
-        self.coordinator = Coordinator(settings, self.store, self.clients, self.base_version, wake=self._wake_worker)
+        self.coordinator = Coordinator(
+            settings, self.store, self.clients, self.base_version, wake=lambda: self.worker.wake()
+        )
         hooks = Hooks(
             self.clients.of,
             self.coordinator.finished,
@@ -99,9 +101,6 @@ class Service:
         if self.coordinator.stop() and not self.worker.is_alive:
             self.store.close()  # else a call to Label Studio is still waited for, and ends with the process
         self._folder_lock.close()
-
-    def _wake_worker(self) -> None:
-        self.worker.wake()
 
     # what HTTP asks
 

@@ -35,8 +35,8 @@ NOT_SAID: Any = object()
 class Coordinator:
     """The thread, what others left for it, and each project's schedule.
 
-    Its methods are for any thread. The store is written and Label Studio is asked by the coordinator's own thread only,
-    except for `turn`, which a test may call instead of `start`.
+    Any thread may call its methods, but for `turn`: that is what the thread does again and again. Only `turn` writes to
+    the store and asks Label Studio.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class Coordinator:
         self._settings, self._store, self._clients = settings, store, clients
         self._base_version, self._wake, self._clock = base_version, wake, clock
         self._inbox = Inbox()
-        self._schedules: dict[int, Schedule] = {}  # this and the next two are the thread's own
-        self._syncs: dict[int, ProjectSync] = {}
+        self._schedules: dict[int, Schedule] = {}  # the thread's own
+        self._syncs: dict[int, ProjectSync] = {}  # the thread's own, though others read `is_listing`
         self._in_doubt = False  # whether the outcome of an import may not have been stored
         self._unreleased: deque[tuple[int, str]] = deque()  # project and owner of reservations
         self._extra_params: dict[int, str] = {}  # project -> what /setup handed over, as JSON
