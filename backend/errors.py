@@ -51,6 +51,10 @@ class ImageUnavailable(BackendError):
         self.permanent = permanent
 
 
+class ImageServerFault(ImageUnavailable):
+    """A host that answers for its images with something else for now, which is no fault of the image or its task."""
+
+
 class ImageNotKept(ImageUnavailable):
     """The folder of fetched images cannot be written, which is no fault of the image or its task."""
 

@@ -19,6 +19,7 @@ from backend.errors import BackendError
 from backend.service import Service
 from backend.settings import Settings, unknown_variables
 from backend.web.app import TRIAL_WARNING, create_app
+from backend.web.slow_clients import ImpatientWorker
 from backend.worker.model_process import CAVSAM
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class _Server(BaseApplication):
         options = {
             "bind": settings.address(),
             "workers": 1,
-            "worker_class": "gthread",
+            "worker_class": ImpatientWorker,
             "threads": settings.threads,
             "preload_app": False,
             "timeout": 120,

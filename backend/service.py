@@ -314,7 +314,7 @@ def lock_data_folder(settings: Settings) -> IO[str]:
         BackendError: the folder cannot be written.
     """
     try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # keys and images lie in it
         file = (settings.data_dir / "lock").open("a")
     except OSError as error:
         raise BackendError(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, get_type_hints
 from urllib.parse import urlsplit
 
 from backend.errors import SettingsError
+from backend.labelstudio.image_hosts import PrivateHosts
 from backend.logs import FORMATS
 from backend.text import read_json
 from cavsam.errors import CavSamError
@@ -154,6 +155,12 @@ class Settings:
         64.0,
         "Largest request body that is accepted, in MB; more if tasks carry long texts, for Label Studio sends "
         "whole tasks.",
+    )
+    private_image_hosts: str = _setting(
+        "",
+        "Hosts inside your own network from which images may be fetched, comma-separated names, addresses or networks "
+        "such as `minio,10.1.0.0/16`, or `*`; for tasks that name images there. Public hosts and Label Studio's own "
+        "always may.",
     )
     basic_auth_user: str = _setting(
         "", "User name that Label Studio must give (HTTP basic auth), for a port that others can reach; empty for none."
@@ -306,6 +313,13 @@ class Settings:
                     "CAVSAM_ALLOWED_HOSTS must be names such as cavsam.example.org, without scheme and port, not "
                     f"{name.strip()!r}."
                 )
+        try:
+            PrivateHosts.parse(self.private_image_hosts)
+        except ValueError as error:
+            problems.append(
+                "CAVSAM_PRIVATE_IMAGE_HOSTS must be names, addresses or networks such as minio,10.1.0.0/16, without "
+                f"scheme and port, not {str(error)!r}."
+            )
         if bool(self.basic_auth_user) != bool(self.basic_auth_password):
             problems.append("Set both CAVSAM_BASIC_AUTH_USER and CAVSAM_BASIC_AUTH_PASSWORD, or neither.")
         return problems

@@ -6,6 +6,10 @@ RUN is the --out of `cavsam evaluate --dataset folder FOLDER --model nano` with 
 candidates, with scores and true IoU, are taken from there. The forest's masks are scored as those of `linear` are. The
 table gives the mean of the episodes' IoU by domain, on SAM2's square: of the forest alone, of the present choice and of
 the best in hindsight, and of both with the forest among the candidates.
+
+Measured on 65 real dev episodes (docs/benchmark.md), mean of domains: the forest on 128 x 128 pixels, unbalanced and
+without SAM2's features, takes 0.14 s a target beside its fit; the choice rises from 38.6 to 48.9 and the best in
+hindsight from 42.4 to 52.1. With SAM2's features or at 256 x 256 pixels the choice gains less (47.8, 47.6).
 """
 
 from __future__ import annotations

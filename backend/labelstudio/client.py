@@ -10,14 +10,18 @@ import json
 import threading
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 
 from backend.errors import LabelStudioNotFound
 from backend.labelstudio.auth import KeyAuth
+from backend.labelstudio.image_hosts import GuardedAdapter, PrivateHosts
 from backend.labelstudio.transport import RETRY, check_status, json_of, session, unreachable
 
 PAGE_SIZE = 200
+REDIRECTS = 5
+"""How often a file may be sent on; a storage's address is one or two away."""
 TASK_FIELDS = "id,data,updated_at,total_annotations,cancelled_annotations,total_predictions"
 
 
@@ -25,10 +29,20 @@ class LabelStudio:
     """A connection to one Label Studio with one API key; may be used by several threads.
 
     `public_url` is the address under which people and tasks know the same Label Studio, where it differs from `url`.
+    `private_hosts` are those inside our own network from which images may be fetched; Label Studio's own host is.
     """
 
-    def __init__(self, url: str, key: str, *, timeout: float = 30.0, public_url: str = ""):
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        *,
+        timeout: float = 30.0,
+        public_url: str = "",
+        private_hosts: PrivateHosts = PrivateHosts(),  # noqa: B008 - frozen
+    ):
         self.url = url.rstrip("/")
+        self._private_hosts = private_hosts
         self.public_url = public_url.rstrip("/")
         self._timeout = timeout
         self._auth = KeyAuth(self.url, key, timeout)
@@ -142,18 +156,27 @@ class LabelStudio:
     def open(self, url: str, *, with_key: bool) -> requests.Response:
         """Begin to download a file; the key goes with the call only if `with_key`.
 
-        Raises whatever `requests` raises.
+        Label Studio's own file may be on, and be sent on to, any port of Label Studio's host. Every other host inside
+        our network has to be among the private hosts.
+
+        Raises whatever `requests` raises, and `ImageUnavailable` for a host that is not allowed.
         """
         key = self._auth if with_key else None
-        return self._session(repeats=True).get(url, auth=key, timeout=(5.0, self._timeout), stream=True)
+        opened = self._session("own files" if with_key else "files")
+        return opened.get(url, auth=key, timeout=(5.0, self._timeout), stream=True)
 
-    def _session(self, *, repeats: bool) -> requests.Session:
-        """A session of this thread: the one whose calls are repeated if they fail, or the one that tries once."""
-        name = "repeating" if repeats else "once"
-        if not hasattr(self._local, name):
-            setattr(self._local, name, session(RETRY if repeats else None))
-        found: requests.Session = getattr(self._local, name)
-        return found
+    def _session(self, purpose: str) -> requests.Session:
+        """A session of this thread: for calls that are repeated if they fail, for calls that are not, or for files."""
+        sessions: dict[str, requests.Session] = self._local.__dict__.setdefault("sessions", {})
+        if purpose not in sessions:
+            opened = session(None if purpose == "once" else RETRY)
+            if purpose in ("own files", "files"):
+                own = [_host(self.url)] if purpose == "own files" else []
+                opened.max_redirects = REDIRECTS
+                for scheme in ("http://", "https://"):
+                    opened.mount(scheme, GuardedAdapter(self._private_hosts.with_names(*own), RETRY))
+            sessions[purpose] = opened
+        return sessions[purpose]
 
     def _task_pages(
         self, project: int, params: dict[str, Any], timeout: float | None = None
@@ -180,7 +203,7 @@ class LabelStudio:
 
     def _request(self, method: str, path: str, *, timeout: float | None = None, **kwargs: Any) -> requests.Response:
         wait = self._timeout if timeout is None else timeout
-        opened = self._session(repeats=method == "GET" and timeout is None)
+        opened = self._session("repeating" if method == "GET" and timeout is None else "once")
         arguments: dict[str, Any] = {"auth": self._auth, "timeout": (min(5.0, wait), wait), "allow_redirects": False}
         arguments |= kwargs
         try:
@@ -191,3 +214,10 @@ class LabelStudio:
             raise unreachable(self.url, error) from error
         check_status(response, path)
         return response
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""

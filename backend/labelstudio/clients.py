@@ -6,6 +6,7 @@ import threading
 
 from backend.errors import LabelStudioDenied
 from backend.labelstudio.client import LabelStudio
+from backend.labelstudio.image_hosts import PrivateHosts
 from backend.settings import Settings
 from backend.store.store import Store
 
@@ -46,5 +47,11 @@ class Clients:
                 )
             identity = (url, key, hostname)
             if identity not in self._clients:
-                self._clients[identity] = LabelStudio(url, key, timeout=settings.api_timeout, public_url=hostname)
+                self._clients[identity] = LabelStudio(
+                    url,
+                    key,
+                    timeout=settings.api_timeout,
+                    public_url=hostname,
+                    private_hosts=PrivateHosts.parse(settings.private_image_hosts),
+                )
             return self._clients[identity]

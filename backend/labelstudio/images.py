@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
 
 import requests
@@ -16,7 +18,14 @@ from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
 from backend.entities import Task
-from backend.errors import BackendError, ImageNotKept, ImageUnavailable, LabelStudioDenied, LabelStudioUnreachable
+from backend.errors import (
+    BackendError,
+    ImageNotKept,
+    ImageServerFault,
+    ImageUnavailable,
+    LabelStudioDenied,
+    LabelStudioUnreachable,
+)
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.label_config import LabelConfig, image_url
 from backend.labelstudio.transport import RETRIED_STATUSES, cause, shown
@@ -30,6 +39,7 @@ class ImageFolder:
     def __init__(self, folder: Path, limit: int):
         self._folder, self._limit = folder, limit
         folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)  # images may be of people
         for leftover in folder.iterdir():
             leftover.unlink()
 
@@ -80,8 +90,8 @@ def fetch_image(client: LabelStudio, address: str, path: Path, limit: int) -> No
     try:
         if address.startswith("data:"):
             content = _inside(address, limit)
-            with _writing(part.parent):
-                part.write_bytes(content)
+            with _writing(part.parent), _private(part) as file:
+                file.write(content)
         else:
             _fetch_file(client, address, part, limit)
         with _writing(part.parent):
@@ -97,7 +107,7 @@ def _fetch_file(client: LabelStudio, address: str, path: Path, limit: int) -> No
     with response:
         _check_download(response, url, ours)
         try:
-            _stream(response, path, limit)
+            _stream(response, path, limit, ours)
         except requests.RequestException as error:
             raise _image_away(f"The image {shown(url)} broke off: {cause(error)}.", ours) from error
 
@@ -187,10 +197,12 @@ def _check_download(response: requests.Response, url: str, ours: bool) -> None:
         )
 
 
-def _stream(response: requests.Response, path: Path, limit: int) -> None:
+def _stream(response: requests.Response, path: Path, limit: int, ours: bool) -> None:
     size = 0
-    with _writing(path.parent), path.open("wb") as file:
+    with _writing(path.parent), _private(path) as file:
         for chunk in response.iter_content(CHUNK):
+            if not size and _is_web_page(chunk):
+                raise _page_instead(response.url, ours)
             size += len(chunk)
             if size > limit:
                 raise ImageUnavailable(
@@ -198,6 +210,25 @@ def _stream(response: requests.Response, path: Path, limit: int) -> None:
                     permanent=True,
                 )
             file.write(chunk)
+
+
+def _private(path: Path) -> BinaryIO:
+    """A new file that only this process's user may read, whatever the umask."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+
+
+def _is_web_page(start: bytes) -> bool:
+    text = start[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return text.startswith((b"<!doctype html", b"<html", b"<head", b"<body"))
+
+
+def _page_instead(url: str, ours: bool) -> BackendError:
+    """A page of a log-in, a proxy or an ingress has status 200 and says nothing of the image behind it."""
+    message = (
+        f"Instead of the image {shown(url)} came a web page, such as a log-in page or that of a server that is being "
+        "started; open the address in a browser."
+    )
+    return LabelStudioUnreachable(message) if ours else ImageServerFault(message)
 
 
 def _inside(address: str, limit: int) -> bytes:

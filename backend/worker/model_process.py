@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,9 @@ CAVSAM = "backend.worker.model_server:open_cavsam"
 MODEL_SERVER = "backend.worker.model_server:ModelServer"
 SAM2, CLICKS = "backend.worker.clicks:open_sam2", "backend.worker.clicks:Clicks"
 STOP_PATIENCE = 2.0
+SECRET = re.compile("PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL", re.IGNORECASE)
+HUB_TOKENS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"})
+"""What the model hub needs of a model that is not public."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,7 @@ def _start(spec: ModelSpec) -> _Running:
             # threads that spin while they wait starve each other on shared cores; set before torch is imported
             env={
                 "OMP_WAIT_POLICY": "PASSIVE",
-                **os.environ,
+                **without_secrets(os.environ),
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             },
             stdin=subprocess.DEVNULL,
@@ -206,6 +210,11 @@ def _start(spec: ModelSpec) -> _Running:
         theirs.close()
         os.close(watched)
     return _Running(process, ours, life)
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables whose names are not those of secrets: whatever runs in the model process has no use for them."""
+    return {name: value for name, value in environment.items() if name in HUB_TOKENS or not SECRET.search(name)}
 
 
 def _ending(status: int | None) -> str:

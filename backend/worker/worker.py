@@ -16,6 +16,7 @@ from backend.entities import Job, ReferenceAnnotation, References, Refusal
 from backend.errors import (
     BackendError,
     ImageNotKept,
+    ImageServerFault,
     ImageUnavailable,
     LabelStudioError,
     LedgerError,
@@ -311,7 +312,7 @@ class Worker:
         return None
 
     def _without_image(self, job: Job, error: ImageUnavailable) -> None:
-        if isinstance(error, ImageNotKept):
+        if isinstance(error, ImageNotKept | ImageServerFault):
             self._without_fault(job, error)
             return
         failures = self._fetch_failures[_key(job)] = self._fetch_failures[_key(job)] + 1

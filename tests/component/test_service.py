@@ -509,7 +509,7 @@ class TestTheModelProcessDies:
         busy = [503, 503, 503]
         with storage_host(label_studio.files[f"/data/upload/{task}.png"], busy) as url:
             label_studio.tasks[task]["data"] = {"image": f"{url}/a.png"}
-            backend = start_backend()
+            backend = start_backend(private_image_hosts="localhost")
             label_studio.connect(project, backend.url)
             annotate_first(label_studio, project)
             wait_until_all_predicted(label_studio, project)

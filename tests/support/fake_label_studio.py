@@ -89,6 +89,7 @@ class Failures:
     invalid_labels: set[str] = field(default_factory=set)
     deny: bool = False
     cut_files: bool = False  # files end in their middle
+    pages_for_files: int = 0  # answer so many requests for files with a web page
     slow: float = 0.0
     before_answer: Callable[[], None] = lambda: None
 
@@ -395,6 +396,9 @@ class FakeLabelStudio:
         @app.get("/data/upload/<name>")
         def upload(name: str) -> Any:
             content = self.files.get(request.path)
+            if self.failures.pages_for_files > 0:
+                self.failures.pages_for_files -= 1
+                return "<!DOCTYPE html><title>Log in</title>"
             if self.failures.cut_files and content is not None:
                 length = {"Content-Length": str(len(content))}
                 return Response(iter([content[: len(content) // 2]]), mimetype="image/png", headers=length)

@@ -59,6 +59,16 @@ def test_links_lead_somewhere():
             assert heading in headings_of(target), (document.name, link)
 
 
+def test_the_index_leads_to_every_document():
+    index = ROOT / "docs" / "index.md"
+    linked = set(re.findall(r"\]\(([\w./-]+\.md)\)", index.read_text(encoding="utf-8")))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"} <= linked
+
+
+def test_the_readme_is_read_in_a_minute():
+    assert len(README.read_text(encoding="utf-8").splitlines()) < 120
+
+
 def headings_of(document: Path) -> set[str]:
     """List the names by which links reach a document's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), flags=re.MULTILINE)

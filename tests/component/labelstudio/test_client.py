@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
+import os
 import resource
 import socket
 import threading
@@ -14,6 +15,7 @@ import pytest
 from flask import Flask, redirect, request
 from werkzeug.serving import make_server
 
+from backend.entities import Task
 from backend.errors import (
     BackendError,
     ImageNotKept,
@@ -25,16 +27,19 @@ from backend.errors import (
     LabelStudioUnreachable,
 )
 from backend.labelstudio.client import LabelStudio
-from backend.labelstudio.images import fetch_image
+from backend.labelstudio.image_hosts import PrivateHosts
+from backend.labelstudio.images import ImageFolder, fetch_image
+from backend.labelstudio.label_config import parse_label_config
 from tests.support.fake_label_studio import LEGACY_KEY, PERSONAL_TOKEN, FakeLabelStudio, picture
 
 IMAGE = picture((1, 9, 1, 9))
 LIMIT = 10**6
+LOCALHOST = PrivateHosts.parse("localhost")
 
 
 @pytest.fixture
 def client(label_studio: FakeLabelStudio) -> LabelStudio:
-    return LabelStudio(label_studio.url, LEGACY_KEY, timeout=5)
+    return LabelStudio(label_studio.url, LEGACY_KEY, timeout=5, private_hosts=LOCALHOST)
 
 
 class OtherHost:
@@ -191,7 +196,7 @@ def test_no_spelling_of_an_address_takes_the_key_elsewhere(
 def test_a_redirect_to_another_host_loses_the_key(other_host: OtherHost, tmp_path: Path):
     relay = OtherHost(back_to=f"{other_host.url}/a.png")
     relay_url = relay.url.replace("localhost", "127.0.0.1")
-    fetch_image(LabelStudio(relay_url, LEGACY_KEY), "/there", tmp_path / "a", LIMIT)
+    fetch_image(LabelStudio(relay_url, LEGACY_KEY, private_hosts=LOCALHOST), "/there", tmp_path / "a", LIMIT)
     relay.server.shutdown()
     relay.server.server_close()
     assert relay.authorizations == [f"Token {LEGACY_KEY}"]
@@ -323,7 +328,7 @@ def test_cloud_storage_through_label_studio(other_host: OtherHost, tmp_path: Pat
     server = make_server("127.0.0.1", 0, app, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        ours = LabelStudio(f"http://127.0.0.1:{server.server_port}", LEGACY_KEY)
+        ours = LabelStudio(f"http://127.0.0.1:{server.server_port}", LEGACY_KEY, private_hosts=LOCALHOST)
         fetch_image(ours, path, tmp_path / "a", LIMIT)
     finally:
         server.shutdown()
@@ -383,3 +388,21 @@ def test_a_redirect_of_the_api_is_not_followed(key: str, status: int):
         with serving(here) as url, pytest.raises(LabelStudioError, match="set LABEL_STUDIO_URL"):
             LabelStudio(url, key, timeout=5).project(1)
     assert seen == []
+
+
+def test_nobody_else_may_read_the_images_in_work(client: LabelStudio, label_studio: FakeLabelStudio, tmp_path: Path):
+    before = os.umask(0)
+    try:
+        project = label_studio.add_project()
+        tasks = [label_studio.add_task(project, IMAGE), label_studio.add_task(project)]
+        label_studio.tasks[tasks[1]]["data"] = {"image": f"data:image/png;base64,{base64.b64encode(IMAGE).decode()}"}
+        folder = ImageFolder(tmp_path / "images", LIMIT)
+        config = parse_label_config(label_studio.projects[project]["label_config"])
+        paths = [
+            Path(folder.fetch(client, config, Task(project, task, data, False, ""), ["image"])["image"])
+            for task, data in ((task, label_studio.tasks[task]["data"]) for task in tasks)
+        ]
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in paths] == [0o600, 0o600]
+    assert (tmp_path / "images").stat().st_mode & 0o777 == 0o700

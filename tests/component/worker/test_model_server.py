@@ -234,3 +234,15 @@ class TestModelProcess:
             assert is_running(process)
             parent.send_signal(signal.SIGKILL)
         wait_for(lambda: not is_running(process), "the model process to end with its parent", 20)
+
+    def test_the_key_is_not_in_its_environment(
+        self, start_process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setenv("LABEL_STUDIO_API_KEY", "the-key-itself")
+        monkeypatch.setenv("CAVSAM_BASIC_AUTH_PASSWORD", "the-password")
+        process = start_process()
+        process.run(a_job(tmp_path, picture(CAT_BOX)), silent)
+        environment = Path(f"/proc/{process.pid}/environ").read_text()
+        assert "PATH=" in environment
+        assert "the-key-itself" not in environment
+        assert "the-password" not in environment
