@@ -44,6 +44,8 @@ class Measured:
 
     what: str
     seconds: float
+    processor: float
+    """Seconds of processor time, of all threads together: what does not depend on the machine's other work."""
     peak_bytes: int
 
 
@@ -71,7 +73,11 @@ def main() -> int:
 
 def show(measured: Measured) -> None:
     """Print one line."""
-    print(f"{measured.what:<45}{measured.seconds:>7.0f} s{measured.peak_bytes / GIGABYTE:>7.1f} GB", flush=True)
+    print(
+        f"{measured.what:<45}{measured.seconds:>7.0f} s{measured.processor:>7.0f} s of processor time"
+        f"{measured.peak_bytes / GIGABYTE:>7.1f} GB",
+        flush=True,
+    )
 
 
 def run(what: str, command: list[str]) -> Measured:
@@ -82,7 +88,7 @@ def run(what: str, command: list[str]) -> Measured:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{what}: ended with status {process.returncode}")
-    return Measured(what, time.monotonic() - begun, usage.ru_maxrss * 1024)
+    return Measured(what, time.monotonic() - begun, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
 def write_pictures(folder: Path) -> list[Path]:
@@ -114,12 +120,15 @@ def segment(folder: Path, pictures: list[Path], what: str, sam2: str, diffusion:
 
 def backend_task(folder: Path, sources: ModelSources, what: str) -> Measured:
     """Have the backend's model process do one task."""
+    import psutil
+
     from research.benchmarks.pipeline import one_job, peak_memory
 
     begun = time.monotonic()
     with one_job(folder, sources, Recipe(**QUICK, diffusion_size=SMALL), "auto", labels=1, size=512) as process:
-        peak = peak_memory(process.pid or 0)
-    return Measured(what, time.monotonic() - begun, round(peak * 1e6))
+        seconds, peak = time.monotonic() - begun, peak_memory(process.pid or 0)
+        times = psutil.Process(process.pid).cpu_times()
+    return Measured(what, seconds, times.user + times.system, round(peak * 1e6))
 
 
 # ---- the files ----
