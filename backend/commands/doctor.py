@@ -23,7 +23,7 @@ from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.label_config import parse_label_config
 from backend.labelstudio.regions import Brush, Region
 from backend.settings import Settings, unknown_variables
-from backend.worker.model_process import CAVSAM, LaneProcess, LaneSpec
+from backend.worker.model_process import CAVSAM, ModelProcess, ModelSpec
 
 Verdict = Literal["ok", "note", "fail"]
 
@@ -228,7 +228,7 @@ def _connection(client: LabelStudio, project: int, backend: dict[str, Any], *, g
         "note",
         subject,
         f"There is no active webhook to {url}/webhook.{why} Everything works, but news are found only when a task is "
-        "opened or at the next look (CAVSAM_RECONCILE_INTERVAL).",
+        "opened or at the next full sync (CAVSAM_SYNC_INTERVAL).",
     )
 
 
@@ -236,18 +236,18 @@ def _model(settings: Settings, segmenter: str) -> Iterator[Finding]:
     # every step of the method, but few rounds of each: whether it runs, not how well
     recipe = settings.method().replace(lora_steps=2, ddim_steps=2, ttga_steps=2, frames=2)
     options = {"sources": asdict(settings.sources()), "recipe": recipe.to_dict(), "device": settings.device}
-    lane = LaneProcess(LaneSpec(segmenter, options, "WARNING"))
+    process = ModelProcess(ModelSpec(segmenter, options, "WARNING"))
     with tempfile.TemporaryDirectory() as folder, ExitStack() as at_end:
-        at_end.callback(lane.stop)
+        at_end.callback(process.stop)
         try:
             started = time.monotonic()
-            lane.load(_silent)
-            device = lane.device or settings.device
+            process.load(_silent)
+            device = process.device or settings.device
             yield Finding("ok", "model", f"loads in {time.monotonic() - started:.0f} s on device {device}")
             if device == "cpu" and not settings.sources().is_nano:
                 yield Finding("note", "model", "On a CPU a task takes minutes to hours; see docs/hardware.md.")
             started = time.monotonic()
-            answer = lane.run(_trial_job(Path(folder)), _silent)
+            answer = process.run(_trial_job(Path(folder)), _silent)
         except BackendError as error:
             yield Finding("fail", "model", str(error))
             return

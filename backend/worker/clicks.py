@@ -1,6 +1,6 @@
-"""The second, small process: SAM2 alone, for a person who clicks and cannot wait until the lane has finished a target.
+"""The second, small process: SAM2 alone, for people who click and cannot wait until the first has finished a target.
 
-It runs as the lane does, `python -m backend.worker.model_server`, with `Clicks` to do its jobs.
+It runs as the first one does, `python -m backend.worker.model_server`, with `Clicks` to do its jobs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from backend.labelstudio.masks import BoolMask, prediction_regions, reference_masks
 from backend.labelstudio.regions import Rectangle, Region, Slot
 from backend.labelstudio.shapes import box_corners
-from backend.worker.model_server import Lane
+from backend.worker.model_server import ModelServer
 from cavsam.errors import CavSamError, InvalidReference
 from cavsam.images import read_image
 from cavsam.interactive import Box, Click, EncodedImage, Refiner
@@ -39,17 +39,17 @@ class Clicks:
 
     def __init__(self, cavsam: CavSam):
         self._refiner = Refiner(cavsam.tracker)
-        self._quick = Lane(cavsam)
+        self._quick = ModelServer(cavsam)
         self._encoded: OrderedDict[str, EncodedImage] = OrderedDict()
 
     def run(self, job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        """Correct a mask, or do a job of the lane's in the quickest mode where there is none yet; see `Lane.run`.
+        """Correct a mask, or find one in the quickest mode if there is none yet; see `ModelServer.run`.
 
         Args:
-            job: with a `reference`, the lane's. Else `image` (a path), `slot` (the fields of `regions.Slot`), `start`
-                (the regions that draw the mask), `clicks` ([x, y, positive] in percent) and `boxes`
-                (`regions.Rectangle`).
-            progress: told of the steps of the lane's job.
+            job: with a `reference`, as `ModelServer.run` takes. Else `image` (a path), `slot` (the fields of
+                `regions.Slot`), `start` (the regions that draw the mask), `clicks` ([x, y, positive] in percent) and
+                `boxes` (`regions.Rectangle`).
+            progress: told of the steps of the quickest mode.
 
         Returns:
             `{"event": "result", "regions", "score", "seconds", "notes"}` or `{"event": "failed", "message"}`.

@@ -31,8 +31,7 @@ from backend.labelstudio.images import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig, image_url, parse_label_config
 from backend.labelstudio.regions import Region, Slot, read_regions, region_id
 from backend.store.store import Store
-from backend.sync.project_sync import known_config
-from backend.worker.model_process import LaneProcess
+from backend.worker.model_process import ModelProcess
 
 log = logging.getLogger(__name__)
 
@@ -131,9 +130,9 @@ def stored_regions(task: Mapping[str, Any], slot: Slot, config: LabelConfig) -> 
 
 
 class Interactive:
-    """Answers clicks with a process of its own, so that nobody waits for the lane. For any thread."""
+    """Answers clicks with a process of its own, so that nobody waits for the model process. For any thread."""
 
-    def __init__(self, store: Store, clients: Clients, images: ImageFolder, process: LaneProcess):
+    def __init__(self, store: Store, clients: Clients, images: ImageFolder, process: ModelProcess):
         self._store, self._clients, self._images, self._process = store, clients, images, process
         self._paths: OrderedDict[str, None] = OrderedDict()
         self._answered: OrderedDict[tuple[int, int, Slot], _Answered] = OrderedDict()
@@ -164,14 +163,14 @@ class Interactive:
             NotKnown: the task's image is elsewhere, and the backend has not seen the task in Label Studio yet.
             NotCorrected: SAM2 failed on it.
             TooBusy: too many clicks wait.
-            ModelUnavailable, LaneDied, LaneStopped, LabelStudioError: as their names say.
+            ModelUnavailable, ModelProcessDied, ModelProcessStopped, LabelStudioError: as their names say.
         """
         config = parse_label_config(xml)
         pointing = read_context(context, config)
         if pointing is None:
             return [], 0.0
         slot = slot_of(pointing, config)
-        images = known_config(self._store, project) or config
+        images = self._store.projects.config(project) or config
         known = self._store.tasks(project).find(int(task["id"])) or _sent(project, task, slot.to_name, images)
         image = self._fetch(known, slot.to_name, images)
         if not self._lock.acquire(timeout=PATIENCE):
@@ -238,7 +237,7 @@ class Interactive:
         """The mask that the reference leads to in the method's quickest mode; nothing where there is no reference."""
         reference, regions = self._reference_of(task, slot)
         reference_task = self._store.tasks(task.project).find(reference.task) if reference else None
-        reference_config = known_config(self._store, task.project)
+        reference_config = self._store.projects.config(task.project)
         if reference is None or reference_task is None or reference_config is None:
             return []
         try:

@@ -1,6 +1,6 @@
-"""The lane's own side: holds the model, turns regions into masks and masks into regions.
+"""The model process's own side: holds the model, turns regions into masks and masks into regions.
 
-Runs as `python -m backend.worker.model_server`, started by `model_process.LaneProcess`, with two inherited file
+Runs as `python -m backend.worker.model_server`, started by `model_process.ModelProcess`, with two inherited file
 descriptors: one end of a connection for jobs and results, and a pipe that ends when the parent does.
 """
 
@@ -40,7 +40,7 @@ PROGRESS_PAUSE = 0.5
 
 
 class Segmenter(Protocol):
-    """What the lane asks of a model; `cavsam.CavSam` is one. Its `device`, where it has one, is shown to people."""
+    """What is asked of a model; `cavsam.CavSam` is one. Its `device`, if it has one, is shown to people."""
 
     def adapt(
         self,
@@ -67,7 +67,7 @@ def open_cavsam(options: Mapping[str, Any]) -> Segmenter:
     )
 
 
-class Lane:
+class ModelServer:
     """A loaded model and the references it is adapted to, by the key of the reference and the image tag."""
 
     def __init__(self, segmenter: Segmenter):
@@ -161,20 +161,20 @@ def _score(value: float) -> float:
 
 
 class Runner(Protocol):
-    """Whoever does the jobs of a process; `Lane` is one."""
+    """Whoever does the jobs of a process; `ModelServer` is one."""
 
     def run(self, job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         """Do one job; both it and the answer are JSON-ready."""
 
 
 def serve(
-    jobs: Connection, open_segmenter: Callable[[], Segmenter], runner: Callable[[Segmenter], Runner] = Lane
+    jobs: Connection, open_segmenter: Callable[[], Segmenter], runner: Callable[[Segmenter], Runner] = ModelServer
 ) -> int:
     """Load the model, then do jobs until the connection ends; returns the exit status."""
     started = time.monotonic()
     try:
         segmenter = open_segmenter()
-        lane = runner(segmenter)
+        running = runner(segmenter)
     except ModelError as error:
         _send(jobs, {"event": "model_error", "message": str(error)})
         return 3
@@ -186,7 +186,7 @@ def serve(
         except EOFError:
             return 0
         try:
-            answer = lane.run(job, _Reporter(jobs))
+            answer = running.run(job, _Reporter(jobs))
         except Exception as error:  # a fault of ours or of a library: this target fails, the next ones go on
             log.exception("A task failed in the model's process.")
             answer = {"event": "failed", "message": f"The model failed on this task ({type(error).__name__}: {error})."}
@@ -230,13 +230,13 @@ def _end_with(parent: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the lane; the arguments are the two file descriptors, and the first message says which model to open."""
+    """Serve; the arguments are the two file descriptors, and the first message says which model to open."""
     connection, parent = arguments
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us in order
     _end_with(int(parent))
     jobs = Connection(int(connection))
     spec = json.loads(jobs.recv_bytes())
-    logs.configure(spec["log_level"], spec["log_format"], "lane")
+    logs.configure(spec["log_level"], spec["log_format"], "model process")
     factory, runner = (_imported(spec[name]) for name in ("segmenter", "runner"))
     return serve(jobs, lambda: factory(spec["options"]), runner)
 

@@ -1,4 +1,4 @@
-"""The thread that takes jobs from the store, one after the other, and has the lane do them."""
+"""The thread that takes jobs from the store, one after the other, and has the model process do them."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
 
-from backend.entities import Job, ReferenceAnnotation, References
+from backend.entities import Job, ReferenceAnnotation, References, Refusal
 from backend.errors import (
     BackendError,
     ImageNotKept,
     ImageServerFault,
     ImageUnavailable,
     LabelStudioError,
-    LaneDied,
-    LaneStopped,
     LedgerError,
+    ModelProcessDied,
+    ModelProcessStopped,
     ModelUnavailable,
 )
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.images import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig
 from backend.store.store import Store
-from backend.sync.project_sync import known_config
-from backend.worker.model_process import LaneProcess
+from backend.worker.model_process import ModelProcess
 
 log = logging.getLogger(__name__)
 
-LANE_ATTEMPTS = 2
+PROCESS_ATTEMPTS = 2
 FETCH_DELAYS = (5.0, 20.0, 60.0)
 AWAY_DELAY = 20.0
 LEDGER_PAUSE = 10.0
+REFUSAL_PAUSE = 10.0
+"""Seconds that a version's jobs wait for another reference to be chosen, which drops them."""
 MODEL_DELAYS = (15.0, 30.0, 60.0, 300.0)
 IDLE = 30.0
 CANCELLED = "The task was cancelled; retry it when it shall be predicted after all."
@@ -61,27 +62,27 @@ class Activity:
 class Hooks:
     """What the worker needs of the service: a client for a project, and someone to tell.
 
-    `finished(project, task)` after each job, whatever came of it; `refused(project)` when the reference taught nothing;
+    `finished(project, task)` after each job, whatever came of it; `refused` when a reference taught nothing;
     `review_below(project)` is the score below which a region is flagged.
     """
 
     client: Callable[[int], LabelStudio]
     finished: Callable[[int, int], None]
-    refused: Callable[[int], None]
+    refused: Callable[[Refusal], None]
     review_below: Callable[[int], float]
 
 
 class Worker:
-    """Takes jobs, fetches their images, hands them to the lane, and stores what comes back."""
+    """Takes jobs, fetches their images, hands them to the model process, and stores what comes back."""
 
-    def __init__(self, store: Store, lane: LaneProcess, images: ImageFolder, hooks: Hooks):
-        self._store, self._lane, self._images, self._hooks = store, lane, images, hooks
+    def __init__(self, store: Store, process: ModelProcess, images: ImageFolder, hooks: Hooks):
+        self._store, self._process, self._images, self._hooks = store, process, images, hooks
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch-ahead")
         self._ahead: Future[None] | None = None
         self._model_failures = 0
-        # per job and counted apart: an image that came late must not cost the task its second try in the lane
+        # per job and counted apart: an image that came late must not cost the task its second try in the model process
         self._fetch_failures: Counter[tuple[int, int, str]] = Counter()
         self._crashes: Counter[tuple[int, int, str]] = Counter()
         self._job: Job | None = None  # in work, and whether it was cancelled; both under the lock
@@ -114,14 +115,14 @@ class Worker:
             if self._job is None or (self._job.project, self._job.task) != (project, task):
                 return False
             self._cancelled.set()
-            self._lane.interrupt()
+            self._process.interrupt()
             return True
 
     def stop(self) -> None:
-        """End the lane and the thread; the job in work goes back into the queue."""
+        """End the model process and the thread; the job in work goes back into the queue."""
         self._stopping.set()
         self._wake.set()
-        self._lane.stop()
+        self._process.stop()
         if self._thread.is_alive():
             self._thread.join(10.0)
         self._fetcher.shutdown(wait=False, cancel_futures=True)
@@ -168,19 +169,19 @@ class Worker:
         """Load the model before the first job, so that a missing checkpoint is known at once."""
         self.activity = Activity("loading the model")
         try:
-            self._lane.load(self._progress)
+            self._process.load(self._progress)
         except ModelUnavailable as error:
             self.activity = Activity("no model", error=str(error))
             log.error("The model cannot be loaded: %s", error)
-        except LaneDied as error:
+        except ModelProcessDied as error:
             log.error("%s", error)
-        except LaneStopped:
+        except ModelProcessStopped:
             return
 
     def _do(self, job: Job) -> None:
         self.activity = Activity("fetching", job.project, job.task, since=time.monotonic())
         references = self._store.annotations(job.project).references()
-        config = known_config(self._store, job.project)
+        config = self._store.projects.config(job.project)
         if references is None or config is None or not job.version.endswith(f"-r{references.key}"):
             self._store.queue.put_back(job, counts=False, delay=1.0)  # the reference changed under us
             return
@@ -199,14 +200,14 @@ class Worker:
         }
         self.activity = replace(self.activity, state="working")
         try:
-            answer = self._lane.run(request, self._progress, is_cancelled=self._cancelled.is_set)
-        except LaneStopped:
+            answer = self._process.run(request, self._progress, is_cancelled=self._cancelled.is_set)
+        except ModelProcessStopped:
             self._store.queue.put_back(job, counts=False)
             return
         except ModelUnavailable as error:
             self._wait_for_model(job, str(error))
             return
-        except LaneDied as error:
+        except ModelProcessDied as error:
             if self._cancelled.is_set():
                 log.info("Project %d, task %d: cancelled.", job.project, job.task)
                 self._fail(job, CANCELLED)
@@ -223,12 +224,12 @@ class Worker:
             self._images.discard(images.values())
 
     def _settle(self, job: Job, references: References, answer: dict[str, Any]) -> bool:
-        """Store the lane's answer; returns whether the job is over."""
+        """Store the model process's answer; returns whether the job is over."""
         if answer["event"] == "bad_reference":
-            self._store.queue.put_back(job, counts=False)
+            self._store.queue.put_back(job, counts=False, delay=REFUSAL_PAUSE)
             for one in references.annotations:
                 if one.annotation == answer["annotation"]:
-                    self._refuse(one, answer["message"])
+                    self._refuse(job, one, answer["message"])
             return False
         if answer["event"] == "failed":
             log.error("Project %d, task %d: %s", job.project, job.task, answer["message"])
@@ -251,12 +252,11 @@ class Worker:
         )
         return True
 
-    def _refuse(self, reference: ReferenceAnnotation, message: str) -> None:
-        log.warning(
-            "Project %d: annotation %d cannot be the reference: %s", reference.project, reference.annotation, message
-        )
-        self._store.annotations(reference.project).refuse(reference.annotation, reference.key, message)
-        self._hooks.refused(reference.project)
+    def _refuse(self, job: Job, reference: ReferenceAnnotation, message: str) -> None:
+        """Have another reference chosen; until then no job of the version need be tried."""
+        log.warning("Project %d: annotation %d cannot be the reference: %s", job.project, reference.annotation, message)
+        self._store.jobs(job.project, job.version).hold(REFUSAL_PAUSE)
+        self._hooks.refused(Refusal(job.project, reference.annotation, reference.key, message))
 
     def _fetch(
         self, job: Job, references: References, config: LabelConfig
@@ -301,11 +301,12 @@ class Worker:
         try:
             return self._images.fetch(client, config, task, _to_names([reference]))
         except ImageUnavailable as error:
-            self._store.queue.put_back(job, counts=False, delay=0.0 if error.permanent else FETCH_DELAYS[1])
+            delay = REFUSAL_PAUSE if error.permanent else FETCH_DELAYS[1]
+            self._store.queue.put_back(job, counts=False, delay=delay)
             if error.permanent:
-                self._refuse(reference, f"Its image cannot be used. {error}")
+                self._refuse(job, reference, f"Its image cannot be used. {error}")
             else:
-                log.warning("Project %d: %s Trying again in %.0f s.", job.project, error, FETCH_DELAYS[1])
+                log.warning("Project %d: %s Trying again in %.0f s.", job.project, error, delay)
         except LabelStudioError as error:
             self._without_fault(job, error)
         return None
@@ -329,7 +330,7 @@ class Worker:
         self._store.queue.put_back(job, error=str(error), delay=AWAY_DELAY, counts=False)
 
     def _fetch_ahead(self) -> None:
-        """Fetch the next job's images while the lane works."""
+        """Fetch the next job's images while the model process works."""
         upcoming = self._store.queue.peek_next()
         if upcoming is not None:
             self._ahead = self._fetcher.submit(self._fetch_quietly, upcoming)
@@ -337,7 +338,7 @@ class Worker:
     def _fetch_quietly(self, job: Job) -> None:
         task = self._store.tasks(job.project).find(job.task)
         references = self._store.annotations(job.project).references()
-        config = known_config(self._store, job.project)
+        config = self._store.projects.config(job.project)
         if task is None or references is None or config is None:
             return
         try:
@@ -347,7 +348,7 @@ class Worker:
 
     def _after_crash(self, job: Job, error: str) -> None:
         crashes = self._crashes[_key(job)] = self._crashes[_key(job)] + 1
-        if crashes >= LANE_ATTEMPTS:
+        if crashes >= PROCESS_ATTEMPTS:
             log.error("Project %d, task %d: %s Giving this task up.", job.project, job.task, error)
             self._fail(job, f"{error} It happened {crashes} times on this task.")
         else:

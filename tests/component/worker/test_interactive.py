@@ -175,7 +175,7 @@ class Editor:
 
 @pytest.fixture(scope="module")
 def editor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Editor]:
-    """One backend for all tests of this file; its lane never finishes the target that it works on."""
+    """One backend for all tests of this file; its model process never finishes the target that it works on."""
     fake = FakeLabelStudio()
     settings = Settings(
         label_studio_url=fake.url,
@@ -183,7 +183,7 @@ def editor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Editor]:
         model="nano",
         data_dir=tmp_path_factory.mktemp("clicks") / "data",
         quiet_period=0.2,
-        reconcile_interval=3600.0,
+        sync_interval=3600.0,
     )
     service = Service(settings, segmenter="tests.support.threshold:open_endless")
     server = make_server("127.0.0.1", 0, create_app(settings, service), threaded=True)
@@ -195,7 +195,7 @@ def editor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Editor]:
     fake.connect(project, backend.url)
     wait_for(lambda: service.interactive._process.pid, "SAM2 to be started ahead of the first click")
     fake.annotate(first, [brush(CAT, "cat")])
-    wait_for(lambda: service.worker.activity.state == "working", "the lane to be busy")
+    wait_for(lambda: service.worker.activity.state == "working", "the model process to be busy")
     yield Editor(fake, backend, project)
     assert service.worker.activity.state == "working"  # nobody has waited for it
     service.stop()
