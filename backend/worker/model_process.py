@@ -85,8 +85,7 @@ class ModelProcess:
         """Start the process and wait until its model is loaded; does nothing if it runs.
 
         Raises:
-            ModelUnavailable: the model cannot be loaded.
-            ModelProcessDied: the process ended.
+            ModelUnavailable: the model cannot be loaded, or the process ended while it was.
             ModelProcessStopped: `stop` was called.
         """
         with self._lock:
@@ -97,11 +96,16 @@ class ModelProcess:
             if running.process.poll() is None:
                 return
             self._end()  # it ended while it had nothing to do
-        with self._lock:
-            if self._stopped:
-                raise ModelProcessStopped("The backend is stopping.")
-            self._running = _start(self._spec)
-        answer = self._receive(on_progress)
+        try:
+            with self._lock:
+                if self._stopped:
+                    raise ModelProcessStopped("The backend is stopping.")
+                self._running = _start(self._spec)
+            answer = self._receive(on_progress)
+        except ModelProcessDied as error:  # no job's fault: none was begun
+            raise ModelUnavailable(
+                f"{error} It was loading the model; check its weights, and the memory if it was killed."
+            ) from error
         if answer["event"] == "model_error":
             self._end()
             raise ModelUnavailable(answer["message"])
@@ -114,7 +118,8 @@ class ModelProcess:
         *,
         is_cancelled: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any]:
-        """Have one job done; see `model_server.ModelServer.run` for what goes in and comes out. Raises as `load` does.
+        """Have one job done; see `model_server.ModelServer.run` for what goes in and comes out. Raises as `load` does,
+        and `ModelProcessDied` if the process ended in the middle of the job.
 
         A job that `is_cancelled` is not begun, and ends with `ModelProcessDied` once `interrupt` is called.
         """

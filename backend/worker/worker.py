@@ -173,8 +173,6 @@ class Worker:
         except ModelUnavailable as error:
             self.activity = Activity("no model", error=str(error))
             log.error("The model cannot be loaded: %s", error)
-        except ModelProcessDied as error:
-            log.error("%s", error)
         except ModelProcessStopped:
             return
 
@@ -204,15 +202,14 @@ class Worker:
         except ModelProcessStopped:
             self._store.queue.put_back(job, counts=False)
             return
-        except ModelUnavailable as error:
-            self._wait_for_model(job, str(error))
-            return
-        except ModelProcessDied as error:
+        except (ModelUnavailable, ModelProcessDied) as error:
             if self._cancelled.is_set():
                 log.info("Project %d, task %d: cancelled.", job.project, job.task)
                 self._fail(job, CANCELLED)
-                return
-            self._after_crash(job, str(error))
+            elif isinstance(error, ModelUnavailable):
+                self._wait_for_model(job, str(error))
+            else:
+                self._after_crash(job, str(error))
             return
         self._model_failures = 0
         if "message" in answer:
