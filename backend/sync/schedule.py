@@ -17,6 +17,8 @@ FOLLOW_UP_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds until a task is read again whose new annotation Label Studio has announced but not committed."""
 CONFIRM_PAUSE = 3.0
 """Seconds that Label Studio gets to store an answer before it is asked whether it did."""
+GONE_TIMES, GONE_AFTER = 3, 600.0
+"""How often, and over how many seconds, a project has to be missing before it is forgotten with its results."""
 AWAY_PAUSES = (5.0, 10.0, 20.0, 60.0)
 """Seconds until the next try after the first, second, third and each further failure in a row."""
 
@@ -47,6 +49,8 @@ class Schedule:
     push_at: float | None = None
     confirm_at: float | None = None
     failures: int = 0
+    gone: list[float] = field(default_factory=list)
+    """When Label Studio said that it has no such project, since it last had one."""
     """Failures in a row."""
     at_once: bool = False
     """Whether somebody wants a changed reference to be learned from without a quiet period."""
@@ -99,6 +103,11 @@ class Schedule:
         self.synced_at, self.sync_took = now, now - started
         self.push_at = sooner(self.push_at, now)
         self.sync_at = sooner(self.sync_at, now + max(interval, self.sync_took * SYNC_SHARE / 4))
+
+    def is_gone_for_good(self, now: float) -> bool:
+        """Note that Label Studio has no such project; whether it has said so often and long enough to be believed."""
+        self.gone.append(now)
+        return len(self.gone) >= GONE_TIMES and now - self.gone[0] >= GONE_AFTER
 
     def put_off(self, now: float) -> None:
         """Try all again later, which a full sync does; the pauses grow with the failures in a row."""

@@ -101,10 +101,13 @@ class Turns:
         try:
             self._do_due(self._sync_of(project), schedule)
         except LabelStudioNotFound as error:
-            if self._is_gone(project):
+            if not self._is_gone(project):
+                schedule.gone.clear()
+                self._put_off(project, str(error))
+            elif self._store.projects.find(project) is None or schedule.is_gone_for_good(self._clock()):
                 self._drop(project, str(error))
             else:
-                self._put_off(project, str(error))
+                self._put_off(project, f"{error} The project is forgotten if that stays so for ten minutes.")
         except LedgerError as error:
             self._put_off(project, str(error))
             raise
@@ -115,6 +118,7 @@ class Turns:
             self._put_off(project, f"The backend failed ({type(error).__name__}: {error}).")
         else:
             schedule.failures = 0
+            schedule.gone.clear()
 
     def _do_due(self, sync: ProjectSync, schedule: Schedule) -> None:
         """Do what is due, in the order in which one brings about the next."""

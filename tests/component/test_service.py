@@ -570,6 +570,7 @@ def test_a_deleted_project_is_forgotten_and_another_thing_not_found_is_not_taken
     label_studio: FakeLabelStudio, project: int, start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("backend.sync.schedule.AWAY_PAUSES", (0.2,))
+    monkeypatch.setattr("backend.sync.schedule.GONE_AFTER", 0.5)
     backend = start_backend()
     label_studio.connect(project, backend.url)
     annotate_first(label_studio, project)

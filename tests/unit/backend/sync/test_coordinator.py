@@ -171,12 +171,33 @@ def test_trouble_puts_one_project_off_for_longer_each_time_and_holds_up_no_other
     assert described.error is None
 
 
-def test_a_project_that_is_gone_is_forgotten(known: Scene):
+def test_a_project_that_stays_away_for_ten_minutes_is_forgotten(known: Scene):
     known.client.error = LabelStudioNotFound("There is no such project.")
     known.coordinator.send(Event(PROJECT, "again"))
     known.turn()
+    for _ in range(9):
+        known.turn(60.0)
+        described = known.store.projects.find(PROJECT)
+        assert described is not None
+        assert "no such project" in str(described.error)
+    known.turn(60.0)
     assert known.store.projects.find(PROJECT) is None
     assert known.turn(3600.0) == []
+
+
+def test_a_project_that_was_away_for_less_keeps_all_it_had(known: Scene):
+    learned = known.learned_from()
+    for _ in range(3):  # each time anew
+        known.client.error = LabelStudioNotFound("There is no such project.")
+        known.coordinator.send(Event(PROJECT, "again"))
+        for _ in range(8):
+            known.turn(60.0)
+        known.client.error = None
+        known.turn(AWAY_PAUSES[-1])
+    described = known.store.projects.find(PROJECT)
+    assert described is not None
+    assert described.error is None
+    assert known.learned_from() == learned != set()
 
 
 def test_a_fault_of_ours_puts_a_project_off_as_well(known: Scene, monkeypatch: pytest.MonkeyPatch):
