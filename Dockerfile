@@ -1,8 +1,9 @@
 # The backend as a container for a machine with an NVIDIA GPU (it runs on CPU too, slowly).
 #   docker build -t cavsam-backend .
 #   docker run --gpus all -p 9090:9090 -v cavsam-weights:/weights -v cavsam-data:/data \
-#       -e LABEL_STUDIO_URL=http://label-studio.example:8080 -e LABEL_STUDIO_API_KEY cavsam-backend
-# The key comes from the environment at run time; nothing secret is in the image.
+#       -e LABEL_STUDIO_URL=http://label-studio.example:8080 -e LABEL_STUDIO_API_KEY \
+#       -e CAVSAM_BASIC_AUTH_USER -e CAVSAM_BASIC_AUTH_PASSWORD cavsam-backend
+# It refuses to start without a password; see CAVSAM_OPEN_TO_NETWORK in docs/settings.md. The key comes from the environment at run time; nothing secret is in the image.
 
 # `base`, not `runtime`: torch's own packages bring the CUDA libraries, so an image with them would hold them twice.
 FROM nvidia/cuda:12.8.1-base-ubuntu22.04

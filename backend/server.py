@@ -29,7 +29,8 @@ GRACE = 8
 
 
 def serve(settings: Settings, *, segmenter: str = CAVSAM) -> int:
-    """Answer Label Studio until a signal; returns the exit status."""
+    """Answer Label Studio until a signal; returns the exit status. Raises `SettingsError` as `check_listening` does."""
+    settings.check_listening()
     configure_logging(settings)
     for name in unknown_variables(os.environ):
         log.warning("%s is not a setting of the backend; see `cavsam-backend settings`.", name)

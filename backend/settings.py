@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import json
 import os
 import re
@@ -166,6 +167,11 @@ class Settings:
         "", "User name that Label Studio must give (HTTP basic auth), for a port that others can reach; empty for none."
     )
     basic_auth_password: str = _setting("", "Password to `CAVSAM_BASIC_AUTH_USER`.", secret=True)
+    open_to_network: str = _setting(
+        "no",
+        "`yes` listens beyond this machine without a password, for a network in which nobody else can reach the port; "
+        "else `CAVSAM_HOST` other than loopback needs `CAVSAM_BASIC_AUTH_USER` and `_PASSWORD`.",
+    )
     allowed_hosts: str = _setting(
         "",
         "Host names, comma-separated, under which the backend answers without basic auth; for a backend that has a "
@@ -254,6 +260,20 @@ class Settings:
                 problems.append(f"The extra param {str(error).replace(variable_of(name), name)}")
         return found, problems
 
+    def check_listening(self) -> None:
+        """Refuse to be open to a network by accident, as a container is that listens on all of its addresses.
+
+        Raises:
+            SettingsError: the backend would listen beyond this machine without a password, and nobody asked for it.
+        """
+        if self.basic_auth_user or self.open_to_network == "yes" or _is_loopback(self.host):
+            return
+        raise SettingsError(
+            f"CAVSAM_HOST={self.host} lets others reach the backend without a password. Set CAVSAM_BASIC_AUTH_USER and "
+            "CAVSAM_BASIC_AUTH_PASSWORD, and give both to Label Studio when you connect the model; or set "
+            "CAVSAM_OPEN_TO_NETWORK=yes if nobody else can reach the port."
+        )
+
     def sources(self) -> ModelSources:
         """Where the weights come from."""
         return ModelSources.named(self.model).replace(
@@ -292,6 +312,7 @@ class Settings:
         if not IP_OR_NAME.fullmatch(self.host):
             problems.append(f"CAVSAM_HOST must be an IP address or a host name, such as 127.0.0.1, not {self.host!r}.")
         problems += _not_one_of("log_level", self.log_level, LOG_LEVELS)
+        problems += _not_one_of("open_to_network", self.open_to_network, ("no", "yes"))
         problems += _not_one_of("log_format", self.log_format, FORMATS)
         problems += _not_one_of("old_predictions", self.old_predictions, OLD_PREDICTIONS)
         problems += _not_one_of("reference_policy", self.reference_policy, REFERENCE_POLICIES)
@@ -379,6 +400,13 @@ def _tunable() -> list[dataclasses.Field[Any]]:
 
 def _written(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _is_http_url(text: str) -> bool:

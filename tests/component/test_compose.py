@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from backend.commands.doctor import SWITCHES
-from backend.settings import unknown_variables
+from backend.errors import SettingsError
+from backend.settings import Settings, unknown_variables
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -66,6 +67,24 @@ def test_what_must_last_lies_on_volumes(services: dict[str, dict[str, Any]]):
     assert ledger
     assert weights
     assert set(mounts["cavsam"].values()) == {ledger[1], weights[1]}
+
+
+def test_the_backend_can_do_little_harm(services: dict[str, dict[str, Any]]):
+    cavsam = services["cavsam"]
+    assert cavsam["read_only"] is True
+    assert cavsam["cap_drop"] == ["ALL"]
+    assert cavsam["security_opt"] == ["no-new-privileges:true"]
+    assert "/tmp" in cavsam["tmpfs"]  # gunicorn's heartbeat
+    assert "ports" not in cavsam  # so that it may do without a password
+    assert cavsam["environment"]["CAVSAM_OPEN_TO_NETWORK"] == "yes"
+
+
+def test_the_image_alone_does_not_start_without_a_password():
+    found = re.search(r"CAVSAM_HOST=(\S+)", DOCKERFILE)
+    assert found
+    assert "OPEN_TO_NETWORK=" not in DOCKERFILE
+    with pytest.raises(SettingsError, match="CAVSAM_BASIC_AUTH_USER"):
+        Settings(host=found[1]).check_listening()
 
 
 def test_the_two_servers_find_each_other(services: dict[str, dict[str, Any]]):

@@ -86,7 +86,7 @@ def test_the_wsgi_entry_serves_as_well(serve: Callable[..., BackendProcess], tmp
 
 @pytest.mark.parametrize("host", ["::1", "[::1]", "::"])
 def test_listens_on_ipv6_where_the_status_command_finds_it(serve: Callable[..., BackendProcess], host: str):
-    backend = serve(CAVSAM_HOST=host)
+    backend = serve(CAVSAM_HOST=host, CAVSAM_OPEN_TO_NETWORK="yes")
     port = str(urlsplit(backend.url).port)
     assert requests.get(f"http://[::1]:{port}/health", timeout=5).json()["status"] == "UP"
     command = [sys.executable, "-m", "backend.cli", "status", "--host", host, "--port", port]

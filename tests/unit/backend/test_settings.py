@@ -174,3 +174,16 @@ def test_what_a_project_sets_wrongly_is_said_and_the_rest_counts(extra: object, 
     assert words in problem
     assert "CAVSAM" not in problem
     assert found == (dataclasses.replace(settings, **good) if isinstance(extra, dict) else settings)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "backend.example.org"])
+def test_no_network_is_listened_on_without_a_password_unless_told_to(host: str):
+    with pytest.raises(SettingsError, match="CAVSAM_OPEN_TO_NETWORK=yes"):
+        Settings(host=host).check_listening()
+    Settings(host=host, open_to_network="yes").check_listening()
+    Settings(host=host, basic_auth_user="me", basic_auth_password="x").check_listening()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "[::1]", "localhost"])
+def test_this_machine_alone_needs_no_password(host: str):
+    Settings(host=host).check_listening()
