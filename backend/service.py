@@ -33,7 +33,8 @@ from backend.sync.policy import why_no_reference
 from backend.sync.project_sync import REQUESTED
 from backend.version import base_version, model_version
 from backend.worker.interactive import Interactive
-from backend.worker.model_process import CAVSAM, CLICKS, SAM2, ModelProcess, ModelSpec
+from backend.worker.messages import ModelSpec
+from backend.worker.model_process import CAVSAM, CLICKS, SAM2, ModelProcess
 from backend.worker.worker import Hooks, Worker
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,8 @@ from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.label_config import parse_label_config
 from backend.labelstudio.regions import Brush, Region
 from backend.settings import Settings, unknown_variables
-from backend.worker.model_process import CAVSAM, ModelProcess, ModelSpec
+from backend.worker.messages import Example, ModelSpec, Result, SegmentTask
+from backend.worker.model_process import CAVSAM, ModelProcess
 
 Verdict = Literal["ok", "note", "fail"]
 
@@ -251,13 +252,13 @@ def _model(settings: Settings, segmenter: str) -> Iterator[Finding]:
         except BackendError as error:
             yield Finding("fail", "model", str(error))
             return
-    if answer["event"] == "result":
+    if isinstance(answer, Result):
         yield Finding("ok", "trial prediction", f"every step runs, {time.monotonic() - started:.0f} s")
     else:
-        yield Finding("fail", "trial prediction", answer["message"])
+        yield Finding("fail", "trial prediction", answer.message)
 
 
-def _trial_job(folder: Path) -> dict[str, Any]:
+def _trial_job(folder: Path) -> SegmentTask:
     """A disc on a plain ground to learn, and the same disc elsewhere to find."""
     grid_y, grid_x = np.mgrid[:TRIAL_SIZE, :TRIAL_SIZE]
     masks = {}
@@ -266,12 +267,9 @@ def _trial_job(folder: Path) -> dict[str, Any]:
         image = np.where(masks[name][..., None], (220, 60, 50), (40, 70, 90))
         Image.fromarray(image.astype(np.uint8)).save(folder / f"{name}.png")
     size, code = (TRIAL_SIZE, TRIAL_SIZE), Brush(bytes(encode_mask(masks["reference"])))
-    region = Region("mask", "image", ("disc",), size, code).to_json()
-    example = {"annotation": 0, "regions": [region], "images": {"image": str(folder / "reference.png")}}
-    return {
-        "reference": {"key": "trial", "shots": 0, "examples": [example]},
-        "images": {"image": str(folder / "target.png")},
-    }
+    region = Region("mask", "image", ("disc",), size, code)
+    example = Example(0, (region,), {"image": str(folder / "reference.png")})
+    return SegmentTask("trial", 0, (example,), {"image": str(folder / "target.png")})
 
 
 def _silent(step: str, done: int, total: int) -> None:

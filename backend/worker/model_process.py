@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -11,37 +10,35 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 from backend.errors import ModelProcessDied, ModelProcessStopped, ModelUnavailable
+from backend.worker.messages import (
+    Answer,
+    BadReference,
+    Failed,
+    Job,
+    Loaded,
+    Message,
+    ModelSpec,
+    NotLoaded,
+    Progress,
+    Result,
+    read_message,
+    write_message,
+)
 
 log = logging.getLogger(__name__)
 
 CAVSAM = "backend.worker.model_server:open_cavsam"
-MODEL_SERVER = "backend.worker.model_server:ModelServer"
 SAM2, CLICKS = "backend.worker.clicks:open_sam2", "backend.worker.clicks:Clicks"
 STOP_PATIENCE = 2.0
 SECRET = re.compile("PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL", re.IGNORECASE)
 HUB_TOKENS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"})
 """What the model hub needs of a model that is not public."""
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """The model that a model process opens: the import path of a factory, and the JSON-ready options it is called with.
-
-    `runner` is the import path of the class that does jobs with it.
-    """
-
-    segmenter: str
-    options: Mapping[str, Any]
-    log_level: str = "INFO"
-    runner: str = MODEL_SERVER
-    log_format: str = "text"
 
 
 @dataclass
@@ -106,20 +103,24 @@ class ModelProcess:
             raise ModelUnavailable(
                 f"{error} It was loading the model; check its weights, and the memory if it was killed."
             ) from error
-        if answer["event"] == "model_error":
-            self._end()
-            raise ModelUnavailable(answer["message"])
-        log.info("The model is loaded (process %d, %.1f s).", self.pid or 0, answer["seconds"])
+        match answer:
+            case Loaded(seconds, device, gpu_bytes):
+                self.device, self.gpu_bytes = device, gpu_bytes
+                log.info("The model is loaded (process %d, %.1f s).", self.pid or 0, seconds)
+            case NotLoaded(message):
+                self._end()
+                raise ModelUnavailable(message)
+            case other:
+                raise TypeError(f"The model process began with {type(other).__name__}.")
 
     def run(
         self,
-        job: Mapping[str, Any],
+        job: Job,
         on_progress: Callable[[str, int, int], None],
         *,
         is_cancelled: Callable[[], bool] = lambda: False,
-    ) -> dict[str, Any]:
-        """Have one job done; see `model_server.ModelServer.run` for what goes in and comes out. Raises as `load` does,
-        and `ModelProcessDied` if the process ended in the middle of the job.
+    ) -> Answer:
+        """Have one job done. Raises as `load` does, and `ModelProcessDied` in the middle of the job.
 
         A job that `is_cancelled` is not begun, and ends with `ModelProcessDied` once `interrupt` is called.
         """
@@ -130,10 +131,14 @@ class ModelProcess:
         if running is None:
             raise ModelProcessStopped("The backend is stopping.")
         try:
-            running.jobs.send_bytes(json.dumps(job, separators=(",", ":")).encode())
+            running.jobs.send_bytes(write_message(job))
         except OSError as error:
             raise self._died() from error
-        return self._receive(on_progress)
+        answer = self._receive(on_progress)
+        if not isinstance(answer, Result | Failed | BadReference):
+            raise TypeError(f"The model process answered a job with {type(answer).__name__}.")
+        self.gpu_bytes = answer.gpu_bytes
+        return answer
 
     def interrupt(self) -> None:
         """End the process that runs, and the job in work with it; the next job starts another. For any thread."""
@@ -149,20 +154,19 @@ class ModelProcess:
             self._stopped = True
         self._end(at_once=True)
 
-    def _receive(self, on_progress: Callable[[str, int, int], None]) -> dict[str, Any]:
+    def _receive(self, on_progress: Callable[[str, int, int], None]) -> Message:
+        """Wait for the next message that is no progress."""
         running = self._running
         if running is None:
             raise ModelProcessStopped("The backend is stopping.")
         while True:
             try:
-                message: dict[str, Any] = json.loads(running.jobs.recv_bytes())
+                message = read_message(running.jobs.recv_bytes())
             except (EOFError, OSError) as error:
                 raise self._died() from error
-            if message["event"] != "progress":
-                self.gpu_bytes = message.get("gpu_bytes")
-                self.device = message.get("device", self.device)
+            if not isinstance(message, Progress):
                 return message
-            on_progress(message["step"], message["done"], message["total"])
+            on_progress(message.step, message.done, message.total)
 
     def _died(self) -> ModelProcessDied | ModelProcessStopped:
         status = self._end()
@@ -206,7 +210,7 @@ def _start(spec: ModelSpec) -> _Running:
             },
             stdin=subprocess.DEVNULL,
         )
-        ours.send_bytes(json.dumps(asdict(spec)).encode())
+        ours.send_bytes(write_message(spec))
     except OSError as error:
         ours.close()
         os.close(life)  # ends the process, where there is one

@@ -35,7 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from backend.errors import ModelProcessStopped
 from backend.labelstudio.label_config import parse_label_config
 from backend.sync.references import examine
-from backend.worker.model_process import CAVSAM, ModelProcess, ModelSpec
+from backend.worker.messages import Example, ModelSpec, SegmentTask
+from backend.worker.model_process import CAVSAM, ModelProcess
 from cavsam.weights.sources import ModelSources
 from research import synth
 from research.benchmarks.pipeline import children, peak_memory
@@ -143,8 +144,7 @@ def keep_busy(process: ModelProcess, folder: Path, picture: Any, name: str, work
     xml = CONFIG.replace("Object", name)
     drawn = brush.regions(picture.masks, from_name="tag", to_name="image")
     regions = examine({"id": 1, "task": 1, "result": drawn}, parse_label_config(xml)).regions
-    example = {"annotation": 1, "regions": [region.to_json() for region in regions], "images": {"image": str(path)}}
-    job = {"reference": {"key": "busy", "shots": 0, "examples": [example]}, "images": {"image": str(path)}}
+    job = SegmentTask("busy", 0, (Example(1, regions, {"image": str(path)}),), {"image": str(path)})
     try:
         while True:
             process.run(job, lambda *_: working.set())

@@ -194,7 +194,8 @@ def one_job(
 
     from backend.labelstudio.label_config import parse_label_config
     from backend.sync.references import examine
-    from backend.worker.model_process import CAVSAM, ModelProcess, ModelSpec
+    from backend.worker.messages import Example, ModelSpec, Result, SegmentTask
+    from backend.worker.model_process import CAVSAM, ModelProcess
     from tools import brush
 
     names = synth.classes("cells", "dev")[:labels]
@@ -213,11 +214,9 @@ def one_job(
     options = {"sources": vars(sources), "recipe": recipe.to_dict(), "device": device}
     process = ModelProcess(ModelSpec(CAVSAM, options, "WARNING"))
     try:
-        images = {"image": paths[0]}
-        example = {"annotation": 1, "regions": [region.to_json() for region in regions], "images": images}
-        job = {"reference": {"key": "bench", "shots": 0, "examples": [example]}}
-        answer = process.run({**job, "images": {"image": paths[1]}}, lambda *_: None)
-        if answer["event"] != "result":
+        job = SegmentTask("bench", 0, (Example(1, regions, {"image": paths[0]}),), {"image": paths[1]})
+        answer = process.run(job, lambda *_: None)
+        if not isinstance(answer, Result):
             raise RuntimeError(str(answer))
         yield process
     finally:

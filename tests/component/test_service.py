@@ -504,7 +504,7 @@ class TestTheModelProcessDies:
         start_backend: StartBackend,
         monkeypatch: pytest.MonkeyPatch,
     ):
-        monkeypatch.setattr("backend.worker.worker.FETCH_DELAYS", (0.05, 0.05, 0.05))
+        monkeypatch.setattr("backend.worker.decisions.IMAGE_DELAYS", (0.05, 0.05, 0.05))
         task = label_studio.add_task(project, png(np.full((64, 96, 3), DEADLY_ONCE, np.uint8)))
         busy = [503, 503, 503]
         with storage_host(label_studio.files[f"/data/upload/{task}.png"], busy) as url:
@@ -532,7 +532,7 @@ class TestTheModelProcessDies:
 def test_a_full_disk_fails_no_task(
     label_studio: FakeLabelStudio, project: int, start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("backend.worker.worker.AWAY_DELAY", 0.05)
+    monkeypatch.setattr("backend.worker.decisions.AWAY_DELAY", 0.05)
     backend = start_backend()
     images = backend.service.settings.data_dir / "images"
     images.rename(images.with_name("away"))

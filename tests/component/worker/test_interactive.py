@@ -88,8 +88,9 @@ def test_points_and_boxes_of_one_label_are_read_together():
     assert pointing is not None
     assert (pointing.to_name, pointing.label) == ("image", "cat")
     assert pointing.clicks == ((50.0, 50.0, False),)
-    ((x, y, width, height, rotation),) = pointing.boxes
-    assert (x * 0.96, y * 0.64, width * 0.96, height * 0.64, rotation) == pytest.approx((20, 8, 40, 32, 0))
+    (box,) = pointing.boxes
+    assert (box.x * 0.96, box.y * 0.64, box.width * 0.96, box.height * 0.64) == pytest.approx((20, 8, 40, 32))
+    assert box.rotation == 0
     assert pointing.ids == {"r1", "c2"}
     assert slot_of(pointing, LABELS) == SLOT
 

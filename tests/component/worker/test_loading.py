@@ -23,7 +23,7 @@ def test_no_task_fails_with_it_and_health_names_it(
 ):
     allowed = tmp_path / "allowed"
     monkeypatch.setenv("LOADING_ALLOWED", str(allowed))
-    monkeypatch.setattr("backend.worker.worker.MODEL_DELAYS", (0.05,))
+    monkeypatch.setattr("backend.worker.decisions.MODEL_DELAYS", (0.05,))
     project = label_studio.add_project()
     first, *others = (label_studio.add_task(project, picture(box)) for box in (BOX, OTHER, BOX))
     backend = start_backend(segmenter="tests.support.threshold:open_once_allowed")
