@@ -144,6 +144,16 @@ class References:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """An annotation, as it was when its `key` was taken, that turned out to teach nothing, and why."""
+
+    project: int
+    annotation: int
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Job:
     """One task under one version; `result` is the JSON text of its regions once it is done."""
 

@@ -94,11 +94,11 @@ class DataFolderBusy(BackendError):
     """Another backend process works with the same data folder."""
 
 
-class LaneDied(BackendError):
+class ModelProcessDied(BackendError):
     """The model's process ended in the middle of a job."""
 
 
-class LaneStopped(BackendError):
+class ModelProcessStopped(BackendError):
     """The model's process was stopped on purpose."""
 
 

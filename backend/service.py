@@ -1,4 +1,4 @@
-"""The backend at work: one coordinator thread for Label Studio, one worker thread for the lane, and what HTTP asks.
+"""The backend at work: a thread for Label Studio, a thread for the model process, and what HTTP asks of them.
 
 The threads share the ledger and nothing else; HTTP threads read it, wait for it, and leave notes for the coordinator.
 """
@@ -31,7 +31,8 @@ from backend.sync.policy import why_no_reference
 from backend.sync.project_sync import REQUESTED, known_settings
 from backend.version import base_version, model_version
 from backend.worker.interactive import Interactive
-from backend.worker.model_process import CAVSAM, CLICKS, SAM2, LaneProcess, LaneSpec
+from backend.worker.messages import ModelSpec
+from backend.worker.model_process import CAVSAM, CLICKS, SAM2, ModelProcess
 from backend.worker.worker import Hooks, Worker
 
 log = logging.getLogger(__name__)
@@ -56,20 +57,22 @@ class Service:
             "recipe": settings.method().to_dict(),
             "device": settings.device,
         }
-        self.lane = LaneProcess(LaneSpec(segmenter, options, settings.log_level, log_format=settings.log_format))
+        self.model_process = ModelProcess(
+            ModelSpec(segmenter, options, settings.log_level, log_format=settings.log_format)
+        )
         images = ImageFolder(settings.data_dir / "images", int(settings.max_image_mb * 1e6))
         self.clients = Clients(settings, self.store)
         self.interactive = Interactive(
             self.store,
             self.clients,
             ImageFolder(settings.data_dir / "clicked", int(settings.max_image_mb * 1e6)),
-            LaneProcess(LaneSpec(SAM2, options, settings.log_level, CLICKS, settings.log_format)),
+            ModelProcess(ModelSpec(SAM2, options, settings.log_level, CLICKS, settings.log_format)),
         )
         self.coordinator = Coordinator(
             settings, self.store, self.clients, self.base_version, demand=demand, wake=self._wake_worker
         )
         hooks = Hooks(self.clients.of, self.coordinator.finished, self.coordinator.refused, self._review_below)
-        self.worker = Worker(self.store, self.lane, images, hooks)
+        self.worker = Worker(self.store, self.model_process, images, hooks)
         self._started = self._stopped = False
         # however many tasks are opened at once, some threads stay free to answer /health and /setup in time
         self._waiters = threading.BoundedSemaphore(max(1, settings.threads // 2))
@@ -97,7 +100,7 @@ class Service:
         self.coordinator.begin_stop()
 
     def stop(self) -> None:
-        """End the lane and the threads; open /predict requests answer with what is finished."""
+        """End the model process and the threads; open /predict requests answer with what is finished."""
         self.begin_stop()
         if self._stopped:
             return

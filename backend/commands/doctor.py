@@ -23,7 +23,8 @@ from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.label_config import parse_label_config
 from backend.labelstudio.regions import Brush, Region
 from backend.settings import Settings, unknown_variables
-from backend.worker.model_process import CAVSAM, LaneProcess, LaneSpec
+from backend.worker.messages import Example, ModelSpec, Result, SegmentTask
+from backend.worker.model_process import CAVSAM, ModelProcess
 
 Verdict = Literal["ok", "note", "fail"]
 
@@ -236,28 +237,28 @@ def _model(settings: Settings, segmenter: str) -> Iterator[Finding]:
     # every step of the method, but few rounds of each: whether it runs, not how well
     recipe = settings.method().replace(lora_steps=2, ddim_steps=2, ttga_steps=2, frames=2)
     options = {"sources": asdict(settings.sources()), "recipe": recipe.to_dict(), "device": settings.device}
-    lane = LaneProcess(LaneSpec(segmenter, options, "WARNING"))
+    process = ModelProcess(ModelSpec(segmenter, options, "WARNING"))
     with tempfile.TemporaryDirectory() as folder, ExitStack() as at_end:
-        at_end.callback(lane.stop)
+        at_end.callback(process.stop)
         try:
             started = time.monotonic()
-            lane.load(_silent)
-            device = lane.device or settings.device
+            process.load(_silent)
+            device = process.device or settings.device
             yield Finding("ok", "model", f"loads in {time.monotonic() - started:.0f} s on device {device}")
             if device == "cpu" and not settings.sources().is_nano:
                 yield Finding("note", "model", "On a CPU a task takes minutes to hours; see docs/hardware.md.")
             started = time.monotonic()
-            answer = lane.run(_trial_job(Path(folder)), _silent)
+            answer = process.run(_trial_job(Path(folder)), _silent)
         except BackendError as error:
             yield Finding("fail", "model", str(error))
             return
-    if answer["event"] == "result":
+    if isinstance(answer, Result):
         yield Finding("ok", "trial prediction", f"every step runs, {time.monotonic() - started:.0f} s")
     else:
-        yield Finding("fail", "trial prediction", answer["message"])
+        yield Finding("fail", "trial prediction", answer.message)
 
 
-def _trial_job(folder: Path) -> dict[str, Any]:
+def _trial_job(folder: Path) -> SegmentTask:
     """A disc on a plain ground to learn, and the same disc elsewhere to find."""
     grid_y, grid_x = np.mgrid[:TRIAL_SIZE, :TRIAL_SIZE]
     masks = {}
@@ -266,12 +267,9 @@ def _trial_job(folder: Path) -> dict[str, Any]:
         image = np.where(masks[name][..., None], (220, 60, 50), (40, 70, 90))
         Image.fromarray(image.astype(np.uint8)).save(folder / f"{name}.png")
     size, code = (TRIAL_SIZE, TRIAL_SIZE), Brush(bytes(encode_mask(masks["reference"])))
-    region = Region("mask", "image", ("disc",), size, code).to_json()
-    example = {"annotation": 0, "regions": [region], "images": {"image": str(folder / "reference.png")}}
-    return {
-        "reference": {"key": "trial", "shots": 0, "examples": [example]},
-        "images": {"image": str(folder / "target.png")},
-    }
+    region = Region("mask", "image", ("disc",), size, code)
+    example = Example(0, (region,), {"image": str(folder / "reference.png")})
+    return SegmentTask("trial", 0, (example,), {"image": str(folder / "target.png")})
 
 
 def _silent(step: str, done: int, total: int) -> None:

@@ -102,6 +102,11 @@ class Jobs:
         with self._db.transaction() as db:
             return db.change_each("queue_job", [(self.project, task, self.version, priority, db.now) for task in tasks])
 
+    def hold(self, seconds: float) -> None:
+        """Have no queued job tried before some seconds are over."""
+        with self._db.transaction() as db:
+            db.change("hold_version", db.now + seconds, self.project, self.version)
+
     def raise_priority(self, tasks: Iterable[int], priority: int) -> None:
         """Have some queued tasks done before others."""
         with self._db.transaction() as db:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from backend.entities import Project, References
+from backend.entities import Project, References, Refusal
 from backend.errors import (
     BackendError,
     InvalidRequest,
@@ -95,7 +95,7 @@ class Coordinator:
         self._base_version = base_version
         self._demand = demand
         self._wake = wake
-        self._notes: queue.SimpleQueue[Note | bytes | None] = queue.SimpleQueue()
+        self._notes: queue.SimpleQueue[Note | Refusal | bytes | None] = queue.SimpleQueue()
         self._agendas: dict[int, Agenda] = {}
         self._looked: Counter[int] = Counter()
         self._changed = threading.Condition()
@@ -192,10 +192,9 @@ class Coordinator:
         self._notes.put(Note(project, "finished"))
         self.notify()
 
-    def refused(self, project: int) -> None:
-        """The reference taught nothing: go on without one until another is chosen."""
-        self._store.annotations(project).set_references(self._base_version, None)
-        self._notes.put(Note(project))
+    def refused(self, refusal: Refusal) -> None:
+        """Have an annotation left out that teaches nothing; returns at once."""
+        self._notes.put(refusal)
 
     def release_later(self, project: int, owner: str) -> None:
         """Release a request's reservations once the ledger can be written again."""
@@ -248,7 +247,13 @@ class Coordinator:
         except queue.Empty:
             note = None
         while note is not None:
-            self._take(note) if isinstance(note, Note) else self._read(note)
+            match note:
+                case Note():
+                    self._take(note)
+                case Refusal():
+                    self._refuse(note)
+                case bytes():
+                    self._read(note)
             try:
                 note = self._notes.get_nowait()
             except queue.Empty:
@@ -269,6 +274,16 @@ class Coordinator:
             self.take_event(read_event(raw))
         except InvalidRequest as error:
             log.warning("A webhook of %d bytes cannot be read. %s", len(raw), error)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Go on without a reference until another is chosen, unless another has been chosen already."""
+        annotations = self._store.annotations(refusal.project)
+        present = annotations.references()
+        learned_from = {(one.annotation, one.key) for one in present.annotations} if present else set()
+        if (refusal.annotation, refusal.key) in learned_from:
+            annotations.refuse(refusal.annotation, refusal.key, refusal.reason)
+            annotations.set_references(self._base_version, None)
+            self._take(Note(refusal.project))
 
     def _take(self, note: Note) -> None:
         agenda = self._agendas.setdefault(note.project, Agenda())

@@ -95,7 +95,7 @@ class _ServiceCollector(Collector):
         healthy = not service.dead_threads() and not service.worker.activity.error
         yield GaugeMetricFamily("cavsam_healthy", "1 if /health names nothing wrong, else 0.", value=healthy)
         memory = GaugeMetricFamily("cavsam_model_memory_bytes", "Memory of the model process.", labels=("kind",))
-        for kind, amount in (("main", service.lane.resident_bytes), ("gpu", service.lane.gpu_bytes)):
+        for kind, amount in (("main", service.model_process.resident_bytes), ("gpu", service.model_process.gpu_bytes)):
             if amount is not None:
                 memory.add_metric((kind,), amount)
         yield memory

@@ -39,10 +39,10 @@ def model_status(service: Service) -> dict[str, Any]:
         "project": activity.project,
         "task": activity.task,
         "job_seconds": round(time.monotonic() - activity.since, 1) if working else None,
-        "device": service.lane.device or None,
+        "device": service.model_process.device or None,
         "wanted_device": service.settings.device,
-        "memory_bytes": service.lane.resident_bytes,
-        "gpu_memory_bytes": service.lane.gpu_bytes,
+        "memory_bytes": service.model_process.resident_bytes,
+        "gpu_memory_bytes": service.model_process.gpu_bytes,
         "models": {"name": sources.name, "try_out": service.trial_models}
         | ({} if service.trial_models else {"sam2": sources.sam2, "diffusion": sources.diffusion}),
         "mode": service.settings.method().mode,

@@ -1,6 +1,6 @@
-"""The second, small process: SAM2 alone, for a person who clicks and cannot wait until the lane has finished a target.
+"""The second, small process: SAM2 alone, for people who click and cannot wait until the first has finished a target.
 
-It runs as the lane does, `python -m backend.worker.model_server`, with `Clicks` to do its jobs.
+It runs as the first one does, `python -m backend.worker.model_server`, with `Clicks` to do its jobs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 from backend.labelstudio.masks import BoolMask, prediction_regions, reference_masks
 from backend.labelstudio.regions import Rectangle, Region, Slot
 from backend.labelstudio.shapes import box_corners
-from backend.worker.model_server import Lane
+from backend.worker.messages import Answer, CorrectMask, Failed, Result, SegmentTask
+from backend.worker.model_server import ModelServer
 from cavsam.errors import CavSamError, InvalidReference
 from cavsam.images import read_image
 from cavsam.interactive import Box, Click, EncodedImage, Refiner
@@ -39,37 +40,24 @@ class Clicks:
 
     def __init__(self, cavsam: CavSam):
         self._refiner = Refiner(cavsam.tracker)
-        self._quick = Lane(cavsam)
+        self._quick = ModelServer(cavsam)
         self._encoded: OrderedDict[str, EncodedImage] = OrderedDict()
 
-    def run(self, job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        """Correct a mask, or do a job of the lane's in the quickest mode where there is none yet; see `Lane.run`.
-
-        Args:
-            job: with a `reference`, the lane's. Else `image` (a path), `slot` (the fields of `regions.Slot`), `start`
-                (the regions that draw the mask), `clicks` ([x, y, positive] in percent) and `boxes`
-                (`regions.Rectangle`).
-            progress: told of the steps of the lane's job.
-
-        Returns:
-            `{"event": "result", "regions", "score", "seconds", "notes"}` or `{"event": "failed", "message"}`.
-        """
-        if "reference" in job:
+    def run(self, job: CorrectMask | SegmentTask, progress: Progress) -> Answer:
+        """Correct a mask, or find one in the quickest mode if there is none yet; see `ModelServer.run`."""
+        if isinstance(job, SegmentTask):
             return self._quick.run(job, progress)
         started = time.monotonic()
-        slot = Slot(**job["slot"])
         try:
-            encoded = self._encode(job["image"])
+            encoded = self._encode(job.image)
             height, width = encoded.size
-            clicks = [Click(x * width / 100, y * height / 100, positive) for x, y, positive in job["clicks"]]
-            boxes = [_bounds(Rectangle(*box), height, width) for box in job["boxes"]]
-            start = [Region.from_json(region) for region in job["start"]]
-            mask, score = self._refiner.refine(encoded, clicks, boxes, _drawn(start, slot, encoded.size))
+            clicks = [Click(x * width / 100, y * height / 100, positive) for x, y, positive in job.clicks]
+            boxes = [_bounds(box, height, width) for box in job.boxes]
+            mask, score = self._refiner.refine(encoded, clicks, boxes, _drawn(job.start, job.slot, encoded.size))
         except CavSamError as error:
-            return {"event": "failed", "message": str(error)}
-        regions, notes = prediction_regions(slot, mask, score) if mask.any() else ([], [])
-        seconds = time.monotonic() - started
-        return {"event": "result", "regions": regions, "score": score, "seconds": seconds, "notes": notes}
+            return Failed(str(error))
+        regions, warnings = prediction_regions(job.slot, mask, score) if mask.any() else ([], [])
+        return Result(tuple(regions), score, time.monotonic() - started, tuple(warnings))
 
     def _encode(self, path: str) -> EncodedImage:
         if path not in self._encoded:

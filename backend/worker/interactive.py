@@ -29,10 +29,10 @@ from backend.errors import (
 from backend.labelstudio.clients import Clients
 from backend.labelstudio.images import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig, image_url, parse_label_config
-from backend.labelstudio.regions import Region, Slot, read_regions, region_id
+from backend.labelstudio.regions import Rectangle, Region, Slot, read_regions, region_id
 from backend.store.store import Store
-from backend.sync.project_sync import known_config
-from backend.worker.model_process import LaneProcess
+from backend.worker.messages import CorrectMask, Example, Job, Result, SegmentTask
+from backend.worker.model_process import ModelProcess
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class NotCorrected(BackendError):
 
 @dataclass(frozen=True)
 class Pointing:
-    """What was pointed at, in percent of the image: `clicks` (x, y, positive) and `boxes` (see `regions.Rectangle`).
+    """What was pointed at, in percent of the image: `clicks` (x, y, positive) and `boxes`.
 
     `ids` are those of the editor's regions, which stay the same as long as a suggestion is open.
     """
@@ -60,7 +60,7 @@ class Pointing:
     to_name: str
     label: str
     clicks: tuple[tuple[float, float, bool], ...]
-    boxes: tuple[tuple[float, float, float, float, float], ...]
+    boxes: tuple[Rectangle, ...]
     ids: frozenset[str]
 
 
@@ -131,9 +131,9 @@ def stored_regions(task: Mapping[str, Any], slot: Slot, config: LabelConfig) -> 
 
 
 class Interactive:
-    """Answers clicks with a process of its own, so that nobody waits for the lane. For any thread."""
+    """Answers clicks with a process of its own, so that nobody waits for the model process. For any thread."""
 
-    def __init__(self, store: Store, clients: Clients, images: ImageFolder, process: LaneProcess):
+    def __init__(self, store: Store, clients: Clients, images: ImageFolder, process: ModelProcess):
         self._store, self._clients, self._images, self._process = store, clients, images, process
         self._paths: OrderedDict[str, None] = OrderedDict()
         self._answered: OrderedDict[tuple[int, int, Slot], _Answered] = OrderedDict()
@@ -164,14 +164,14 @@ class Interactive:
             NotKnown: the task's image is elsewhere, and the backend has not seen the task in Label Studio yet.
             NotCorrected: SAM2 failed on it.
             TooBusy: too many clicks wait.
-            ModelUnavailable, LaneDied, LaneStopped, LabelStudioError: as their names say.
+            ModelUnavailable, ModelProcessDied, ModelProcessStopped, LabelStudioError: as their names say.
         """
         config = parse_label_config(xml)
         pointing = read_context(context, config)
         if pointing is None:
             return [], 0.0
         slot = slot_of(pointing, config)
-        images = known_config(self._store, project) or config
+        images = self._config(project) or config
         known = self._store.tasks(project).find(int(task["id"])) or _sent(project, task, slot.to_name, images)
         image = self._fetch(known, slot.to_name, images)
         if not self._lock.acquire(timeout=PATIENCE):
@@ -179,15 +179,9 @@ class Interactive:
         try:
             self._keep(image)
             start, stored = self._start(known, task, slot, config, pointing, image)
-            job = {
-                "image": image,
-                "slot": slot._asdict(),
-                "start": [region.to_json() for region in start],
-                "clicks": pointing.clicks,
-                "boxes": pointing.boxes,
-            }
-            answer = self._run(job, {image: known.id})
-            regions = [region | {"origin": "prediction-changed"} for region in answer["regions"]]
+            job = CorrectMask(image, slot, tuple(start), pointing.clicks, pointing.boxes)
+            result = self._run(job, {image: known.id})
+            regions = [region | {"origin": "prediction-changed"} for region in result.regions]
             made, _ = read_regions(regions, config)
             self._answered[project, known.id, slot] = _Answered(pointing.ids, stored, start, made, time.monotonic())
             while len(self._answered) > ANSWERS_KEPT:
@@ -201,10 +195,10 @@ class Interactive:
             slot.label,
             len(pointing.clicks),
             len(pointing.boxes),
-            answer["score"],
-            answer["seconds"],
+            result.score,
+            result.seconds,
         )
-        return regions, answer["score"]
+        return regions, result.score
 
     def _start(
         self,
@@ -238,21 +232,19 @@ class Interactive:
         """The mask that the reference leads to in the method's quickest mode; nothing where there is no reference."""
         reference, regions = self._reference_of(task, slot)
         reference_task = self._store.tasks(task.project).find(reference.task) if reference else None
-        reference_config = known_config(self._store, task.project)
+        reference_config = self._config(task.project)
         if reference is None or reference_task is None or reference_config is None:
             return []
         try:
             drawn_on = self._fetch(reference_task, slot.to_name, reference_config)
             self._keep(drawn_on)
-            drawn = [region.to_json() for region in regions]
-            example = {"annotation": reference.annotation, "regions": drawn, "images": {slot.to_name: drawn_on}}
-            learned = {"key": f"{reference.key}-{slot.label}", "shots": 0, "examples": [example]}
-            copies = {image: task.id, drawn_on: reference.task}
-            answer = self._run({"reference": learned, "images": {slot.to_name: image}}, copies)
+            example = Example(reference.annotation, tuple(regions), {slot.to_name: drawn_on})
+            job = SegmentTask(f"{reference.key}-{slot.label}", 0, (example,), {slot.to_name: image})
+            result = self._run(job, {image: task.id, drawn_on: reference.task})
         except (NotCorrected, ImageUnavailable, LabelStudioError) as error:
             log.warning("Project %d, task %d: no mask to start from. %s", task.project, task.id, error)
             return []  # the clicks alone do, too
-        return _of_slot(answer["regions"], slot, config)
+        return _of_slot(result.regions, slot, config)
 
     def _reference_of(self, task: Task, slot: Slot) -> tuple[ReferenceAnnotation | None, list[Region]]:
         """The earliest annotation learned from that shows a slot's label on another task, and its regions of it."""
@@ -263,15 +255,19 @@ class Interactive:
                 return one, regions
         return None, []
 
-    def _run(self, job: Mapping[str, Any], copies: Mapping[str, int]) -> dict[str, Any]:
+    def _run(self, job: Job, copies: Mapping[str, int]) -> Result:
         answer = self._process.run(job, _no_progress)
-        if answer["event"] != "result":
-            raise NotCorrected(name_tasks(answer["message"], copies))
+        if not isinstance(answer, Result):
+            raise NotCorrected(name_tasks(answer.message, copies))
         return answer
 
     def _fetch(self, task: Task, to_name: str, config: LabelConfig) -> str:
         """The path of a task's image."""
         return self._images.fetch(self._clients.of(task.project), config, task, [to_name])[to_name]
+
+    def _config(self, project: int) -> LabelConfig | None:
+        known = self._store.projects.find(project)
+        return known.config if known is not None else None
 
     def _keep(self, path: str) -> None:
         """Keep the files that were used last, and no others."""
@@ -308,7 +304,7 @@ def _pointed(result: Mapping[str, Any]) -> Pointing | None:
     label = str(listed[0]) if isinstance(listed, list) and listed else ""
     x, y, *extent = (float(number) for number in numbers if number is not None)
     clicks = ((x, y, result.get("is_positive") is not False),) if kind in POINTS else ()
-    boxes = ((x, y, extent[0], extent[1], float(value.get("rotation") or 0)),) if extent else ()
+    boxes = (Rectangle(x, y, extent[0], extent[1], float(value.get("rotation") or 0)),) if extent else ()
     return Pointing(str(result.get("to_name", "")), label, clicks, boxes, frozenset({str(result.get("id"))}))
 
 

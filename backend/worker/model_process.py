@@ -1,8 +1,7 @@
-"""The web process's side of the lane: starting it, giving it jobs, ending it."""
+"""The model process as the web process sees it: started, given jobs, ended."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -11,18 +10,30 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
-from backend.errors import LaneDied, LaneStopped, ModelUnavailable
+from backend.errors import ModelProcessDied, ModelProcessStopped, ModelUnavailable
+from backend.worker.messages import (
+    Answer,
+    BadReference,
+    Failed,
+    Job,
+    Loaded,
+    Message,
+    ModelSpec,
+    NotLoaded,
+    Progress,
+    Result,
+    read_message,
+    write_message,
+)
 
 log = logging.getLogger(__name__)
 
 CAVSAM = "backend.worker.model_server:open_cavsam"
-LANE = "backend.worker.model_server:Lane"
 SAM2, CLICKS = "backend.worker.clicks:open_sam2", "backend.worker.clicks:Clicks"
 STOP_PATIENCE = 2.0
 SECRET = re.compile("PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL", re.IGNORECASE)
@@ -30,51 +41,37 @@ HUB_TOKENS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"})
 """What the model hub needs of a model that is not public."""
 
 
-@dataclass(frozen=True)
-class LaneSpec:
-    """Which model the lane opens: the import path of a factory, and the JSON-ready options it is called with.
-
-    `runner` is the import path of the class that does jobs with it.
-    """
-
-    segmenter: str
-    options: Mapping[str, Any]
-    log_level: str = "INFO"
-    runner: str = LANE
-    log_format: str = "text"
-
-
 @dataclass
 class _Running:
-    """A started lane. Closing `life` ends it, whatever it is doing; so does the end of this process."""
+    """A started model process. Closing `life` ends it, whatever it is doing; so does the end of this process."""
 
     process: subprocess.Popen[bytes]
     jobs: Connection
     life: int
 
 
-class LaneProcess:
+class ModelProcess:
     """The model's process; started with the first job and again after it ended. Jobs come from one thread only."""
 
-    def __init__(self, spec: LaneSpec):
+    def __init__(self, spec: ModelSpec):
         self._spec = spec
         self._running: _Running | None = None
         self._stopped = False
         self._lock = threading.Lock()  # guards the three above; `stop` comes from another thread
         self.device = ""
-        """Where the model runs, as the lane said when it had loaded it."""
+        """Where the model runs, as the process said when it had loaded it."""
         self.gpu_bytes: int | None = None
-        """Memory that the lane held on GPUs after its last job."""
+        """Memory that the process held on GPUs after its last job."""
 
     @property
     def pid(self) -> int | None:
-        """Process number of the running lane."""
+        """Process number, if it runs."""
         running = self._running
         return running.process.pid if running else None
 
     @property
     def resident_bytes(self) -> int | None:
-        """Main memory of the running lane; `None` where there is none or the system does not say."""
+        """Main memory that it holds; `None` if it does not run or the system does not say."""
         try:
             pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         except (OSError, IndexError, ValueError):
@@ -82,16 +79,16 @@ class LaneProcess:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def load(self, on_progress: Callable[[str, int, int], None]) -> None:
-        """Start the lane and wait until its model is loaded; does nothing where it runs.
+        """Start the process and wait until its model is loaded; does nothing if it runs.
 
         Raises:
             ModelUnavailable: the model cannot be loaded.
-            LaneDied: the process ended.
-            LaneStopped: `stop` was called.
+            ModelProcessDied: the process ended.
+            ModelProcessStopped: `stop` was called.
         """
         with self._lock:
             if self._stopped:
-                raise LaneStopped("The backend is stopping.")
+                raise ModelProcessStopped("The backend is stopping.")
             running = self._running
         if running is not None:
             if running.process.poll() is None:
@@ -99,36 +96,44 @@ class LaneProcess:
             self._end()  # it ended while it had nothing to do
         with self._lock:
             if self._stopped:
-                raise LaneStopped("The backend is stopping.")
+                raise ModelProcessStopped("The backend is stopping.")
             self._running = _start(self._spec)
-        answer = self._receive(on_progress)
-        if answer["event"] == "model_error":
-            self._end()
-            raise ModelUnavailable(answer["message"])
-        log.info("The model is loaded (process %d, %.1f s).", self.pid or 0, answer["seconds"])
+        match self._receive(on_progress):
+            case Loaded(seconds, device, gpu_bytes):
+                self.device, self.gpu_bytes = device, gpu_bytes
+                log.info("The model is loaded (process %d, %.1f s).", self.pid or 0, seconds)
+            case NotLoaded(message):
+                self._end()
+                raise ModelUnavailable(message)
+            case other:
+                raise TypeError(f"The model process began with {type(other).__name__}.")
 
     def run(
         self,
-        job: Mapping[str, Any],
+        job: Job,
         on_progress: Callable[[str, int, int], None],
         *,
         is_cancelled: Callable[[], bool] = lambda: False,
-    ) -> dict[str, Any]:
-        """Have one job done; see `lane.Lane.run` for what goes in and comes out. Raises as `load` does.
+    ) -> Answer:
+        """Have one job done. Raises as `load` does.
 
-        A job that `is_cancelled` is not begun, and ends with `LaneDied` once `interrupt` is called.
+        A job that `is_cancelled` is not begun, and ends with `ModelProcessDied` once `interrupt` is called.
         """
         self.load(on_progress)
         if is_cancelled():
-            raise LaneDied("The task was cancelled.")
+            raise ModelProcessDied("The task was cancelled.")
         running = self._running
         if running is None:
-            raise LaneStopped("The backend is stopping.")
+            raise ModelProcessStopped("The backend is stopping.")
         try:
-            running.jobs.send_bytes(json.dumps(job, separators=(",", ":")).encode())
+            running.jobs.send_bytes(write_message(job))
         except OSError as error:
             raise self._died() from error
-        return self._receive(on_progress)
+        answer = self._receive(on_progress)
+        if not isinstance(answer, Result | Failed | BadReference):
+            raise TypeError(f"The model process answered a job with {type(answer).__name__}.")
+        self.gpu_bytes = answer.gpu_bytes
+        return answer
 
     def interrupt(self) -> None:
         """End the process that runs, and the job in work with it; the next job starts another. For any thread."""
@@ -139,34 +144,33 @@ class LaneProcess:
             running.process.wait()
 
     def stop(self) -> None:
-        """End the lane for good, even in the middle of a job; may be called by any thread."""
+        """End the process for good, even in the middle of a job; may be called by any thread."""
         with self._lock:
             self._stopped = True
         self._end(at_once=True)
 
-    def _receive(self, on_progress: Callable[[str, int, int], None]) -> dict[str, Any]:
+    def _receive(self, on_progress: Callable[[str, int, int], None]) -> Message:
+        """Wait for the next message that is no progress."""
         running = self._running
         if running is None:
-            raise LaneStopped("The backend is stopping.")
+            raise ModelProcessStopped("The backend is stopping.")
         while True:
             try:
-                message: dict[str, Any] = json.loads(running.jobs.recv_bytes())
+                message = read_message(running.jobs.recv_bytes())
             except (EOFError, OSError) as error:
                 raise self._died() from error
-            if message["event"] != "progress":
-                self.gpu_bytes = message.get("gpu_bytes")
-                self.device = message.get("device", self.device)
+            if not isinstance(message, Progress):
                 return message
-            on_progress(message["step"], message["done"], message["total"])
+            on_progress(message.step, message.done, message.total)
 
-    def _died(self) -> LaneDied | LaneStopped:
+    def _died(self) -> ModelProcessDied | ModelProcessStopped:
         status = self._end()
         if self._stopped:
-            return LaneStopped("The backend is stopping.")
-        return LaneDied(f"The model's process ended unexpectedly ({_ending(status)}).")
+            return ModelProcessStopped("The backend is stopping.")
+        return ModelProcessDied(f"The model's process ended unexpectedly ({_ending(status)}).")
 
     def _end(self, *, at_once: bool = False) -> int | None:
-        """End the running lane, if any; returns its exit status. It has nothing to tidy up, so it may go at once."""
+        """End the running process, if any; returns its exit status. It has nothing to tidy up, so it may go at once."""
         with self._lock:
             running, self._running = self._running, None
         if running is None:
@@ -183,12 +187,12 @@ class LaneProcess:
         return status
 
 
-def _start(spec: LaneSpec) -> _Running:
+def _start(spec: ModelSpec) -> _Running:
     try:
         ours, theirs = Pipe()
         watched, life = os.pipe()
     except OSError as error:
-        raise LaneDied(f"The model's process cannot be started ({error.strerror}).") from error
+        raise ModelProcessDied(f"The model's process cannot be started ({error.strerror}).") from error
     try:
         process = subprocess.Popen(
             [sys.executable, "-m", "backend.worker.model_server", str(theirs.fileno()), str(watched)],
@@ -201,11 +205,11 @@ def _start(spec: LaneSpec) -> _Running:
             },
             stdin=subprocess.DEVNULL,
         )
-        ours.send_bytes(json.dumps(asdict(spec)).encode())
+        ours.send_bytes(write_message(spec))
     except OSError as error:
         ours.close()
         os.close(life)  # ends the process, where there is one
-        raise LaneDied(f"The model's process cannot be started ({error.strerror}).") from error
+        raise ModelProcessDied(f"The model's process cannot be started ({error.strerror}).") from error
     finally:
         theirs.close()
         os.close(watched)

@@ -1,13 +1,12 @@
-"""The lane's own side: holds the model, turns regions into masks and masks into regions.
+"""The model process's own side: holds the model, turns regions into masks and masks into regions.
 
-Runs as `python -m backend.worker.model_server`, started by `model_process.LaneProcess`, with two inherited file
+Runs as `python -m backend.worker.model_server`, started by `model_process.ModelProcess`, with two inherited file
 descriptors: one end of a connection for jobs and results, and a pipe that ends when the parent does.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import math
 import os
@@ -17,6 +16,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -24,9 +24,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend import logs
-from backend.errors import UnusableRegion
 from backend.labelstudio.masks import BoolMask, mask_names, prediction_regions, reference_masks
-from backend.labelstudio.regions import Region, Slot
+from backend.labelstudio.regions import Slot
+from backend.worker import messages
+from backend.worker.messages import (
+    Answer,
+    BadReference,
+    Example,
+    Failed,
+    Loaded,
+    NotLoaded,
+    Result,
+    SegmentTask,
+    read_message,
+    write_message,
+)
 from cavsam.errors import CavSamError, ImageError, InvalidReference, ModelError
 from cavsam.images import read_image
 from cavsam.recipe import Recipe
@@ -40,7 +52,7 @@ PROGRESS_PAUSE = 0.5
 
 
 class Segmenter(Protocol):
-    """What the lane asks of a model; `cavsam.CavSam` is one. Its `device`, where it has one, is shown to people."""
+    """What is asked of a model; `cavsam.CavSam` is one. Its `device`, if it has one, is shown to people."""
 
     def adapt(
         self,
@@ -67,65 +79,58 @@ def open_cavsam(options: Mapping[str, Any]) -> Segmenter:
     )
 
 
-class Lane:
+class ModelServer:
     """A loaded model and the references it is adapted to, by the key of the reference and the image tag."""
 
     def __init__(self, segmenter: Segmenter):
         self._segmenter = segmenter
         self._adapted: OrderedDict[tuple[str, str], tuple[Any, dict[str, Slot]]] = OrderedDict()
 
-    def run(self, job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        """Do one job: `{"reference": {"key", "shots", "examples"}, "images"}`, images by the name of their tag.
-
-        An example is `{"annotation", "regions", "images"}`; `shots` of them serve the target, all where it is 0.
-
-        Returns `{"event": "result", "regions", "score", "seconds", "notes"}`; `{"event": "failed", "message"}` where
-        this target gave no result; `{"event": "bad_reference", "annotation", "message"}` where an example can teach
-        nothing to any target.
-        """
-        reference = job["reference"]
+    def run(self, job: SegmentTask, progress: Progress) -> Answer:
+        """Find what the examples show on each of a task's images that they are drawn on."""
         regions: list[dict[str, Any]] = []
-        notes: list[str] = []
-        scores: list[float] = []
+        warnings: list[str] = []
+        results: list[TargetResult] = []
         seconds = 0.0
-        drawn_on = {region["to_name"] for example in reference["examples"] for region in example["regions"]}
-        for to_name in sorted(drawn_on):
-            path = job["images"].get(to_name)
+        for to_name in sorted(frozenset().union(*(example.drawn_on for example in job.examples))):
+            path = job.images.get(to_name)
             if path is None:
                 continue  # a task need not have every image that the reference has
             try:
-                adapted, slots = self._adapt(reference, to_name, progress)
+                adapted, slots = self._adapt(job, to_name, progress)
             except _BadExample as error:
-                return {"event": "bad_reference", "annotation": error.annotation, "message": str(error)}
+                return BadReference(error.annotation, str(error))
             except CavSamError as error:  # the computation failed, which is no fault of the annotation
-                return {"event": "failed", "message": str(error)}
+                return Failed(str(error))
             started = time.monotonic()
             result = next(iter(self._segmenter.segment(adapted, [path], progress=progress)))
             if result.error is not None:
-                return {"event": "failed", "message": result.error}
+                return Failed(result.error)
             for name, mask in result.masks.items():
                 if mask.any():
-                    drawn, said = prediction_regions(slots[name], mask, _score(result.scores.get(name, 0.0)))
+                    drawn, unsaid = prediction_regions(slots[name], mask, _score(result.scores.get(name, 0.0)))
                     regions += drawn
-                    notes += said
-            scores.append(_score(result.score))
+                    warnings += unsaid
+            results.append(result)
             seconds += time.monotonic() - started
-        if not scores:
-            return {"event": "failed", "message": "The task has none of the images that the reference has."}
-        score = sum(scores) / len(scores)
-        return {"event": "result", "regions": regions, "score": score, "seconds": seconds, "notes": notes}
+        if not results:
+            return Failed("The task has none of the images that the reference has.")
+        score = sum(_score(result.score) for result in results) / len(results)
+        calibrated = all(result.calibrated for result in results)
+        return Result(tuple(regions), score, seconds, tuple(warnings), calibrated)
 
-    def _adapt(self, reference: Mapping[str, Any], to_name: str, progress: Progress) -> tuple[Any, dict[str, Slot]]:
-        key = (reference["key"], to_name)
+    def _adapt(self, job: SegmentTask, to_name: str, progress: Progress) -> tuple[Any, dict[str, Slot]]:
+        """The model adapted to the examples on one image tag, and where the mask of each of its labels belongs."""
+        key = (job.reference_key, to_name)
         if key not in self._adapted:
-            read = [
-                _read_example(example, to_name)
-                for example in reference["examples"]
-                if any(region["to_name"] == to_name for region in example["regions"])
-            ]
+            read = [_read_example(one, to_name) for one in job.examples if to_name in one.drawn_on]
             names = mask_names({slot: None for _, masks in read for slot in masks})
-            examples = [Reference(image, {names[slot]: mask for slot, mask in masks.items()}) for image, masks in read]
-            adapted = self._segmenter.adapt(examples, shots=reference["shots"], progress=progress)
+            references = [
+                Reference(image, {names[slot]: mask for slot, mask in masks.items()}) for image, masks in read
+            ]
+            # a name may tell two control tags apart, which is not for the text that the diffusion model gets
+            class_name = ", ".join(dict.fromkeys(slot.label for slot in names))
+            adapted = self._segmenter.adapt(references, class_name=class_name, shots=job.shots, progress=progress)
             self._adapted[key] = adapted, {name: slot for slot, name in names.items()}
             while len(self._adapted) > ADAPTED_KEPT:
                 self._adapted.popitem(last=False)
@@ -141,17 +146,16 @@ class _BadExample(Exception):
         self.annotation = annotation
 
 
-def _read_example(example: Mapping[str, Any], to_name: str) -> tuple[NDArray[np.uint8], dict[Slot, BoolMask]]:
+def _read_example(example: Example, to_name: str) -> tuple[NDArray[np.uint8], dict[Slot, BoolMask]]:
     """The image, uint8 (H, W, 3), and the masks, bool (H, W), of one example; raises `_BadExample`."""
     try:
-        path = example["images"].get(to_name)
+        path = example.images.get(to_name)
         if path is None:
             raise InvalidReference(f"The reference's task has no image for the tag {to_name!r}.")
         image = read_image(path)
-        regions = [Region.from_json(region) for region in example["regions"]]
-        masks = reference_masks(regions, to_name, (image.shape[0], image.shape[1]))
-    except (InvalidReference, ImageError, UnusableRegion) as error:
-        raise _BadExample(example["annotation"], str(error)) from error
+        masks = reference_masks(example.regions, to_name, (image.shape[0], image.shape[1]))
+    except (InvalidReference, ImageError) as error:
+        raise _BadExample(example.annotation, str(error)) from error
     return image, masks
 
 
@@ -161,36 +165,36 @@ def _score(value: float) -> float:
 
 
 class Runner(Protocol):
-    """Whoever does the jobs of a process; `Lane` is one."""
+    """Whoever does the jobs of a process, or those of its kinds that it is asked for; `ModelServer` is one."""
 
-    def run(self, job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        """Do one job; both it and the answer are JSON-ready."""
+    def run(self, job: Any, progress: Progress) -> Answer:
+        """Do one job."""
 
 
 def serve(
-    jobs: Connection, open_segmenter: Callable[[], Segmenter], runner: Callable[[Segmenter], Runner] = Lane
+    jobs: Connection, open_segmenter: Callable[[], Segmenter], runner: Callable[[Segmenter], Runner] = ModelServer
 ) -> int:
     """Load the model, then do jobs until the connection ends; returns the exit status."""
     started = time.monotonic()
     try:
         segmenter = open_segmenter()
-        lane = runner(segmenter)
+        running = runner(segmenter)
     except ModelError as error:
-        _send(jobs, {"event": "model_error", "message": str(error)})
+        _send(jobs, NotLoaded(str(error)))
         return 3
     device = str(getattr(segmenter, "device", ""))
-    _send(jobs, {"event": "loaded", "seconds": time.monotonic() - started, "device": device, "gpu_bytes": gpu_bytes()})
+    _send(jobs, Loaded(time.monotonic() - started, device, gpu_bytes()))
     while True:
         try:
-            job = json.loads(jobs.recv_bytes())
+            raw = jobs.recv_bytes()
         except EOFError:
             return 0
         try:
-            answer = lane.run(job, _Reporter(jobs))
+            answer = running.run(read_message(raw), _Reporter(jobs))
         except Exception as error:  # a fault of ours or of a library: this target fails, the next ones go on
             log.exception("A task failed in the model's process.")
-            answer = {"event": "failed", "message": f"The model failed on this task ({type(error).__name__}: {error})."}
-        _send(jobs, answer | {"gpu_bytes": gpu_bytes()})
+            answer = Failed(f"The model failed on this task ({type(error).__name__}: {error}).")
+        _send(jobs, replace(answer, gpu_bytes=gpu_bytes()))
 
 
 def gpu_bytes() -> int | None:
@@ -211,11 +215,11 @@ class _Reporter:
     def __call__(self, step: str, done: int, total: int) -> None:
         if time.monotonic() - self._last >= PROGRESS_PAUSE:
             self._last = time.monotonic()
-            _send(self._jobs, {"event": "progress", "step": step, "done": done, "total": total})
+            _send(self._jobs, messages.Progress(step, done, total))
 
 
-def _send(jobs: Connection, message: Mapping[str, Any]) -> None:
-    jobs.send_bytes(json.dumps(message, separators=(",", ":")).encode())
+def _send(jobs: Connection, message: messages.Message) -> None:
+    jobs.send_bytes(write_message(message))
 
 
 def _end_with(parent: int) -> None:
@@ -230,15 +234,17 @@ def _end_with(parent: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the lane; the arguments are the two file descriptors, and the first message says which model to open."""
+    """Serve; the arguments are the two file descriptors, and the first message says which model to open."""
     connection, parent = arguments
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us in order
     _end_with(int(parent))
     jobs = Connection(int(connection))
-    spec = json.loads(jobs.recv_bytes())
-    logs.configure(spec["log_level"], spec["log_format"], "lane")
-    factory, runner = (_imported(spec[name]) for name in ("segmenter", "runner"))
-    return serve(jobs, lambda: factory(spec["options"]), runner)
+    spec = read_message(jobs.recv_bytes())
+    if not isinstance(spec, messages.ModelSpec):
+        raise TypeError(f"The model process was begun with {type(spec).__name__}.")
+    logs.configure(spec.log_level, spec.log_format, "model process")
+    factory, runner = _imported(spec.segmenter), _imported(spec.runner)
+    return serve(jobs, lambda: factory(spec.options), runner)
 
 
 def _imported(path: str) -> Any:

@@ -1,4 +1,4 @@
-"""The thread that takes jobs from the store, one after the other, and has the lane do them."""
+"""The thread that takes jobs from the store, one after the other, and has the model process do them."""
 
 from __future__ import annotations
 
@@ -7,39 +7,49 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
 
-from backend.entities import Job, ReferenceAnnotation, References
+from backend.entities import Job, ReferenceAnnotation, References, Refusal
 from backend.errors import (
-    BackendError,
-    ImageNotKept,
-    ImageServerFault,
     ImageUnavailable,
     LabelStudioError,
-    LaneDied,
-    LaneStopped,
     LedgerError,
+    ModelProcessDied,
+    ModelProcessStopped,
     ModelUnavailable,
 )
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.images import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig
 from backend.store.store import Store
-from backend.sync.project_sync import known_config
-from backend.worker.model_process import LaneProcess
+from backend.worker.decisions import (
+    Away,
+    Cancelled,
+    Decision,
+    Failure,
+    GiveUp,
+    ModelNotLoaded,
+    NotListed,
+    ProcessDied,
+    ProcessStopped,
+    ReferenceChanged,
+    ReferenceFault,
+    TaskFault,
+    TryAgain,
+    decide,
+    reference_image_failure,
+    task_image_failure,
+)
+from backend.worker.messages import Answer, BadReference, Example, Failed, Result, SegmentTask
+from backend.worker.model_process import ModelProcess
 
 log = logging.getLogger(__name__)
 
-LANE_ATTEMPTS = 2
-FETCH_DELAYS = (5.0, 20.0, 60.0)
-AWAY_DELAY = 20.0
 LEDGER_PAUSE = 10.0
-MODEL_DELAYS = (15.0, 30.0, 60.0, 300.0)
 IDLE = 30.0
-CANCELLED = "The task was cancelled; retry it when it shall be predicted after all."
 
 
 @dataclass(frozen=True)
@@ -61,29 +71,47 @@ class Activity:
 class Hooks:
     """What the worker needs of the service: a client for a project, and someone to tell.
 
-    `finished(project, task)` after each job, whatever came of it; `refused(project)` when the reference taught nothing;
+    `finished(project, task)` after each job, whatever came of it; `refused` when a reference taught nothing;
     `review_below(project)` is the score below which a region is flagged.
     """
 
     client: Callable[[int], LabelStudio]
     finished: Callable[[int, int], None]
-    refused: Callable[[int], None]
+    refused: Callable[[Refusal], None]
     review_below: Callable[[int], float]
 
 
-class Worker:
-    """Takes jobs, fetches their images, hands them to the lane, and stores what comes back."""
+@dataclass(frozen=True)
+class Pause:
+    """Seconds until there may be something to do; `until_woken` if news may end it earlier."""
 
-    def __init__(self, store: Store, lane: LaneProcess, images: ImageFolder, hooks: Hooks):
-        self._store, self._lane, self._images, self._hooks = store, lane, images, hooks
+    seconds: float = 0.0
+    until_woken: bool = False
+
+
+_Key = tuple[int, int, str]
+"""Project, task and version of a job."""
+
+
+class _NotDone(Exception):
+    """A job has no result, and why."""
+
+    def __init__(self, failure: Failure):
+        super().__init__(str(failure))
+        self.failure = failure
+
+
+class Worker:
+    """Takes jobs, fetches their images, hands them to the model process, and stores what comes back."""
+
+    def __init__(self, store: Store, process: ModelProcess, images: ImageFolder, hooks: Hooks):
+        self._store, self._process, self._images, self._hooks = store, process, images, hooks
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch-ahead")
         self._ahead: Future[None] | None = None
-        self._model_failures = 0
-        # per job and counted apart: an image that came late must not cost the task its second try in the lane
-        self._fetch_failures: Counter[tuple[int, int, str]] = Counter()
-        self._crashes: Counter[tuple[int, int, str]] = Counter()
+        # by job and by what happened: an image that came late must not cost the task its second try with the model
+        self._attempts: Counter[tuple[type[Failure], _Key | None]] = Counter()
         self._job: Job | None = None  # in work, and whether it was cancelled; both under the lock
         self._cancelled = threading.Event()
         self._job_lock = threading.Lock()
@@ -91,6 +119,8 @@ class Worker:
         self.ledger_pause = LEDGER_PAUSE
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
         self.activity = Activity()
+
+    # life
 
     def start(self) -> None:
         """Begin to take jobs."""
@@ -108,37 +138,57 @@ class Worker:
     def cancel(self, project: int, task: int) -> bool:
         """Stop the job in work, if it is this task's; it counts as failed until somebody asks for it again.
 
-        The model's process ends with it, for nothing less stops a computation that hangs; the next job loads the model.
+        The model process ends with it, for nothing less stops a computation that hangs; the next job loads the model.
         """
         with self._job_lock:
             if self._job is None or (self._job.project, self._job.task) != (project, task):
                 return False
             self._cancelled.set()
-            self._lane.interrupt()
+            self._process.interrupt()
             return True
 
     def stop(self) -> None:
-        """End the lane and the thread; the job in work goes back into the queue."""
+        """End the model process and the thread; the job in work goes back into the queue."""
         self._stopping.set()
         self._wake.set()
-        self._lane.stop()
+        self._process.stop()
         if self._thread.is_alive():
             self._thread.join(10.0)
         self._fetcher.shutdown(wait=False, cancel_futures=True)
 
     def _work(self) -> None:
-        self._load_ahead()
+        self.load_ahead()
         while not self._stopping.is_set():
-            try:
-                self._work_once()
-            except LedgerError as error:
-                # the job stays as it is in the ledger; the thread must outlive a full disk
-                log.error("%s Trying again in %.0f s.", error, self.ledger_pause)
-                self.activity = Activity("no ledger", error=str(error))
-                self._stopping.wait(self.ledger_pause)
-                self._recover = True
+            pause = self.work_once()
+            (self._wake if pause.until_woken else self._stopping).wait(pause.seconds)
 
-    def _work_once(self) -> None:
+    def load_ahead(self) -> None:
+        """Load the model before the first job, so that a missing checkpoint is known at once."""
+        self.activity = Activity("loading the model")
+        try:
+            self._process.load(self._progress)
+        except ModelUnavailable as error:
+            self.activity = Activity("no model", error=str(error))
+            log.error("The model cannot be loaded: %s", error)
+        except ModelProcessDied as error:
+            log.error("%s", error)
+        except ModelProcessStopped:
+            return
+
+    # one job
+
+    def work_once(self) -> Pause:
+        """Do the most urgent job, if there is one; returns what to wait for before the next call."""
+        try:
+            return self._take_job()
+        except LedgerError as error:
+            # the job stays as it is in the ledger; the thread must outlive a full disk
+            log.error("%s Trying again in %.0f s.", error, self.ledger_pause)
+            self.activity = Activity("no ledger", error=str(error))
+            self._recover = True
+            return Pause(self.ledger_pause)
+
+    def _take_job(self) -> Pause:
         if self._recover:
             self._store.queue.requeue_running()
             self._recover = False
@@ -146,237 +196,210 @@ class Worker:
         job = self._store.queue.take_next()
         if job is None:
             self.activity = Activity(error=self.activity.error if self.activity.state == "no model" else "")
-            pause = self._store.queue.seconds_to_next()
-            self._wake.wait(IDLE if pause is None else min(pause + 0.05, IDLE))
-            return
+            seconds = self._store.queue.seconds_to_next()
+            return Pause(IDLE if seconds is None else min(seconds + 0.05, IDLE), until_woken=True)
         with self._job_lock:
             self._job = job
             self._cancelled.clear()
         try:
-            self._do(job)
+            pause = self._try(job)
         except LedgerError:
             raise
         except Exception as error:
             log.exception("Project %d, task %d: the job failed.", job.project, job.task)
-            self._fail(job, f"The backend failed on this task ({type(error).__name__}: {error}).")
+            failure = TaskFault(f"The backend failed on this task ({type(error).__name__}: {error}).")
+            pause = self._resolve(job, failure)
         finally:
             with self._job_lock:
                 self._job = None
         self._hooks.finished(job.project, job.task)
+        return pause
 
-    def _load_ahead(self) -> None:
-        """Load the model before the first job, so that a missing checkpoint is known at once."""
-        self.activity = Activity("loading the model")
+    def _try(self, job: Job) -> Pause:
         try:
-            self._lane.load(self._progress)
-        except ModelUnavailable as error:
-            self.activity = Activity("no model", error=str(error))
-            log.error("The model cannot be loaded: %s", error)
-        except LaneDied as error:
-            log.error("%s", error)
-        except LaneStopped:
-            return
+            self._do(job)
+        except _NotDone as error:
+            return self._resolve(job, error.failure)
+        return Pause()
 
     def _do(self, job: Job) -> None:
+        """Bring one job to its result.
+
+        Raises:
+            _NotDone: there is none.
+        """
         self.activity = Activity("fetching", job.project, job.task, since=time.monotonic())
-        references = self._store.annotations(job.project).references()
-        config = known_config(self._store, job.project)
+        references, config = self._store.annotations(job.project).references(), self._config(job.project)
         if references is None or config is None or not job.version.endswith(f"-r{references.key}"):
-            self._store.queue.put_back(job, counts=False, delay=1.0)  # the reference changed under us
-            return
-        paths = self._fetch(job, references, config)
-        if paths is None:
-            return
-        reference_images, images = paths
+            raise _NotDone(ReferenceChanged())
+        request = self._request(job, references, config)
         self._fetch_ahead()
-        examples = [
-            {"annotation": one.annotation, "regions": [region.to_json() for region in one.regions], "images": shown}
-            for one, shown in zip(references.annotations, reference_images, strict=True)
-        ]
-        request = {
-            "reference": {"key": references.key, "shots": references.shots, "examples": examples},
-            "images": images,
-        }
         self.activity = replace(self.activity, state="working")
-        try:
-            answer = self._lane.run(request, self._progress, is_cancelled=self._cancelled.is_set)
-        except LaneStopped:
-            self._store.queue.put_back(job, counts=False)
-            return
-        except ModelUnavailable as error:
-            self._wait_for_model(job, str(error))
-            return
-        except LaneDied as error:
-            if self._cancelled.is_set():
-                log.info("Project %d, task %d: cancelled.", job.project, job.task)
-                self._fail(job, CANCELLED)
-                return
-            self._after_crash(job, str(error))
-            return
-        self._model_failures = 0
-        if "message" in answer:
-            copies = dict.fromkeys(images.values(), job.task)
-            for one, shown in zip(references.annotations, reference_images, strict=True):
-                copies |= dict.fromkeys(shown.values(), one.task)
-            answer["message"] = name_tasks(answer["message"], copies)
-        if self._settle(job, references, answer):
-            self._images.discard(images.values())
+        answer = self._ask(job, request)
+        match _with_tasks_named(answer, job, references, request):
+            case Result() as result:
+                self._keep(job, result)
+            case Failed(message):
+                self._images.discard(request.images.values())
+                raise _NotDone(TaskFault(message))
+            case BadReference(annotation, message):
+                (refused,) = (one for one in references.annotations if one.annotation == annotation)
+                raise _NotDone(ReferenceFault(message, refused))
+        self._images.discard(request.images.values())
 
-    def _settle(self, job: Job, references: References, answer: dict[str, Any]) -> bool:
-        """Store the lane's answer; returns whether the job is over."""
-        if answer["event"] == "bad_reference":
-            self._store.queue.put_back(job, counts=False)
-            for one in references.annotations:
-                if one.annotation == answer["annotation"]:
-                    self._refuse(one, answer["message"])
-            return False
-        if answer["event"] == "failed":
-            log.error("Project %d, task %d: %s", job.project, job.task, answer["message"])
-            self._fail(job, answer["message"])
-            return True
-        flag_low_scores(answer["regions"], self._hooks.review_below(job.project))
-        text = json.dumps(answer["regions"], separators=(",", ":"))
-        self._store.queue.finish(job, text, answer["score"], answer["seconds"])
-        self._fetch_failures.pop(_key(job), None)
-        self._crashes.pop(_key(job), None)
-        for note in answer["notes"]:
-            log.info("Project %d, task %d: %s", job.project, job.task, note)
-        log.info(
-            "Project %d, task %d: %d regions, score %.2f, %.1f s.",
-            job.project,
-            job.task,
-            len(answer["regions"]),
-            answer["score"],
-            answer["seconds"],
-        )
-        return True
-
-    def _refuse(self, reference: ReferenceAnnotation, message: str) -> None:
-        log.warning(
-            "Project %d: annotation %d cannot be the reference: %s", reference.project, reference.annotation, message
-        )
-        self._store.annotations(reference.project).refuse(reference.annotation, reference.key, message)
-        self._hooks.refused(reference.project)
-
-    def _fetch(
-        self, job: Job, references: References, config: LabelConfig
-    ) -> tuple[list[dict[str, str]], dict[str, str]] | None:
-        """Paths of each reference's and of the task's images; `None` where the job was put back or failed."""
+    def _request(self, job: Job, references: References, config: LabelConfig) -> SegmentTask:
+        """Fetch the images of a job and of what it learns from; raises `_NotDone` if one is missing."""
         if self._ahead is not None:
             wait([self._ahead])
             self._ahead = None
         try:
             client = self._hooks.client(job.project)
         except LabelStudioError as error:
-            self._without_fault(job, error)
-            return None
-        task = self._store.tasks(job.project).find(job.task)
-        if task is None:
-            self._store.queue.put_back(job, counts=False, delay=5.0)  # deleted, or not listed yet
-            return None
+            raise _NotDone(Away(str(error))) from error
         try:
-            images = self._images.fetch(client, config, task, _to_names(references.annotations))
-        except ImageUnavailable as error:
-            self._without_image(job, error)
-            return None
-        except LabelStudioError as error:
-            self._without_fault(job, error)
-            return None
-        reference_images = []
-        for reference in references.annotations:
-            found = self._fetch_reference(job, reference, client, config)
-            if found is None:
-                return None
-            reference_images.append(found)
-        return reference_images, images
+            images = self._fetch(client, config, job.project, job.task, references.annotations)
+        except (ImageUnavailable, LabelStudioError) as error:
+            raise _NotDone(task_image_failure(error)) from error
+        examples = []
+        for one in references.annotations:
+            try:
+                shown = self._fetch(client, config, job.project, one.task, [one])
+            except (ImageUnavailable, LabelStudioError) as error:
+                raise _NotDone(reference_image_failure(error, one)) from error
+            examples.append(Example(one.annotation, one.regions, shown))
+        return SegmentTask(references.key, references.shots, tuple(examples), images)
 
-    def _fetch_reference(
-        self, job: Job, reference: ReferenceAnnotation, client: LabelStudio, config: LabelConfig
-    ) -> dict[str, str] | None:
-        """Paths of one reference's images; `None` where the job was put back."""
-        task = self._store.tasks(job.project).find(reference.task)
+    def _fetch(
+        self,
+        client: LabelStudio,
+        config: LabelConfig,
+        project: int,
+        number: int,
+        drawn: Iterable[ReferenceAnnotation],
+    ) -> dict[str, str]:
+        """Fetch those of a task's images that annotations are drawn on; returns their paths by image tag."""
+        task = self._store.tasks(project).find(number)
         if task is None:
-            self._store.queue.put_back(job, counts=False, delay=5.0)  # deleted, or not listed yet
-            return None
-        try:
-            return self._images.fetch(client, config, task, _to_names([reference]))
-        except ImageUnavailable as error:
-            self._store.queue.put_back(job, counts=False, delay=0.0 if error.permanent else FETCH_DELAYS[1])
-            if error.permanent:
-                self._refuse(reference, f"Its image cannot be used. {error}")
-            else:
-                log.warning("Project %d: %s Trying again in %.0f s.", job.project, error, FETCH_DELAYS[1])
-        except LabelStudioError as error:
-            self._without_fault(job, error)
-        return None
-
-    def _without_image(self, job: Job, error: ImageUnavailable) -> None:
-        if isinstance(error, ImageNotKept | ImageServerFault):
-            self._without_fault(job, error)
-            return
-        failures = self._fetch_failures[_key(job)] = self._fetch_failures[_key(job)] + 1
-        if error.permanent or failures > len(FETCH_DELAYS):
-            log.error("Project %d, task %d: %s", job.project, job.task, error)
-            self._fail(job, str(error))
-            return
-        delay = FETCH_DELAYS[failures - 1]
-        log.warning("Project %d, task %d: %s Trying again in %.0f s.", job.project, job.task, error, delay)
-        self._store.queue.put_back(job, error=str(error), delay=delay, counts=False)
-
-    def _without_fault(self, job: Job, error: BackendError) -> None:
-        """Label Studio is away or refuses us, or the disk is full, which is no fault of the task: it waits."""
-        log.warning("Project %d, task %d: %s Trying again in %.0f s.", job.project, job.task, error, AWAY_DELAY)
-        self._store.queue.put_back(job, error=str(error), delay=AWAY_DELAY, counts=False)
+            raise _NotDone(NotListed())
+        return self._images.fetch(client, config, task, _to_names(drawn))
 
     def _fetch_ahead(self) -> None:
-        """Fetch the next job's images while the lane works."""
+        """Fetch the next job's images while the model works."""
         upcoming = self._store.queue.peek_next()
         if upcoming is not None:
             self._ahead = self._fetcher.submit(self._fetch_quietly, upcoming)
 
     def _fetch_quietly(self, job: Job) -> None:
-        task = self._store.tasks(job.project).find(job.task)
-        references = self._store.annotations(job.project).references()
-        config = known_config(self._store, job.project)
-        if task is None or references is None or config is None:
+        references, config = self._store.annotations(job.project).references(), self._config(job.project)
+        if references is None or config is None:
             return
         try:
-            self._images.fetch(self._hooks.client(job.project), config, task, _to_names(references.annotations))
-        except (ImageUnavailable, LabelStudioError) as error:
+            client = self._hooks.client(job.project)
+            self._fetch(client, config, job.project, job.task, references.annotations)
+        except (_NotDone, ImageUnavailable, LabelStudioError) as error:
             log.debug("Project %d, task %d: %s", job.project, job.task, error)  # met again when its turn comes
 
-    def _after_crash(self, job: Job, error: str) -> None:
-        crashes = self._crashes[_key(job)] = self._crashes[_key(job)] + 1
-        if crashes >= LANE_ATTEMPTS:
-            log.error("Project %d, task %d: %s Giving this task up.", job.project, job.task, error)
-            self._fail(job, f"{error} It happened {crashes} times on this task.")
-        else:
-            log.error("Project %d, task %d: %s Trying once more.", job.project, job.task, error)
-            self._store.queue.put_back(job, error=error)
+    def _ask(self, job: Job, request: SegmentTask) -> Answer:
+        try:
+            answer = self._process.run(request, self._progress, is_cancelled=self._cancelled.is_set)
+        except ModelProcessStopped as error:
+            raise _NotDone(ProcessStopped()) from error
+        except ModelUnavailable as error:
+            raise _NotDone(ModelNotLoaded(str(error))) from error
+        except ModelProcessDied as error:
+            raise _NotDone(Cancelled() if self._cancelled.is_set() else ProcessDied(str(error))) from error
+        self._attempts.pop((ModelNotLoaded, None), None)
+        return answer
 
-    def _fail(self, job: Job, error: str) -> None:
-        """Give a task up; whoever asks for it again gives it all its tries back."""
-        self._store.queue.fail(job, error)
-        self._fetch_failures.pop(_key(job), None)
-        self._crashes.pop(_key(job), None)
+    def _keep(self, job: Job, result: Result) -> None:
+        """Store what was found."""
+        regions = flag_low_scores(result.regions, self._hooks.review_below(job.project))
+        text = json.dumps(regions, separators=(",", ":"))
+        self._store.queue.finish(job, text, result.score, result.seconds)
+        self._forget_attempts(job)
+        for warning in result.warnings:
+            log.info("Project %d, task %d: %s", job.project, job.task, warning)
+        log.info(
+            "Project %d, task %d: %d regions, score %.2f (%s), %.1f s.",
+            job.project,
+            job.task,
+            len(regions),
+            result.score,
+            "calibrated" if result.calibrated else "not calibrated",
+            result.seconds,
+        )
 
-    def _wait_for_model(self, job: Job, error: str) -> None:
-        delay = MODEL_DELAYS[min(self._model_failures, len(MODEL_DELAYS) - 1)]
-        self._model_failures += 1
-        self._store.queue.put_back(job, error=error, counts=False)
-        self.activity = Activity("no model", error=error)
-        log.error("The model cannot be loaded: %s Trying again in %.0f s.", error, delay)
-        self._stopping.wait(delay)
+    # what went wrong
+
+    def _resolve(self, job: Job, failure: Failure) -> Pause:
+        """Put a job back or give it up, as `decide` says."""
+        counted = type(failure), None if isinstance(failure, ModelNotLoaded) else _key(job)
+        self._attempts[counted] += 1
+        decision = decide(failure, self._attempts[counted])
+        _log_decision(job, failure, decision)
+        match decision:
+            case GiveUp(error):
+                self._store.queue.fail(job, error)
+                self._forget_attempts(job)  # whoever asks for it again gives it all its tries back
+                return Pause()
+            case TryAgain(error, delay, counts, pause):
+                self._store.queue.put_back(job, error=error, delay=delay, counts=counts)
+        match failure:
+            case ModelNotLoaded(message):
+                self.activity = Activity("no model", error=message)
+            case ReferenceFault(message, reference, passes=False):
+                self._store.jobs(job.project, job.version).hold(delay)
+                self._hooks.refused(Refusal(job.project, reference.annotation, reference.key, message))
+        return Pause(pause)
+
+    def _forget_attempts(self, job: Job) -> None:
+        for counted in [one for one in self._attempts if one[1] == _key(job)]:
+            del self._attempts[counted]
+
+    def _config(self, project: int) -> LabelConfig | None:
+        known = self._store.projects.find(project)
+        return known.config if known is not None else None
 
     def _progress(self, step: str, done: int, total: int) -> None:
         self.activity = replace(self.activity, step=step, done=done, total=total)
 
 
-def flag_low_scores(regions: Iterable[dict[str, Any]], below: float) -> None:
-    """Add a note to the regions whose score is below `below`; the editor shows it beside a region that is selected."""
-    for region in regions:
-        if region["score"] < below:
-            region["meta"] = {"text": [f"Low score {region['score']:.2f}: check this mask."]}
+def flag_low_scores(regions: Iterable[Mapping[str, Any]], below: float) -> list[dict[str, Any]]:
+    """Add a text to the regions whose score is below `below`; the editor shows it beside a region that is selected."""
+    return [
+        {**region, "meta": {"text": [f"Low score {region['score']:.2f}: check this mask."]}}
+        if region["score"] < below
+        else dict(region)
+        for region in regions
+    ]
+
+
+def _with_tasks_named(answer: Answer, job: Job, references: References, request: SegmentTask) -> Answer:
+    """An answer whose message names tasks, which people know, in place of the paths of our copies."""
+    if isinstance(answer, Result):
+        return answer
+    copies = dict.fromkeys(request.images.values(), job.task)
+    for one, example in zip(references.annotations, request.examples, strict=True):
+        copies |= dict.fromkeys(example.images.values(), one.task)
+    return replace(answer, message=name_tasks(answer.message, copies))
+
+
+def _log_decision(job: Job, failure: Failure, decision: Decision) -> None:
+    match failure, decision:
+        case (Cancelled(), _):
+            log.info("Project %d, task %d: cancelled.", job.project, job.task)
+        case (ReferenceFault(message, reference, passes=False), _):
+            log.warning(
+                "Project %d: annotation %d cannot be the reference: %s", job.project, reference.annotation, message
+            )
+        case (ModelNotLoaded(message), TryAgain(pause=pause)):
+            log.error("The model cannot be loaded: %s Trying again in %.0f s.", message, pause)
+        case (ReferenceFault(message) | TaskFault(message) | Away(message), TryAgain(delay=delay)):
+            log.warning("Project %d, task %d: %s Trying again in %.0f s.", job.project, job.task, message, delay)
+        case (ProcessDied(message), TryAgain()):
+            log.error("Project %d, task %d: %s Trying once more.", job.project, job.task, message)
+        case (_, GiveUp(error)):
+            log.error("Project %d, task %d: %s Giving it up.", job.project, job.task, error)
 
 
 def _to_names(references: Iterable[ReferenceAnnotation]) -> set[str]:
@@ -384,5 +407,5 @@ def _to_names(references: Iterable[ReferenceAnnotation]) -> set[str]:
     return {region.to_name for reference in references for region in reference.regions}
 
 
-def _key(job: Job) -> tuple[int, int, str]:
+def _key(job: Job) -> _Key:
     return job.project, job.task, job.version

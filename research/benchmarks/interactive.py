@@ -5,11 +5,11 @@
 Measured on two cores that other programs used at the same time, pictures of 1024x1024, one thread per process:
 
     from /setup to the first answer, the process being started    6.64 s
-    lane idle: first click on a picture   median   0.09 s, most   0.14 s (5)
-    lane idle: later clicks on it         median   0.05 s, most   0.17 s (15)
-    lane working on a target: first click on a picture   median   0.31 s, most   0.53 s (5)
-    lane working on a target: later clicks on it         median   0.21 s, most   0.40 s (15)
-    peak memory of the backend's processes: 142 MB, 552 MB, 561 MB (web, clicks, lane)
+    model idle: first click on a picture   median   0.09 s, most   0.14 s (5)
+    model idle: later clicks on it         median   0.05 s, most   0.17 s (15)
+    model working on a target: first click on a picture   median   0.31 s, most   0.53 s (5)
+    model working on a target: later clicks on it         median   0.21 s, most   0.40 s (15)
+    peak memory of the backend's processes: 142 MB, 552 MB, 561 MB (web, clicks, model)
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from backend.errors import LaneStopped
+from backend.errors import ModelProcessStopped
 from backend.labelstudio.label_config import parse_label_config
 from backend.sync.references import examine
-from backend.worker.model_process import CAVSAM, LaneProcess, LaneSpec
+from backend.worker.messages import Example, ModelSpec, SegmentTask
+from backend.worker.model_process import CAVSAM, ModelProcess
 from cavsam.weights.sources import ModelSources
 from research import synth
 from research.benchmarks.pipeline import children, peak_memory
@@ -50,7 +51,7 @@ CONFIG = (
 
 
 def main() -> int:
-    """Click on pictures, first with an idle lane, then with one that works on a target."""
+    """Click on pictures, first with an idle model process, then with one that works on a target."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=5, help="pictures to click on (default: 5)")
     parser.add_argument("--clicks", type=int, default=4, help="clicks on each (default: 4)")
@@ -68,24 +69,24 @@ def main() -> int:
         click(server.url, 0, pictures[-1], 0)
         print(f"from /setup to the first answer, the process being started  {time.perf_counter() - began:6.2f} s")
         half = options.pictures
-        report("lane idle", server.url, pictures[:half], 1, options.clicks)
+        report("model idle", server.url, pictures[:half], 1, options.clicks)
         nano = ModelSources.named("nano")
-        lane = LaneProcess(
-            LaneSpec(
+        process = ModelProcess(
+            ModelSpec(
                 CAVSAM,
                 {"sources": vars(nano), "recipe": nano.recipe(mode="full").to_dict(), "device": "auto"},
                 "WARNING",
             )
         )
         working = threading.Event()
-        work = threading.Thread(target=keep_busy, args=(lane, Path(folder), pictures[-1], name, working))
+        work = threading.Thread(target=keep_busy, args=(process, Path(folder), pictures[-1], name, working))
         work.start()
         working.wait()
-        report("lane working on a target", server.url, pictures[half : 2 * half], 1 + half, options.clicks)
+        report("model working on a target", server.url, pictures[half : 2 * half], 1 + half, options.clicks)
         still = work.is_alive()
-        lane.stop()
+        process.stop()
         work.join()
-        print("" if still else "(the lane had finished before the last click)")
+        print("" if still else "(the model process had finished before the last click)")
         sizes = [peak_memory(pid) for pid in children(server.process.pid)]
         print(f"peak memory of the backend's processes: {', '.join(f'{size:.0f} MB' for size in sorted(sizes))}")
     return 0
@@ -136,19 +137,18 @@ def click(url: str, task: int, picture: Any, index: int) -> float:
     return seconds
 
 
-def keep_busy(lane: LaneProcess, folder: Path, picture: Any, name: str, working: threading.Event) -> None:
-    """Have a lane of the whole method adapt to a reference and segment, until it is stopped."""
+def keep_busy(process: ModelProcess, folder: Path, picture: Any, name: str, working: threading.Event) -> None:
+    """Have a model process of the whole method adapt to a reference and segment, until it is stopped."""
     path = folder / "busy.png"
     Image.fromarray(picture.image).save(path)
     xml = CONFIG.replace("Object", name)
     drawn = brush.regions(picture.masks, from_name="tag", to_name="image")
     regions = examine({"id": 1, "task": 1, "result": drawn}, parse_label_config(xml)).regions
-    example = {"annotation": 1, "regions": [region.to_json() for region in regions], "images": {"image": str(path)}}
-    job = {"reference": {"key": "busy", "shots": 0, "examples": [example]}, "images": {"image": str(path)}}
+    job = SegmentTask("busy", 0, (Example(1, regions, {"image": str(path)}),), {"image": str(path)})
     try:
         while True:
-            lane.run(job, lambda *_: working.set())
-    except LaneStopped:
+            process.run(job, lambda *_: working.set())
+    except ModelProcessStopped:
         pass
     finally:
         working.set()

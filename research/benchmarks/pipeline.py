@@ -1,6 +1,6 @@
 """Seconds per step of the method, and peak memory of each process.
 
-    python -m research.benchmarks.pipeline                          the bundled models, as the lane runs them
+    python -m research.benchmarks.pipeline                          the bundled models, as the model process runs them
     python -m research.benchmarks.pipeline --sizes paper            the paper's architectures with random weights
     python -m research.benchmarks.pipeline --sizes paper --cut 20   the same with a 20th of the optimiser steps (CPU)
 
@@ -32,7 +32,7 @@ from cavsam.weights.sources import NANO, ModelSources
 from research import synth
 
 if TYPE_CHECKING:
-    from backend.worker.model_process import LaneProcess
+    from backend.worker.model_process import ModelProcess
 
 MEGABYTE = 1e6
 REPEATED = {"align": "ttga_steps", "lora": "lora_steps"}
@@ -160,7 +160,7 @@ def random_paper_model(recipe: Recipe, device: str) -> Any:
 
 
 def measure_backend(options: argparse.Namespace) -> dict[str, float]:
-    """Peak memory of the lane doing a real job, and of the web process answering a full-size request."""
+    """Peak memory of the model process doing a real job, and of the web process answering a full-size request."""
     import requests
 
     from tools.backend_server import backend
@@ -168,8 +168,8 @@ def measure_backend(options: argparse.Namespace) -> dict[str, float]:
     recipe = Recipe(mode=options.mode, lora_steps=max(1, 200 // options.cut), ttga_steps=max(1, 100 // options.cut))
     with tempfile.TemporaryDirectory() as folder:
         sources = ModelSources.named("nano")
-        with one_job(Path(folder), sources, recipe, options.device, labels=options.labels, size=1024) as lane:
-            memory = {"lane process": peak_memory(lane.pid or 0)}
+        with one_job(Path(folder), sources, recipe, options.device, labels=options.labels, size=1024) as process:
+            memory = {"model process": peak_memory(process.pid or 0)}
 
         tasks = [{"id": n, "data": {"image": "x" * 32_000}, "annotations": [], "predictions": []} for n in range(250)]
         with backend(Path(folder), settings={"CAVSAM_PREDICT_DEADLINE": "2"}) as server:
@@ -184,7 +184,7 @@ def measure_backend(options: argparse.Namespace) -> dict[str, float]:
 @contextmanager
 def one_job(
     folder: Path, sources: ModelSources, recipe: Recipe, device: str, *, labels: int, size: int
-) -> Iterator[LaneProcess]:
+) -> Iterator[ModelProcess]:
     """A model process that has done one task of the backend, with pictures in `folder` of `size` pixels; then ended.
 
     Raises:
@@ -194,7 +194,8 @@ def one_job(
 
     from backend.labelstudio.label_config import parse_label_config
     from backend.sync.references import examine
-    from backend.worker.model_process import CAVSAM, LaneProcess, LaneSpec
+    from backend.worker.messages import Example, ModelSpec, Result, SegmentTask
+    from backend.worker.model_process import CAVSAM, ModelProcess
     from tools import brush
 
     names = synth.classes("cells", "dev")[:labels]
@@ -211,17 +212,15 @@ def one_job(
     drawn = brush.regions(pictures[0].masks, from_name="tag", to_name="image")
     regions = examine({"id": 1, "task": 1, "result": drawn}, config).regions
     options = {"sources": vars(sources), "recipe": recipe.to_dict(), "device": device}
-    lane = LaneProcess(LaneSpec(CAVSAM, options, "WARNING"))
+    process = ModelProcess(ModelSpec(CAVSAM, options, "WARNING"))
     try:
-        images = {"image": paths[0]}
-        example = {"annotation": 1, "regions": [region.to_json() for region in regions], "images": images}
-        job = {"reference": {"key": "bench", "shots": 0, "examples": [example]}}
-        answer = lane.run({**job, "images": {"image": paths[1]}}, lambda *_: None)
-        if answer["event"] != "result":
+        job = SegmentTask("bench", 0, (Example(1, regions, {"image": paths[0]}),), {"image": paths[1]})
+        answer = process.run(job, lambda *_: None)
+        if not isinstance(answer, Result):
             raise RuntimeError(str(answer))
-        yield lane
+        yield process
     finally:
-        lane.stop()
+        process.stop()
 
 
 def peak_memory(pid: int) -> float:

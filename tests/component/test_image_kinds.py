@@ -184,5 +184,5 @@ def test_fifty_megapixels_fit_into_a_moderate_memory(label_studio: FakeLabelStud
     truth = np.zeros_like(mask)
     truth[box[0] : box[1], box[2] : box[3]] = True
     assert (mask & truth).sum() / (mask | truth).sum() > 0.7
-    lane = Path(f"/proc/{backend.service.lane.pid}/status").read_text()
-    assert int(re.findall(r"VmHWM:\s+(\d+) kB", lane)[0]) < 2_500_000
+    status = Path(f"/proc/{backend.service.model_process.pid}/status").read_text()
+    assert int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) < 2_500_000

@@ -1,4 +1,4 @@
-"""The whole backend, with a lane of its own, against a peer on a real socket."""
+"""The whole backend, with a model process of its own, against a peer on a real socket."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_skipped_and_accepted_annotations_are_passed_over(
     first, second, third, *_ = label_studio.tasks_of(project)
     label_studio.annotate(first, [], was_cancelled=True)
     label_studio.annotate(second, [brush((1, 5, 1, 5), "cat")], parent_prediction=1)
-    label_studio.annotate(third, [brush((0, 0, 0, 0), "cat")])  # nothing drawn, which only the lane can see
+    label_studio.annotate(third, [brush((0, 0, 0, 0), "cat")])  # nothing drawn, which only the model process can see
     wanted = label_studio.annotate(second, [brush(target_box(1), "cat")])
     wait_for(lambda: len(predicted(label_studio, project)) == 4, "predictions on all other tasks")
     references = backend.service.store.annotations(project).references()
@@ -471,7 +471,7 @@ class TestNoTaskGetsTwo:
         assert once_each(label_studio, project)
 
 
-class TestTheLaneDies:
+class TestTheModelProcessDies:
     def test_once_on_a_task_that_is_done_the_second_time(
         self, label_studio: FakeLabelStudio, project: int, start_backend: StartBackend
     ):
@@ -503,7 +503,7 @@ class TestTheLaneDies:
         start_backend: StartBackend,
         monkeypatch: pytest.MonkeyPatch,
     ):
-        monkeypatch.setattr("backend.worker.worker.FETCH_DELAYS", (0.05, 0.05, 0.05))
+        monkeypatch.setattr("backend.worker.decisions.IMAGE_DELAYS", (0.05, 0.05, 0.05))
         task = label_studio.add_task(project, png(np.full((64, 96, 3), DEADLY_ONCE, np.uint8)))
         busy = [503, 503, 503]
         with storage_host(label_studio.files[f"/data/upload/{task}.png"], busy) as url:
@@ -515,13 +515,13 @@ class TestTheLaneDies:
         assert busy == []
         job = backend.service.store.jobs(project, backend.service.version_of(project)).find(task)
         assert job is not None
-        assert job.attempts == 2  # the lane died once
+        assert job.attempts == 2  # the model process died once
 
     def test_killed_while_idle(self, label_studio: FakeLabelStudio, project: int, start_backend: StartBackend):
         backend = start_backend()
         label_studio.connect(project, backend.url)
         wait_for(lambda: backend.service.worker.activity.state == "idle", "the model")
-        pid = backend.service.lane.pid
+        pid = backend.service.model_process.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         annotate_first(label_studio, project)
@@ -531,7 +531,7 @@ class TestTheLaneDies:
 def test_a_full_disk_fails_no_task(
     label_studio: FakeLabelStudio, project: int, start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("backend.worker.worker.AWAY_DELAY", 0.05)
+    monkeypatch.setattr("backend.worker.decisions.AWAY_DELAY", 0.05)
     backend = start_backend()
     images = backend.service.settings.data_dir / "images"
     images.rename(images.with_name("away"))

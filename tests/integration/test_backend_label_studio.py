@@ -342,7 +342,7 @@ def test_several_images_and_tags_aliases_and_dynamic_labels(real: LabelStudio, s
 def test_no_task_gets_two_however_much_is_asked(
     real: LabelStudio, serve: Callable[..., BackendProcess], automatic: bool
 ):
-    """Data manager, label stream and opened tasks ask at once while the lane works and the results are pushed."""
+    """Data manager, label stream and opened tasks ask at once while the model works and the results are pushed."""
     scene = Scene(real, 13)
     real.call("PATCH", f"/api/projects/{scene.project}/", json={"evaluate_predictions_automatically": automatic})
     backend = serve(SLOW, CAVSAM_PREDICT_DEADLINE="1.5", CAVSAM_RECONCILE_INTERVAL="3")

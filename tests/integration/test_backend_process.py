@@ -1,4 +1,4 @@
-"""The backend as real processes: `cavsam-backend serve` under gunicorn, its worker and its lane."""
+"""The backend as real processes: `cavsam-backend serve` under gunicorn, its worker and its model process."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def test_the_command_serves_the_bundled_models_and_leaves_nothing_behind(
     assert "nano" in label_studio.setup(project, backend.url)["model_version"]
     backend.wait_until_idle()
     everyone = family(backend.process.pid)
-    assert len(everyone) == 3  # gunicorn, its worker, the lane
-    assert backend.lane in everyone
-    (worker,) = everyone - {backend.process.pid, backend.lane}
+    assert len(everyone) == 3  # gunicorn, its worker, the model process
+    assert backend.model_process in everyone
+    (worker,) = everyone - {backend.process.pid, backend.model_process}
     assert "torch" not in Path(f"/proc/{worker}/maps").read_text()
     resident = int(re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{worker}/status").read_text())[0])
     assert resident < 400_000
@@ -95,7 +95,7 @@ def test_listens_on_ipv6_where_the_status_command_finds_it(serve: Callable[..., 
     assert "try-out models" in status.stdout
 
 
-def test_answers_while_the_lane_works_and_stops_in_the_middle(
+def test_answers_while_the_model_process_works_and_stops_in_the_middle(
     serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int
 ):
     backend = serve(ENDLESS)
@@ -115,7 +115,7 @@ def test_answers_while_the_lane_works_and_stops_in_the_middle(
     wait_for(lambda: not running(everyone), "all processes to end", 20)
 
 
-def test_a_killed_lane_is_replaced_and_nothing_is_lost(
+def test_a_killed_model_process_is_replaced_and_nothing_is_lost(
     serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int
 ):
     label_studio.add_task(project, png(np.full((64, 96, 3), DEADLY_ONCE, np.uint8)))
@@ -123,26 +123,26 @@ def test_a_killed_lane_is_replaced_and_nothing_is_lost(
     label_studio.connect(project, backend.url)
     annotate(label_studio, project)
     wait_for(lambda: predicted(label_studio, project) >= 2, "the first predictions")
-    first = backend.lane
+    first = backend.model_process
     os.kill(first, signal.SIGKILL)
     wait_for(lambda: predicted(label_studio, project) == 6, "all predictions")
-    assert backend.lane != first
+    assert backend.model_process != first
     assert backend.health()["status"] == "UP"
     assert all(len(label_studio.versions_of(task)) <= 1 for task in label_studio.tasks_of(project))
 
 
 @pytest.mark.parametrize("victim", ["master", "worker"])
-def test_no_lane_outlives_a_killed_server(
+def test_no_model_process_outlives_a_killed_server(
     serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int, victim: str
 ):
     backend = serve(ENDLESS)
     label_studio.connect(project, backend.url)
     annotate(label_studio, project)
     wait_for(lambda: backend.health()["work"] == "working", "work")
-    lane = backend.lane
-    (worker,) = family(backend.process.pid) - {backend.process.pid, lane}
+    model_process = backend.model_process
+    (worker,) = family(backend.process.pid) - {backend.process.pid, model_process}
     os.kill(backend.process.pid if victim == "master" else worker, signal.SIGKILL)
-    wait_for(lambda: not running({lane, worker}), "the lane and the worker to end", 60)
+    wait_for(lambda: not running({model_process, worker}), "the model process and the worker to end", 60)
 
 
 def test_a_killed_server_goes_on_where_it_was(

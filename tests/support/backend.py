@@ -37,7 +37,7 @@ def learned_from(*annotations: ReferenceAnnotation) -> References:
 
 @dataclass
 class RunningBackend:
-    """A service with a lane of its own, answering on a real socket."""
+    """A service with a model process of its own, answering on a real socket."""
 
     service: Service
     url: str

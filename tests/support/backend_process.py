@@ -71,12 +71,12 @@ class BackendProcess:
         self.url = addresses[-1] if addresses else ""
 
     @property
-    def lane(self) -> int:
-        def lanes() -> list[int]:
+    def model_process(self) -> int:
+        def found() -> list[int]:
             return [pid for pid in family(self.process.pid) if "backend.worker.model_server" in command_of(pid)]
 
-        wait_for(lanes, "a lane")
-        return lanes()[0]
+        wait_for(found, "a model process")
+        return found()[0]
 
     def health(self) -> dict:
         return requests.get(f"{self.url}/health", timeout=1).json()

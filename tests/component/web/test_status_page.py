@@ -21,7 +21,7 @@ from backend.service import Service
 from backend.settings import Settings
 from backend.web.status_page import duration, size
 from backend.web.thumbnails import OPACITY, SIDE, Thumbnails, label_colours, overlaid
-from backend.worker.worker import CANCELLED
+from backend.worker.decisions import CANCELLED
 from tests.support.backend import RunningBackend, wait_for
 from tests.support.fake_label_studio import CAT, FakeLabelStudio, brush, picture
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from backend.labelstudio.brush import decode_mask
 from backend.labelstudio.label_config import parse_label_config
-from backend.labelstudio.regions import Slot, read_regions
+from backend.labelstudio.regions import Rectangle, Slot, read_regions
 from backend.worker.clicks import ENCODED_KEPT, Clicks, open_sam2
+from backend.worker.messages import Answer, CorrectMask, Example, Failed, Result, SegmentTask
 from cavsam.recipe import Recipe
 from cavsam.weights.sources import ModelSources
 from tests.support.fake_label_studio import CONFIG, brush, picture
@@ -26,21 +26,17 @@ def silent(step: str, done: int, total: int) -> None:
     pass
 
 
-def job(path: Path, x: float, y: float, start: list[dict] | None = None, boxes: list | None = None) -> dict[str, Any]:
+def job(
+    path: Path, x: float, y: float, start: list[dict] | None = None, boxes: tuple[Rectangle, ...] = ()
+) -> CorrectMask:
     regions, _ = read_regions(start or [], parse_label_config(CONFIG))
-    clicks = [] if boxes else [[100 * x / SIZE[1], 100 * y / SIZE[0], True]]
-    return {
-        "image": str(path),
-        "slot": SLOT._asdict(),
-        "start": [region.to_json() for region in regions],
-        "clicks": clicks,
-        "boxes": boxes or [],
-    }
+    clicks = () if boxes else ((100 * x / SIZE[1], 100 * y / SIZE[0], True),)
+    return CorrectMask(str(path), SLOT, tuple(regions), clicks, boxes)
 
 
-def mask_of(answer: dict[str, Any]) -> np.ndarray:
-    assert answer["event"] == "result", answer
-    (region,) = answer["regions"]
+def mask_of(answer: Answer) -> np.ndarray:
+    assert isinstance(answer, Result), answer
+    (region,) = answer.regions
     return decode_mask(region["value"]["rle"], *SIZE)
 
 
@@ -73,9 +69,9 @@ def test_a_turned_box_counts_as_the_upright_one_around_it(clicks: Clicks, tmp_pa
     path = tmp_path / "image"
     path.write_bytes(picture(CAT))
     # turned by 90 degrees around its top left corner, at the object's top right
-    turned = [100 * 61 / 96, 100 * 7 / 64, 100 * 34 / 96, 100 * 42 / 64, 90.0]
-    upright = [100 * 19 / 96, 100 * 7 / 64, 100 * 42 / 96, 100 * 34 / 64, 0.0]
-    one, other = (mask_of(clicks.run(job(path, 0, 0, boxes=[box]), silent)) for box in (turned, upright))
+    turned = Rectangle(100 * 61 / 96, 100 * 7 / 64, 100 * 34 / 96, 100 * 42 / 64, 90.0)
+    upright = Rectangle(100 * 19 / 96, 100 * 7 / 64, 100 * 42 / 96, 100 * 34 / 64)
+    one, other = (mask_of(clicks.run(job(path, 0, 0, boxes=(box,)), silent)) for box in (turned, upright))
     assert (one == other).all()
     assert iou(one, CAT) > 0.8
 
@@ -86,15 +82,15 @@ def test_a_start_that_was_rubbed_out_is_none_and_one_of_another_picture_is_refus
     empty = clicks.run(job(path, 40, 24, [brush((0, 0, 0, 0), "cat")]), silent)
     assert iou(mask_of(empty), CAT) > 0.8
     other = clicks.run(job(path, 40, 24, [brush((1, 5, 1, 5), "cat", (30, 40))]), silent)
-    assert other["event"] == "failed"
-    assert "40x30 pixels" in other["message"]
+    assert isinstance(other, Failed)
+    assert "40x30 pixels" in other.message
 
 
 def test_a_file_that_is_no_image_fails_alone(clicks: Clicks, tmp_path: Path):
     (tmp_path / "bad").write_bytes(b"no image")
-    assert clicks.run(job(tmp_path / "bad", 1, 1), silent)["event"] == "failed"
+    assert isinstance(clicks.run(job(tmp_path / "bad", 1, 1), silent), Failed)
     (tmp_path / "good").write_bytes(picture(CAT))
-    assert clicks.run(job(tmp_path / "good", 40, 24), silent)["event"] == "result"
+    assert isinstance(clicks.run(job(tmp_path / "good", 40, 24), silent), Result)
 
 
 def test_without_a_mask_the_quickest_mode_makes_one_from_the_reference(clicks: Clicks, tmp_path: Path):
@@ -102,11 +98,6 @@ def test_without_a_mask_the_quickest_mode_makes_one_from_the_reference(clicks: C
     reference.write_bytes(picture(CAT))
     target.write_bytes(picture((12, 44, 30, 70)))
     regions, _ = read_regions([brush(CAT, "cat")], parse_label_config(CONFIG))
-    example = {
-        "annotation": 1,
-        "regions": [region.to_json() for region in regions],
-        "images": {"image": str(reference)},
-    }
-    learned = {"key": "k", "shots": 0, "examples": [example]}
-    answer = clicks.run({"reference": learned, "images": {"image": str(target)}}, silent)
+    example = Example(1, tuple(regions), {"image": str(reference)})
+    answer = clicks.run(SegmentTask("k", 0, (example,), {"image": str(target)}), silent)
     assert iou(mask_of(answer), (12, 44, 30, 70)) > 0.6

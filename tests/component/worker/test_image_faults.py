@@ -19,8 +19,8 @@ PAGES = 6
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backend.worker.worker.AWAY_DELAY", 0.02)
-    monkeypatch.setattr("backend.worker.worker.FETCH_DELAYS", (0.02, 0.02, 0.02))
+    monkeypatch.setattr("backend.worker.decisions.AWAY_DELAY", 0.02)
+    monkeypatch.setattr("backend.worker.decisions.IMAGE_DELAYS", (0.02, 0.02, 0.02))
 
 
 @pytest.mark.usefixtures("impatient")

@@ -88,8 +88,9 @@ def test_points_and_boxes_of_one_label_are_read_together():
     assert pointing is not None
     assert (pointing.to_name, pointing.label) == ("image", "cat")
     assert pointing.clicks == ((50.0, 50.0, False),)
-    ((x, y, width, height, rotation),) = pointing.boxes
-    assert (x * 0.96, y * 0.64, width * 0.96, height * 0.64, rotation) == pytest.approx((20, 8, 40, 32, 0))
+    (box,) = pointing.boxes
+    assert (box.x * 0.96, box.y * 0.64, box.width * 0.96, box.height * 0.64) == pytest.approx((20, 8, 40, 32))
+    assert box.rotation == 0
     assert pointing.ids == {"r1", "c2"}
     assert slot_of(pointing, LABELS) == SLOT
 
@@ -175,7 +176,7 @@ class Editor:
 
 @pytest.fixture(scope="module")
 def editor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Editor]:
-    """One backend for all tests of this file; its lane never finishes the target that it works on."""
+    """One backend for all tests of this file; its model process never finishes the target that it works on."""
     fake = FakeLabelStudio()
     settings = Settings(
         label_studio_url=fake.url,
@@ -195,7 +196,7 @@ def editor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Editor]:
     fake.connect(project, backend.url)
     wait_for(lambda: service.interactive._process.pid, "SAM2 to be started ahead of the first click")
     fake.annotate(first, [brush(CAT, "cat")])
-    wait_for(lambda: service.worker.activity.state == "working", "the lane to be busy")
+    wait_for(lambda: service.worker.activity.state == "working", "the model process to be busy")
     yield Editor(fake, backend, project)
     assert service.worker.activity.state == "working"  # nobody has waited for it
     service.stop()

@@ -12,14 +12,14 @@ from backend.logs import JsonFormatter
 def line(message: Any, *values: Any, error: Exception | None = None) -> dict[str, Any]:
     info = (type(error), error, error.__traceback__) if error else None
     record = logging.LogRecord("backend.worker", logging.WARNING, __file__, 1, message, values, info)
-    text = JsonFormatter("lane").format(record)
+    text = JsonFormatter("model process").format(record)
     assert "\n" not in text
     return json.loads(text)
 
 
 def test_a_line_says_when_how_bad_and_what():
     found = line("The model is loaded.")
-    assert (found["level"], found["process"], found["message"]) == ("WARNING", "lane", "The model is loaded.")
+    assert (found["level"], found["process"], found["message"]) == ("WARNING", "model process", "The model is loaded.")
     assert found["time"].endswith("+00:00")
     assert not {"project", "task", "version", "traceback"} & set(found)
 

@@ -1,0 +1,58 @@
+"""What is written to the pipe is what is read from it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from backend.labelstudio.regions import Brush, Polygon, Rectangle, Region, Slot
+from backend.worker.messages import (
+    EVENTS,
+    BadReference,
+    CorrectMask,
+    Example,
+    Failed,
+    Loaded,
+    Message,
+    ModelSpec,
+    NotLoaded,
+    Progress,
+    Result,
+    SegmentTask,
+    read_message,
+    write_message,
+)
+
+DRAWN = Region("tag", "image", ("cat", "Katze"), (64, 96), Brush(bytes(range(256))))
+OUTLINED = Region("p", "second", ("dog",), (10, 20), Polygon(((0.5, 1.0), (9.25, 3.0), (4.0, 7.5))), "polygon", "names")
+SLOT = Slot("tag", "image", "cat", "brush", "names")
+MESSAGES: list[Message] = [
+    ModelSpec("a.b:open", {"device": "cpu", "recipe": {"mode": "full"}}, "DEBUG", "a.b:Runner", "json"),
+    SegmentTask("k", 3, (Example(7, (DRAWN, OUTLINED), {"image": "/a", "second": "/ü"}),), {"image": "/c"}),
+    CorrectMask(
+        "/a", Slot("tag", "image", "cat", "brush", "names"), (DRAWN,), ((1.5, 2.0, True),), (Rectangle(1, 2, 3, 4, 90),)
+    ),
+    Loaded(1.5, "cuda:0", 10**10),
+    NotLoaded("There is no checkpoint."),
+    Progress("encode", 1, 4),
+    Result(({"id": "r", "value": {"rle": [1, 2]}},), 0.25, 1.5, ("A hole is filled.",), calibrated=True, gpu_bytes=5),
+    Result((), 0.0, 0.5),
+    Failed("It is no picture.", gpu_bytes=7),
+    BadReference(9, "It is empty."),
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_a_message_arrives_as_it_was_sent(message: Message):
+    assert read_message(write_message(message)) == message
+
+
+def test_each_kind_of_message_is_tried():
+    assert {type(message) for message in MESSAGES} == set(EVENTS.values())
+
+
+def test_the_pipe_carries_json():
+    """Nothing that could run code when it is read."""
+    for message in MESSAGES:
+        assert isinstance(json.loads(write_message(message)), dict)
