@@ -79,7 +79,7 @@ class CandidateMask:
     """A label's mask as one candidate found it.
 
     Attributes:
-        kind: `concat`, `ttga`, `dbst`, `full`, `activation` or `linear`.
+        kind: `concat`, `ttga`, `dbst`, `full`, `activation`, `linear` or `pixels`.
         mask: bool (S, S), on the square that SAM2 sees; `TargetResult.masks` has the chosen one at the target's size.
         score: 0..1, as in `TargetResult.scores`.
         presence: 0..1, estimated probability that the object is on the target.

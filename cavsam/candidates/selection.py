@@ -10,6 +10,7 @@ from torch import Tensor
 from cavsam.candidates.activation import Activation
 from cavsam.candidates.base import Candidate, Strategy
 from cavsam.candidates.linear import LinearClassifier
+from cavsam.candidates.pixels import PixelForest
 from cavsam.candidates.tracked import Tracked
 from cavsam.features import iou
 from cavsam.recipe import Recipe
@@ -31,10 +32,12 @@ def strategies(
         # on the original neck, and with nothing to correct it on the target, `ttga` tracks as `concat` does
         same = recipe.propagate_with == "original" and recipe.target_prompt == "none"
         tracked = concat if same else ttga
+        pixels = PixelForest(recipe, presence_of=concat.kind)
         return (
             *((concat,) if same else (concat, ttga)),
             Activation(tracker, recipe, presence_of=tracked.kind),
             LinearClassifier(tracker, recipe, presence_of=concat.kind),
+            *((pixels,) if calibration.knows(pixels.kind) else ()),
             Tracked(tracker, recipe, aligns=True, transition=transition),
         )
     own = Tracked(tracker, recipe, recipe.aligns, transition if recipe.generates_frames else None)

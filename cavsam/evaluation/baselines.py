@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cavsam.errors import CavSamError
 from cavsam.evaluation.episodes import Episode
 from cavsam.images import Mask
 
@@ -72,21 +71,6 @@ BASELINES: dict[str, Callable[[Episode, Tracker], Mask]] = {
     "box": reference_box,
 }
 """By name: functions of an episode and of SAM2 that give the target's mask, bool (H, W)."""
-
-
-def check_libraries() -> None:
-    """Import what the baselines need.
-
-    Raises:
-        CavSamError: a library is not installed.
-    """
-    try:
-        import skimage  # noqa: F401
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise CavSamError(
-            f"The baselines need a package that is missing ({error.name}); run: pip install 'cavsam[evaluate]'."
-        ) from error
 
 
 def _reduced(picture: NDArray) -> NDArray:

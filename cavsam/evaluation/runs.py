@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cavsam.errors import CavSamError
-from cavsam.evaluation.baselines import BASELINES, check_libraries
+from cavsam.evaluation.baselines import BASELINES
 from cavsam.evaluation.episodes import Episode
 from cavsam.evaluation.frames import FrameStore, KeptTransition
 from cavsam.evaluation.metrics import Counts, boundary_f, count
@@ -76,8 +76,6 @@ class Method:
         """From parsed options; raises `CavSamError` where they do not fit."""
         modes = tuple(mode for mode in MODES if mode in (options.mode or MODES))
         baselines = tuple(name for name in BASELINES if name in options.baseline)
-        if baselines:
-            check_libraries()
         return cls(sources_of(options), recipe_of(options, "full"), modes, options.device, baselines)
 
     @property

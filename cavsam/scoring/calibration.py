@@ -26,6 +26,7 @@ OPTIONS = {
     "ttga": (*_ALL, *_ALIGNED),
     "activation": (*_ALL, *_ALIGNED),
     "linear": _ALL,
+    "pixels": _ALL,
     "dbst": (*_ALL, *_FRAMES),
     "full": (*_ALL, *_FRAMES, *_ALIGNED, "prompted_fraction", "pseudo_label"),
 }

@@ -53,7 +53,7 @@ def test_health_names_a_thread_that_has_ended(backend: RunningBackend, monkeypat
 
     owner, step = {
         "coordinator": (backend.service.coordinator, "turn"),
-        "worker": (backend.service.worker, "_work_once"),
+        "worker": (backend.service.worker, "work_once"),
     }[thread]
     monkeypatch.setattr(owner, step, fail)
     backend.service.coordinator.sync_all()

@@ -186,7 +186,7 @@ def test_auto_generates_frames_only_where_no_cheap_candidate_is_trusted(
     for threshold in (0.0, 1.0):
         model = build(mode="auto", auto_threshold=threshold)
         results[threshold] = next(model.segment(model.adapt([reference]), targets[:1]))
-    cheap = ["concat", "ttga", "activation", "linear"]
+    cheap = ["concat", "ttga", "activation", "linear", "pixels"]
     tried = {t: [c.kind for c in result.candidates["bright"]] for t, result in results.items()}
     assert tried == {0.0: cheap, 1.0: [*cheap, "full"]}
     assert "generate" not in results[0.0].timings
@@ -236,11 +236,11 @@ def test_the_candidate_activation_is_what_its_map_marks(build: Build, reference:
     [
         ({"mode": "ttga", "region_fallback": True}, {"activation": "ttga"}),
         ({"mode": "full", "region_fallback": True}, {"activation": "full"}),
-        ({"mode": "auto", "auto_threshold": 0.0}, {"activation": "ttga", "linear": "concat"}),
+        ({"mode": "auto", "auto_threshold": 0.0}, {"activation": "ttga", "linear": "concat", "pixels": "concat"}),
         # without a `ttga` of its own, `concat` speaks for all
         (
             {"mode": "auto", "auto_threshold": 0.0, "propagate_with": "original"},
-            {"activation": "concat", "linear": "concat"},
+            {"activation": "concat", "linear": "concat", "pixels": "concat"},
         ),
     ],
 )

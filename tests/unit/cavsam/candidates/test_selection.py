@@ -56,12 +56,12 @@ def test_generated_frames_are_not_worth_it_where_every_label_is_trusted() -> Non
         ({"mode": "ttga"}, ["ttga"]),
         ({"mode": "full"}, ["full"]),
         ({"mode": "full", "region_fallback": True}, ["full", "activation"]),
-        ({"mode": "auto"}, ["concat", "ttga", "activation", "linear", "full"]),
+        ({"mode": "auto"}, ["concat", "ttga", "activation", "linear", "pixels", "full"]),
         # one neck and nothing to correct: ttga would be concat over again
-        ({"mode": "auto", "propagate_with": "original"}, ["concat", "activation", "linear", "full"]),
+        ({"mode": "auto", "propagate_with": "original"}, ["concat", "activation", "linear", "pixels", "full"]),
         (
             {"mode": "auto", "propagate_with": "original", "target_prompt": "box"},
-            ["concat", "ttga", "activation", "linear", "full"],
+            ["concat", "ttga", "activation", "linear", "pixels", "full"],
         ),
     ],
 )

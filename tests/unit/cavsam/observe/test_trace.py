@@ -142,7 +142,14 @@ def test_instances_are_kept_as_their_label(tracker: Tracker, reference: Referenc
 
 def test_auto_keeps_every_candidate(traced: Traced) -> None:
     trace, result = traced(mode="auto", auto_threshold=1.0)
-    assert [candidate.name for candidate in trace.candidates] == ["concat", "ttga", "activation", "linear", "full"]
+    assert [candidate.name for candidate in trace.candidates] == [
+        "concat",
+        "ttga",
+        "activation",
+        "linear",
+        "pixels",
+        "full",
+    ]
     for index, label in enumerate(result.scores):
         (chosen,) = (one for one in trace.candidates if one.chosen[index])
         assert chosen.name == next(c.kind for c in result.candidates[label] if c.chosen)

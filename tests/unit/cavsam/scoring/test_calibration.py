@@ -44,11 +44,17 @@ def test_it_holds_for_the_options_that_its_masks_depend_on(fitted: Calibration) 
     assert not Calibration().holds("concat", Recipe())
     both = Calibration(dict.fromkeys(OPTIONS, fitted.overlap["concat"]), {}, "", Recipe().to_dict())
     frames = Recipe(frames=3, mode="ttga")
-    assert [kind for kind in OPTIONS if both.holds(kind, frames)] == ["concat", "ttga", "activation", "linear"]
+    assert [kind for kind in OPTIONS if both.holds(kind, frames)] == [
+        "concat",
+        "ttga",
+        "activation",
+        "linear",
+        "pixels",
+    ]
     # beside `full` an activation has its cue `presence` from it
     assert not both.holds("activation", frames, presence_of="full")
     assert both.holds("activation", frames, presence_of="ttga")
-    assert [kind for kind in OPTIONS if both.holds(kind, Recipe(ttga_lr=0.1))] == ["concat", "linear", "dbst"]
+    assert [kind for kind in OPTIONS if both.holds(kind, Recipe(ttga_lr=0.1))] == ["concat", "linear", "pixels", "dbst"]
 
 
 def test_round_trip(fitted: Calibration, tmp_path: Path) -> None:
