@@ -1,6 +1,8 @@
 """The backend at work: a thread for Label Studio, a thread for the model process, and what HTTP asks of them.
 
-The threads share the ledger and nothing else; HTTP threads read it, wait for it, and leave notes for the coordinator.
+The threads share the ledger, the connections to Label Studio, and what the worker says of its job (`Worker.activity`).
+Those that answer HTTP read the ledger, reserve and answer results in it, wait for the others, and leave events for the
+coordinator.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import IO, Any
 
 from backend.errors import (
     BackendError,
@@ -21,14 +23,14 @@ from backend.errors import (
     LedgerError,
 )
 from backend.labelstudio.clients import Clients
-from backend.labelstudio.events import Note
+from backend.labelstudio.events import Event
 from backend.labelstudio.images import ImageFolder
 from backend.settings import Settings
 from backend.store.store import Store
-from backend.sync.coordinator import NOT_SAID, Coordinator, Demand
+from backend.sync.coordinator import NOT_SAID, Coordinator
 from backend.sync.delivery import prediction_text
 from backend.sync.policy import why_no_reference
-from backend.sync.project_sync import REQUESTED, known_settings
+from backend.sync.project_sync import REQUESTED
 from backend.version import base_version, model_version
 from backend.worker.interactive import Interactive
 from backend.worker.messages import ModelSpec
@@ -45,34 +47,30 @@ REFERENCE_PATIENCE = 15.0
 class Service:
     """One backend; `start` it in the process that answers HTTP, after any fork."""
 
-    def __init__(self, settings: Settings, *, segmenter: str = CAVSAM, demand: Demand | None = None):
+    def __init__(self, settings: Settings, *, segmenter: str = CAVSAM):
         self.settings = settings
         self.base_version = base_version(settings)
-        sources = settings.sources()
-        self.trial_models = sources.is_nano
-        self._folder_lock = _locked(settings)
+        self.trial_models = settings.sources().is_nano
+        self._folder_lock = lock_data_folder(settings)
         self.store = Store.of(settings)
-        options = {
-            "sources": asdict(sources),
-            "recipe": settings.method().to_dict(),
-            "device": settings.device,
-        }
-        self.model_process = ModelProcess(
-            ModelSpec(segmenter, options, settings.log_level, log_format=settings.log_format)
-        )
-        images = ImageFolder(settings.data_dir / "images", int(settings.max_image_mb * 1e6))
+        self.model_process = ModelProcess(model_spec(settings, segmenter))
         self.clients = Clients(settings, self.store)
         self.interactive = Interactive(
             self.store,
             self.clients,
             ImageFolder(settings.data_dir / "clicked", int(settings.max_image_mb * 1e6)),
-            ModelProcess(ModelSpec(SAM2, options, settings.log_level, CLICKS, settings.log_format)),
+            ModelProcess(replace(model_spec(settings, SAM2), runner=CLICKS)),
         )
         self.coordinator = Coordinator(
-            settings, self.store, self.clients, self.base_version, demand=demand, wake=self._wake_worker
+            settings, self.store, self.clients, self.base_version, wake=lambda: self.worker.wake()
         )
-        hooks = Hooks(self.clients.of, self.coordinator.finished, self.coordinator.refused, self._review_below)
-        self.worker = Worker(self.store, self.model_process, images, hooks)
+        hooks = Hooks(
+            self.clients.of,
+            self.coordinator.finished,
+            self.coordinator.refused,
+            lambda project: self.store.projects.settings(project, settings).review_below,
+        )
+        self.worker = Worker(self.store, self.model_process, image_folder(settings), hooks)
         self._started = self._stopped = False
         # however many tasks are opened at once, some threads stay free to answer /health and /setup in time
         self._waiters = threading.BoundedSemaphore(max(1, settings.threads // 2))
@@ -81,14 +79,7 @@ class Service:
 
     def start(self) -> None:
         """Go on where the last process stopped."""
-        requeued = self.store.recover(self.settings.answer_lease)
-        if requeued:
-            log.info("%d tasks that were in work when the backend stopped are queued again.", requeued)
-        for project in self.store.projects.all():
-            version = model_version(self.base_version, project.reference_key)
-            if version != project.version:
-                annotations = self.store.annotations(project.id)
-                annotations.set_references(version, annotations.references())
+        resume(self.store, self.settings, self.base_version)
         if self.trial_models:
             log.warning("The bundled nano models are for trying out only; set CAVSAM_MODEL=default for real work.")
         self.coordinator.start()
@@ -111,12 +102,6 @@ class Service:
         if self.coordinator.stop() and not self.worker.is_alive:
             self.store.close()  # else a call to Label Studio is still waited for, and ends with the process
         self._folder_lock.close()
-
-    def _review_below(self, project: int) -> float:
-        return known_settings(self.store, self.settings, project).review_below
-
-    def _wake_worker(self) -> None:
-        self.worker.wake()
 
     # what HTTP asks
 
@@ -184,46 +169,31 @@ class Service:
         if released:
             self.coordinator.finished(project)
 
-    def task_states(self, project: int) -> list[dict[str, Any]]:
-        """What became of each task under the present version, those that failed first."""
-        jobs = self.store.jobs(project, self.version_of(project)).all().values()
-        ordered = sorted(jobs, key=lambda job: (job.state != "failed", job.task))
-        return [
-            {
-                "task": job.task,
-                "state": "delivered" if job.state == "done" and job.delivery == "delivered" else job.state,
-                "score": job.score,
-                "seconds": job.seconds,
-                "error": job.error,
-            }
-            for job in ordered
-        ]
-
     def why_no_reference(self, project: int) -> str:
         """Why nothing can be predicted yet, for people."""
         return why_no_reference(
-            self.store.annotations(project).judged(), known_settings(self.store, self.settings, project)
+            self.store.annotations(project).judged(), self.store.projects.settings(project, self.settings)
         )
 
     # /predict, step by step
 
     def _await_reference(self, project: int, tasks: Sequence[int], deadline: float) -> str | None:
         """The present version, once the project has a reference and the tasks are known."""
-        self.coordinator.note(Note(project, "seen"))
+        self.coordinator.send(Event(project, "seen"))
         patience = min(deadline, time.monotonic() + REFERENCE_PATIENCE)
-        looks_before: int | None = None
+        syncs_before: int | None = None
         while True:
             known, reference = self.store.projects.find(project), self.store.annotations(project).references()
             unknown = [task for task in tasks if self.store.tasks(project).find(task) is None]
-            looks = self.coordinator.looks(project)
+            syncs = self.coordinator.syncs(project)
             if known is not None and reference is not None and not unknown:
                 return known.version
-            if looks and not unknown:
+            if syncs and not unknown:
                 break
-            if looks and looks_before is None:
-                looks_before = looks
-                self.coordinator.note(Note(project))  # tasks that came after the last look
-            if looks_before is not None and looks > looks_before:
+            if syncs and syncs_before is None:
+                syncs_before = syncs
+                self.coordinator.send(Event(project))  # tasks that came after the last sync
+            if syncs_before is not None and syncs > syncs_before:
                 break
             if self.coordinator.is_stopping or time.monotonic() >= patience or self.coordinator.is_listing(project):
                 break
@@ -310,12 +280,40 @@ class Service:
             answers.append(text)
         log.info("Project %d: /predict asked for %d tasks, answered %d.", project, len(tasks), given)
         if given:
-            self.coordinator.note(Note(project, "seen"))
+            self.coordinator.send(Event(project, "seen"))
         return answers
 
 
-def _locked(settings: Settings) -> Any:
-    """An open file that keeps a second backend out of the data folder."""
+def model_spec(settings: Settings, segmenter: str) -> ModelSpec:
+    """How the model process of some settings is started."""
+    options = {"sources": asdict(settings.sources()), "recipe": settings.method().to_dict(), "device": settings.device}
+    return ModelSpec(segmenter, options, settings.log_level, log_format=settings.log_format)
+
+
+def image_folder(settings: Settings) -> ImageFolder:
+    """The copies of the images that the worker's jobs need."""
+    return ImageFolder(settings.data_dir / "images", int(settings.max_image_mb * 1e6))
+
+
+def resume(store: Store, settings: Settings, base_version: str) -> None:
+    """Go on where the last process stopped, which may have had other models or settings."""
+    requeued = store.recover(settings.answer_lease)
+    if requeued:
+        log.info("%d tasks that were in work when the backend stopped are queued again.", requeued)
+    for project in store.projects.all():
+        version = model_version(base_version, project.reference_key)
+        if version != project.version:
+            annotations = store.annotations(project.id)
+            annotations.set_references(version, annotations.references())
+
+
+def lock_data_folder(settings: Settings) -> IO[str]:
+    """An open file that keeps a second backend out of the data folder until it is closed.
+
+    Raises:
+        DataFolderBusy: another backend works with it.
+        BackendError: the folder cannot be written.
+    """
     try:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # keys and images lie in it
         file = (settings.data_dir / "lock").open("a")

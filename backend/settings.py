@@ -114,7 +114,7 @@ class Settings:
         "Seconds after which /predict answers with what is finished; less if a proxy or Label Studio's "
         "`ML_TIMEOUT_PREDICT` gives up earlier.",
     )
-    reconcile_interval: float = _setting(
+    sync_interval: float = _setting(
         60.0, "Seconds between two full syncs, to catch missed webhooks; more for many or large projects."
     )
     reference_policy: str = _setting(
@@ -323,7 +323,7 @@ class Settings:
         problems += _not_between("review_below", self.review_below, 0.0, 1.0)
         problems += _not_between("port", self.port, 0, 65535)
         problems += _not_between("predict_deadline", self.predict_deadline, 0.0, 95.0)
-        problems += _not_between("reconcile_interval", self.reconcile_interval, 1.0, 86400.0)
+        problems += _not_between("sync_interval", self.sync_interval, 1.0, 86400.0)
         problems += _not_between("quiet_period", self.quiet_period, 0.0, 3600.0)
         problems += _not_between("api_timeout", self.api_timeout, 0.5, 600.0)
         for name in ("max_image_mb", "max_request_mb"):

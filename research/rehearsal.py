@@ -29,6 +29,7 @@ from PIL import Image
 from cavsam.recipe import Recipe
 from cavsam.weights.sources import ModelSources
 from research import synth
+from tools.servers import unwinding_on_signals
 
 QUICK: dict[str, Any] = {"mode": "full", "lora_steps": 1, "ttga_steps": 1, "ddim_steps": 2, "frames": 1}
 SMALL = 256
@@ -58,7 +59,8 @@ def main() -> int:
     if options.write:
         write_weights(options.write)
         return 0
-    with tempfile.TemporaryDirectory(prefix="cavsam-rehearsal-", dir=options.scratch) as name:
+    # however it ends, the gigabytes go
+    with unwinding_on_signals(), tempfile.TemporaryDirectory(prefix="cavsam-rehearsal-", dir=options.scratch) as name:
         folder = Path(name)
         # in a process of its own, whose memory is free again when the rehearsal begins
         show(run("weights written", [sys.executable, "-m", "research.rehearsal", "--write", name]))
@@ -84,7 +86,11 @@ def run(what: str, command: list[str]) -> Measured:
     """Run a program to its end; raises `SystemExit` if it fails."""
     begun = time.monotonic()
     process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:
+        process.kill()
+        raise
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{what}: ended with status {process.returncode}")

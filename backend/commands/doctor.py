@@ -229,7 +229,7 @@ def _connection(client: LabelStudio, project: int, backend: dict[str, Any], *, g
         "note",
         subject,
         f"There is no active webhook to {url}/webhook.{why} Everything works, but news are found only when a task is "
-        "opened or at the next look (CAVSAM_RECONCILE_INTERVAL).",
+        "opened or at the next full sync (CAVSAM_SYNC_INTERVAL).",
     )
 
 

@@ -25,7 +25,6 @@ from backend.labelstudio.masks import mask_of
 from backend.labelstudio.regions import Region, read_regions
 from backend.settings import Settings
 from backend.store.store import Store
-from backend.sync.project_sync import known_config
 
 INDEX = "index.json"
 LONGEST_NAME = 120
@@ -125,7 +124,7 @@ def export(settings: Settings, project: int, folder: Path, form: str, what: What
     if not path.exists():
         raise BackendError(f"There is no ledger in {settings.data_dir}; set CAVSAM_DATA_DIR to the backend's folder.")
     with closing(Store(path)) as store:
-        known, config = store.projects.find(project), known_config(store, project)
+        known, config = store.projects.find(project), store.projects.config(project)
         if known is None or config is None:
             numbers = ", ".join(str(other.id) for other in store.projects.all()) or "none"
             raise BackendError(f"The ledger does not know project {project}; it knows {numbers}.")

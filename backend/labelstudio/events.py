@@ -1,4 +1,4 @@
-"""Label Studio's webhook events, and what they say to look at; an event is never more than a hint."""
+"""Events, and what Label Studio's webhooks say as events; one is never more than a hint."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from backend.text import read_json
 LARGEST = 2**63 - 1
 """What the ledger can hold."""
 
-NoteKind = Literal["seen", "changed", "touched", "finished", "again", "train"]
+EventKind = Literal["seen", "changed", "touched", "finished", "again", "train"]
 
 
 @dataclass(frozen=True)
-class Note:
-    """Something that may have changed; the coordinator looks what really has.
+class Event:
+    """Something that may have changed in a project; the coordinator finds out what really has.
 
     - `seen`: Label Studio called for the project, without news.
     - `changed`: its tasks or its description may have changed.
     - `touched`: annotations of `tasks` may have changed; those in `annotations` are expected to be found.
     - `finished`: a job is over, or a result is free to be pushed.
     - `train`: somebody wants what has changed to be learned now.
-    - `again`: the ledger says that its predictions are to be replaced (`Store.want_again`).
+    - `again`: the ledger says that its predictions are to be replaced (`Projects.want_again`).
     """
 
     project: int
-    kind: NoteKind = "changed"
+    kind: EventKind = "changed"
     tasks: frozenset[int] = frozenset()
     annotations: frozenset[int] = frozenset()
 
 
-def read_event(raw: bytes) -> dict[str, Any]:
-    """The JSON object that a webhook's body holds; raises `InvalidRequest` where it holds something else."""
+def read_webhook(raw: bytes) -> dict[str, Any]:
+    """Read the JSON object that a webhook's body holds; raises `InvalidRequest` if it holds something else."""
     try:
         event = read_json(raw)
     except ValueError as error:
@@ -44,8 +44,8 @@ def read_event(raw: bytes) -> dict[str, Any]:
     return event
 
 
-def webhook_notes(body: Mapping[str, Any]) -> list[Note]:
-    """What an event says to look at; empty where it names no project (its payload is switched off)."""
+def webhook_events(body: Mapping[str, Any]) -> list[Event]:
+    """What a webhook's body says may have changed; empty if it names no project (its payload is switched off)."""
     action = str(body.get("action"))
     described = body.get("project")
     project = described.get("id") if isinstance(described, Mapping) else None
@@ -58,8 +58,8 @@ def webhook_notes(body: Mapping[str, Any]) -> list[Note]:
             # a skip is not listed among a task's annotations, so it must not be waited for
             expected = [a for a in annotations if not a.get("was_cancelled")]
             numbers = frozenset(a["id"] for a in expected if is_number(a.get("id")))
-            return [Note(project, "touched", tasks, numbers)]
-    return [Note(project, "train" if action == "START_TRAINING" else "changed")]
+            return [Event(project, "touched", tasks, numbers)]
+    return [Event(project, "train" if action == "START_TRAINING" else "changed")]
 
 
 def is_number(value: Any) -> TypeGuard[int]:

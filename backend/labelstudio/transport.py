@@ -59,6 +59,10 @@ def check_status(response: requests.Response, path: str) -> None:
         raise LabelStudioDenied(
             f"The API key's user may not call {path} (403); use a key of a user who may manage the project."
         )
+    if status == 404 and not _is_own(response):  # an ingress's, while Label Studio is being deployed
+        raise LabelStudioUnreachable(
+            f"What answers 404 to {path} is not Label Studio; check LABEL_STUDIO_URL and the proxy before it."
+        )
     if status == 404:
         raise LabelStudioNotFound(f"Label Studio has no {path}: {_detail(response)}")
     if status in RETRIED_STATUSES:
@@ -66,6 +70,15 @@ def check_status(response: requests.Response, path: str) -> None:
             f"Label Studio answered {status} to {path}: {_detail(response)}", sent=status not in (429, 503)
         )
     raise LabelStudioRejected(f"Label Studio refused {path} ({status}): {_detail(response)}")
+
+
+def _is_own(response: requests.Response) -> bool:
+    """Whether an error answer has the body that Label Studio gives its own."""
+    try:
+        answer = read_json(response.content)
+    except ValueError:
+        return False
+    return isinstance(answer, dict) and "detail" in answer
 
 
 def _detail(response: requests.Response, length: int = 300) -> str:

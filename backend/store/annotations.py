@@ -7,10 +7,10 @@ import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from backend.entities import JudgedAnnotation, ReferenceAnnotation, References
+from backend.entities import JudgedAnnotation, ReferenceAnnotation, References, Refusal
 from backend.errors import UnusableRegion
 from backend.labelstudio.regions import Region
-from backend.store.database import Database
+from backend.store.database import Database, Transaction
 
 
 class Annotations:
@@ -66,25 +66,34 @@ class Annotations:
             for row in rows
         ]
 
-    def refuse(self, annotation: int, key: str, reason: str) -> None:
-        """Store that an annotation turned out to be unusable as it is now."""
+    def refuse(self, refusal: Refusal, version: str) -> None:
+        """Have an annotation count as unusable until it is edited.
+
+        If the project learns from it as it is, it learns from nothing under `version` until another is chosen.
+        """
+        refused = (refusal.annotation, refusal.key)
         with self._db.transaction() as db:
-            db.change("refuse_annotation", annotation, key, reason, self.project)
+            db.change("refuse_annotation", *refused, refusal.reason, self.project)
+            if any((row["annotation"], row["key"]) == refused for row in db.rows("references", self.project)):
+                self._set_references(db, version, None)
 
     def set_references(self, version: str, references: References | None) -> None:
         """Have the project learn from `references` under `version`; unfinished jobs of other versions are dropped."""
-        key, shots = (references.key, references.shots) if references else (None, 0)
         with self._db.transaction() as db:
-            db.change("forget_references", self.project)
-            db.change_each(
-                "add_reference",
-                [
-                    (self.project, one.annotation, position, one.task, one.key, _packed(one.regions))
-                    for position, one in enumerate(references.annotations if references else ())
-                ],
-            )
-            db.change("set_version", key, shots, version, self.project)
-            db.change("forget_unfinished", self.project, version)
+            self._set_references(db, version, references)
+
+    def _set_references(self, db: Transaction, version: str, references: References | None) -> None:
+        key, shots = (references.key, references.shots) if references else (None, 0)
+        db.change("forget_references", self.project)
+        db.change_each(
+            "add_reference",
+            [
+                (self.project, one.annotation, position, one.task, one.key, _packed(one.regions))
+                for position, one in enumerate(references.annotations if references else ())
+            ],
+        )
+        db.change("set_version", key, shots, version, self.project)
+        db.change("forget_unfinished", self.project, version)
 
     def references(self) -> References | None:
         """What the project's predictions are learned from now."""

@@ -7,6 +7,8 @@ import sqlite3
 from collections.abc import Iterable
 
 from backend.entities import ALL_PROJECTS, Project
+from backend.labelstudio.label_config import LabelConfig
+from backend.settings import Settings
 from backend.store.database import Database, Transaction
 
 
@@ -45,6 +47,16 @@ class Projects:
         """One project, if it is known."""
         rows = self._db.rows("project", project)
         return _project(rows[0]) if rows else None
+
+    def config(self, project: int) -> LabelConfig | None:
+        """The project's labelling configuration as it was last read; `None` if there is none that can be read."""
+        known = self.find(project)
+        return known.config if known is not None else None
+
+    def settings(self, project: int, settings: Settings) -> Settings:
+        """The backend's settings with what the project's extra params set."""
+        known = self.find(project)
+        return known.settings(settings) if known is not None else settings
 
     def describe(self, project: int, title: str, label_config: str) -> None:
         """Store what the API says of a project."""

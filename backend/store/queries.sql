@@ -128,7 +128,7 @@ LEFT JOIN refusals r ON r.annotation = a.id AND r.key = a.key
 WHERE a.project = ? AND a.task = ?;
 
 -- refuse_annotation: It taught nothing as it is now; an edit changes its key and gives it another try.
-INSERT OR REPLACE INTO refusals VALUES (?, ?, ?, ?);
+INSERT OR REPLACE INTO refusals SELECT ?, ?, ?, id FROM projects WHERE id = ?;
 
 -- forget_references: What a project learned from.
 DELETE FROM learned_from WHERE project = ?;

@@ -37,6 +37,7 @@ class Store:
             BackendError: another release wrote it.
         """
         self._db = Database(path, now)
+        self.now = now
         self.projects = Projects(self._db)
         self.queue = JobQueue(self._db)
 

@@ -1,254 +1,345 @@
-"""Bringing the ledger into line with a project as Label Studio has it."""
+"""Bringing one project into line with Label Studio."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
-from backend.entities import JudgedAnnotation, Project, ReferenceAnnotation, References, Task
-from backend.errors import (
-    LabelConfigError,
-    LabelStudioDenied,
-    LabelStudioError,
-    LabelStudioNotFound,
-    LabelStudioRejected,
-)
+from backend.entities import Project, References, Task
+from backend.errors import LabelStudioError, LabelStudioNotFound
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.settings import Settings
 from backend.store.store import Store
-from backend.sync.policy import Choice, choose
-from backend.sync.references import examine, needs_prediction
-from backend.version import VERSION_PREFIX
+from backend.sync.connection import Connection
+from backend.sync.delivery import Delivery
+from backend.sync.policy import choose, why_no_reference
+from backend.sync.reading import Reader
+from backend.version import model_version
 
 log = logging.getLogger(__name__)
 
 UNANNOTATED, ANNOTATED, REQUESTED = 0, -10, 10
+CHOICES = 3
+"""How often a reference is chosen anew if annotations change meanwhile."""
+AGAIN = "predict again"
+NOT_AGAIN = (
+    "Nothing was removed or predicted again: Label Studio has no machine learning backend connected to the project; "
+    "connect it under Settings, Model."
+)
 
 
-def store_project(store: Store, project: int, found: Mapping[str, Any], version: str) -> Project:
-    """Store what the API `found` of a project; its annotations are judged anew when the configuration changed.
+@dataclass(frozen=True)
+class Due:
+    """What a sync leaves to be done later, in seconds from its end; `None` for nothing.
 
-    What the configuration holds that is not supported is told once, when it is first seen. A project that is new to
-    the ledger starts under `version`. Returns the project as the ledger had it.
-
-    Raises `LabelConfigError` where the configuration cannot be read.
+    - `sync_in`: the next full sync should not wait for the usual interval.
+    - `choose_in`: the reference has changed, and is chosen again when its quiet period is over.
+    - `confirm`: results wait to be confirmed or pushed.
     """
-    if store.projects.add(project, str(found.get("created_at"))):
-        store.annotations(project).set_references(version, None)
-    known = store.projects.find(project)
-    if known is None:
-        raise LabelStudioNotFound(f"Project {project} was forgotten.")
-    xml = str(found.get("label_config") or "")
-    config = parse_label_config(xml)
-    if xml != known.label_config:
-        for warning in config.warnings:
-            log.warning("Project %d: %s", project, warning)
-        store.annotations(project).judge_again()
-    store.projects.describe(project, str(found.get("title") or ""), xml)
-    return known
+
+    sync_in: float | None = None
+    choose_in: float | None = None
+    confirm: bool = False
 
 
-def known_config(store: Store, project: int) -> LabelConfig | None:
-    """The project's configuration as it was last read."""
-    known = store.projects.find(project)
-    if known is None or not known.label_config:
-        return None
-    try:
-        return parse_label_config(known.label_config)
-    except LabelConfigError:
-        return None
+@dataclass(frozen=True)
+class _Pending:
+    """A version that waits for its quiet period to end, at a moment of the clock."""
+
+    version: str
+    until: float
 
 
-def known_settings(store: Store, settings: Settings, project: int) -> Settings:
-    """The settings with what the project's extra params set."""
-    known = store.projects.find(project)
-    return settings.for_project(known.extra_params)[0] if known is not None else settings
+class ProjectSync:
+    """Brings the store into line with one project as Label Studio has it, and Label Studio's predictions with ours.
 
-
-def read_tasks(store: Store, client: LabelStudio, project: int, config: LabelConfig) -> dict[int, int]:
-    """List the project's tasks and judge the annotations that are new or changed since they were last read.
-
-    Returns how many predictions each task has.
+    Every step is idempotent and may be repeated at any time. The caller says when, and calls from one thread;
+    `is_listing` may be read by others.
     """
-    listed = _listed(store, client, project)
-    tasks = [Task(project, int(t["id"]), t.get("data") or {}, bool(t.get("total_annotations")), "") for t in listed]
-    gone = store.tasks(project).replace(tasks)
-    if gone:
-        log.info("Project %d: %d tasks were deleted.", project, gone)
-    read_under = {task.id: task.annotations_read for task in store.tasks(project).all()}
-    for found in listed:
-        task = int(found["id"])
-        # annotating a task renews its updated_at; the counts tell of deletions that do not
-        state = f"{found.get('updated_at')} {found.get('total_annotations')} {found.get('cancelled_annotations')}"
-        if read_under[task] == state:
-            continue
-        if found.get("total_annotations"):
-            read_annotations(store, client, project, task, config, read_under=state)
-        else:
-            store.annotations(project).replace(task, [], state)
-    return {int(found["id"]): int(found.get("total_predictions") or 0) for found in listed}
+
+    def __init__(
+        self,
+        store: Store,
+        client: LabelStudio,
+        project: int,
+        settings: Settings,
+        base_version: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        changed: Callable[[], None] = lambda: None,
+    ):
+        """Take what the steps work with; nothing is read yet.
+
+        Args:
+            store: the ledger.
+            client: a connection to Label Studio that may see the project.
+            project: its number.
+            settings: those of the backend; the project's extra params change some.
+            base_version: the version of predictions without a reference.
+            clock: seconds, for quiet periods.
+            changed: called when jobs were queued or `is_listing` changed.
+        """
+        self._store, self.client, self.project = store, client, project
+        self._settings, self._base_version = settings, base_version
+        self._clock, self._changed = clock, changed
+        self._reader = Reader(store, client, project)
+        self._connection = Connection(client, project)
+        self._pending: _Pending | None = None
+        self._asks_meanwhile = False
+        self.is_listing = False
+        """Whether Label Studio may be waiting for our answer to /predict while we wait for its list of tasks."""
+
+    # the whole
+
+    def run(self, *, at_once: bool = False, extra_params: str | None = None) -> Due:
+        """Compare the whole project with the store, and mend what differs.
+
+        Args:
+            at_once: learn from a changed reference without a quiet period, and try failed tasks again.
+            extra_params: JSON text of what the project's connection was given, if that is known.
+        """
+        self.read_project(extra_params)  # title, labelling configuration, extra params
+        counts = self.read_tasks()  # new, changed, deleted; judges changed annotations
+        due = self.follow_reference(at_once=at_once)  # chooses, waits for quiet, adopts, queues what is missing
+        delivery = self.delivery()
+        if delivery.reopen_deleted(counts):
+            self._changed()
+        delivery.remove_duplicates(counts)
+        self._store.projects.mark_synced(self.project)
+        return replace(due, confirm=delivery.is_waiting)
+
+    def follow_reference(self, *, at_once: bool = False) -> Due:
+        """Have the project learn from what its policy chooses now, and predict what is missing under it."""
+        references = self.choose_references()
+        quiet_in = 0.0 if at_once else self.seconds_to_quiet(references)
+        if quiet_in > 0:
+            return Due(choose_in=quiet_in)
+        self.adopt(references)
+        if at_once:
+            self.retry_failed()
+        if self.is_wanted_again and self.may_begin_again(references):
+            self.begin_again()
+        if references is None or not self.unqueued(references):
+            return Due()
+        if not self.is_connected():
+            return Due(sync_in=self._connection.next_pause())
+        self.queue_missing(references)
+        return Due()
+
+    # read
+
+    def read_project(self, extra_params: str | None = None) -> None:
+        """Store what the API says of the project; its annotations are judged anew if its configuration has changed.
+
+        Raises:
+            LabelConfigError: the configuration cannot be read.
+            LabelStudioError: the project cannot be read.
+        """
+        found = self.client.project(self.project)
+        if self._store.projects.add(self.project, str(found.get("created_at"))):
+            self._store.annotations(self.project).set_references(self._base_version, None)
+        known = self._known()
+        xml = str(found.get("label_config") or "")
+        config = parse_label_config(xml)
+        if xml != known.label_config:
+            for warning in config.warnings:
+                log.warning("Project %d: %s", self.project, warning)
+            self._store.annotations(self.project).judge_again()
+        self._store.projects.describe(self.project, str(found.get("title") or ""), xml)
+        self._asks_meanwhile = bool(found.get("evaluate_predictions_automatically"))
+        if extra_params is not None:
+            self._keep(extra_params, known)
+
+    def _keep(self, extra_params: str, known: Project) -> None:
+        if extra_params != known.extra_params:
+            self._store.projects.set_extra_params(self.project, extra_params)
+        _, problems = self._settings.for_project(extra_params)
+        for problem in self._store.projects.set_warnings(self.project, "extra params", problems):
+            log.warning("Project %d: %s", self.project, problem)
+
+    def read_tasks(self) -> dict[int, int]:
+        """List the project's tasks, and judge the annotations that are new or changed since they were last read.
+
+        Returns how many predictions each task has.
+        """
+        with self._while_listing():
+            return self._reader.read_tasks(self._config())
+
+    @contextmanager
+    def _while_listing(self) -> Iterator[None]:
+        """Set `is_listing` if the project predicts automatically.
+
+        Label Studio then asks us for predictions before it answers us, so waiting for each other would be for nothing.
+        """
+        if not self._asks_meanwhile:
+            yield
+            return
+        self.is_listing = True
+        self._changed()
+        try:
+            yield
+        finally:
+            self.is_listing = False
+
+    def knows(self, task: int) -> bool:
+        """Whether a task can be read by itself, without a full sync."""
+        known = self._store.projects.find(self.project)
+        return known is not None and known.config is not None and self._store.tasks(self.project).find(task) is not None
+
+    def read_task(self, task: int, expected: frozenset[int]) -> frozenset[int]:
+        """Judge one task's annotations again; returns those that were expected and are not there (yet)."""
+        judged = self._reader.judge(task, self._config())
+        return expected - {one.annotation for one in judged}
+
+    # learn
+
+    def choose_references(self) -> References | None:
+        """Choose what the policy asks for now, with its regions; `None` if there is nothing to learn from.
+
+        Raises:
+            LabelStudioError: the annotations kept changing meanwhile, or cannot be read.
+        """
+        config, settings = self._config(), self._known().settings(self._settings)
+        for _ in range(CHOICES):
+            choice = choose(self._store.annotations(self.project).judged(), settings)
+            present = self._store.annotations(self.project).references()
+            if choice is not None and present is not None and present.key == choice.key:
+                return present
+            annotations = self._reader.learn(choice, config)
+            if annotations is not None:
+                return References(choice.key, annotations, choice.shots) if choice else None
+        raise LabelStudioError(f"The annotations of project {self.project} keep changing; trying again later.")
+
+    def why_no_reference(self) -> str:
+        """Why nothing can be predicted yet, for people."""
+        judged = self._store.annotations(self.project).judged()
+        return why_no_reference(judged, self._known().settings(self._settings))
+
+    def seconds_to_quiet(self, references: References | None) -> float:
+        """How long changed references have still to wait for further changes; the first ones wait for nothing."""
+        known, version = self._known(), self._version_of(references)
+        if known.reference_key is None or not _are_news(references, version, known):
+            return 0.0
+        if self._pending is None or self._pending.version != version:
+            self._pending = _Pending(version, self._clock() + known.settings(self._settings).quiet_period)
+        return max(0.0, self._pending.until - self._clock())
+
+    def adopt(self, references: References | None) -> None:
+        """Have the project learn from `references` under their version; unfinished jobs of others are dropped."""
+        known, version = self._known(), self._version_of(references)
+        self._pending = None
+        if not _are_news(references, version, known):
+            return
+        self._store.annotations(self.project).set_references(version, references)
+        if references is not None:
+            log.info("Project %d: %s; version %s.", self.project, _described(references), version)
+        elif known.reference_key is not None:
+            log.info("Project %d: there is no reference any more.", self.project)
+
+    # queue
+
+    @property
+    def is_wanted_again(self) -> bool:
+        """Whether somebody wants the present predictions replaced; see `Projects.want_again`."""
+        return self.project in self._store.projects.wanted_again()
+
+    def may_begin_again(self, references: References | None) -> bool:
+        """Whether there is a reference to predict from and a backend to be asked; the wish is dropped otherwise."""
+        if references is None:
+            log.warning("Project %d: there is no reference any more, so nothing is predicted again.", self.project)
+            self._store.projects.forget_again(self.project)
+            return False
+        if not self.is_connected():
+            self._store.projects.forget_again(self.project)
+            for text in self._store.projects.set_warnings(self.project, AGAIN, [NOT_AGAIN]):
+                log.warning("Project %d: %s", self.project, text)
+            return False
+        return True
+
+    def begin_again(self) -> None:
+        """Remove the present version's predictions here and there, so that all tasks are queued anew."""
+        version = self.version
+        # first there: what is removed there only is asked for again, what is forgotten here only would stay there
+        removed = self.client.delete_version(self.project, version)
+        self._store.jobs(self.project, version).begin_again()
+        log.info("Project %d: removed %d predictions of %s to predict again.", self.project, removed, version)
+
+    def retry_failed(self) -> None:
+        """Queue the failed tasks again."""
+        if self._store.jobs(self.project, self.version).retry_failed():
+            self._changed()
+
+    def unqueued(self, references: References) -> list[Task]:
+        """The tasks that have no job under the present version, but the references' own."""
+        jobs = self._store.jobs(self.project, self.version).all()
+        tasks = self._store.tasks(self.project).all()
+        return [task for task in tasks if task.id not in references.tasks and task.id not in jobs]
+
+    def queue_missing(self, references: References, limit: int | None = None) -> int:
+        """Queue the tasks that have no job yet, those that a person annotated last; returns how many.
+
+        What Label Studio has already is not computed again. With a `limit`, only so many that a person would meet
+        first.
+        """
+        version = self.version
+        there = self.client.tasks_with_prediction(self.project, version)
+        self._store.deliveries(self.project, version).mark_delivered(there)
+        tasks = self.unqueued(references)[:limit]
+        jobs = self._store.jobs(self.project, version)
+        queued = jobs.queue([task.id for task in tasks if not task.annotated], priority=UNANNOTATED)
+        queued += jobs.queue([task.id for task in tasks if task.annotated], priority=ANNOTATED)
+        if queued:
+            log.info("Project %d: %d tasks are queued.", self.project, queued)
+        self._changed()
+        return queued
+
+    # predictions
+
+    def is_connected(self) -> bool:
+        """Whether Label Studio (still) has a backend for the project."""
+        connected = self._connection.check()
+        if connected:
+            self._store.projects.set_warnings(self.project, AGAIN, [])
+        return connected
+
+    def delivery(self) -> Delivery:
+        """The way of the present version's results to Label Studio."""
+        known = self._known()
+        return Delivery(self._store, self.client, known, known.settings(self._settings))
+
+    # what the store knows
+
+    @property
+    def version(self) -> str:
+        """The version that predictions carry now."""
+        return self._known().version
+
+    def _known(self) -> Project:
+        known = self._store.projects.find(self.project)
+        if known is None:
+            raise LabelStudioNotFound(f"Project {self.project} was forgotten.")
+        return known
+
+    def _config(self) -> LabelConfig:
+        return parse_label_config(self._known().label_config)
+
+    def _version_of(self, references: References | None) -> str:
+        return model_version(self._base_version, references.key if references else None)
 
 
-def _listed(store: Store, client: LabelStudio, project: int) -> list[dict[str, Any]]:
-    """The project's tasks; one that we know is missing only when it is missing twice.
-
-    Pages are counted anew with each request, so a deletion meanwhile moves a task from a page to come to one that was
-    read.
-    """
-    found = {int(task["id"]): task for task in client.tasks(project)}
-    if any(task.id not in found for task in store.tasks(project).all()):
-        found |= {int(task["id"]): task for task in client.tasks(project)}
-    return [found[number] for number in sorted(found)]
+def _are_news(references: References | None, version: str, known: Project) -> bool:
+    """Whether a project does not learn from these references under this version yet."""
+    return version != known.version or (references is None) != (known.reference_key is None)
 
 
-def read_annotations(
-    store: Store, client: LabelStudio, project: int, task: int, config: LabelConfig, *, read_under: str = ""
-) -> list[JudgedAnnotation]:
-    """Judge one task's annotations as they are now."""
-    try:
-        annotations = client.annotations(task)
-    except LabelStudioNotFound:
-        annotations = []
-    known = {c.annotation: c.key for c in store.annotations(project).judged(task) if c.usable}
-    candidates = [_examined(client, one, config, known.get(int(one["id"]), "")) for one in annotations]
-    store.annotations(project).replace(task, candidates, read_under)
-    present = store.annotations(project).references()
-    learned = {one.annotation: one.key for one in present.annotations} if present else {}
-    # what is learned from may have gained what is not learned, which leaves the reference as it is
-    _tell_left_out(store, project, [c for c in candidates if c.usable and learned.get(c.annotation) == c.key])
-    return candidates
-
-
-def resolve_references(
-    store: Store, client: LabelStudio, project: int, config: LabelConfig, settings: Settings
-) -> References | None:
-    """What the policy chooses now, with its regions; the ledger's own where that is still so."""
-    for _ in range(3):
-        choice = choose(store.annotations(project).judged(), settings)
-        if choice is None:
-            _forget_left_out(store, project, frozenset())
-            return None
-        present = store.annotations(project).references()
-        if present is not None and present.key == choice.key:
-            return present
-        known = {one.annotation: one for one in present.annotations} if present else {}
-        annotations = _with_regions(store, client, project, config, choice, known)
-        if annotations is not None:
-            return References(choice.key, annotations, choice.shots)
-    raise LabelStudioError(f"The annotations of project {project} keep changing; trying again later.")
-
-
-def _with_regions(
-    store: Store,
-    client: LabelStudio,
-    project: int,
-    config: LabelConfig,
-    choice: Choice,
-    known: Mapping[int, ReferenceAnnotation],
-) -> tuple[ReferenceAnnotation, ...] | None:
-    """The chosen annotations; `None` where one was edited or deleted since it was judged, which it then is again."""
-    found = []
-    read = []
-    for chosen in choice.candidates:
-        one = known.get(chosen.annotation)
-        if one is None or one.key != chosen.key:
-            fresh = _fresh(client, chosen, config)
-            if fresh is None or fresh.key != chosen.key:
-                read_annotations(store, client, project, chosen.task, config)
-                return None
-            one = ReferenceAnnotation(project, fresh.key, fresh.annotation, fresh.task, fresh.regions)
-            read.append(fresh)
-        found.append(one)
-    _forget_left_out(store, project, frozenset(one.annotation for one in found))
-    _tell_left_out(store, project, read)
-    return tuple(found)
-
-
-def _forget_left_out(store: Store, project: int, chosen: frozenset[int]) -> None:
-    """Tell no more of annotations that are not chosen (any more)."""
-    topics = {f"annotation {number}" for number in chosen}
-    for topic in store.projects.warnings(project):
-        if topic.startswith("annotation ") and topic not in topics:
-            store.projects.set_warnings(project, topic, [])
-
-
-def _tell_left_out(store: Store, project: int, chosen: Iterable[JudgedAnnotation]) -> None:
-    """Tell once what chosen annotations, just read, hold that is not learned."""
-    for one in chosen:
-        texts = [f"Annotation {one.annotation} on task {one.task}: {why}; it is left out." for why in one.left_out]
-        for text in store.projects.set_warnings(project, f"annotation {one.annotation}", texts):
-            log.warning("Project %d: %s", project, text)
-
-
-def _fresh(client: LabelStudio, chosen: JudgedAnnotation, config: LabelConfig) -> JudgedAnnotation | None:
-    try:
-        return _examined(client, client.annotation(chosen.annotation), config, chosen.key)
-    except LabelStudioNotFound:
-        return None
-
-
-def _examined(
-    client: LabelStudio, annotation: Mapping[str, Any], config: LabelConfig, known_key: str
-) -> JudgedAnnotation:
-    """Judge an annotation, against the prediction that it was made from where that matters."""
-    predicted = None
-    if needs_prediction(annotation):
-        with suppress(LabelStudioNotFound):
-            predicted = client.prediction(int(annotation["parent_prediction"])).get("result") or []
-    return examine(annotation, config, predicted, known_key)
-
-
-def ensure_webhook(client: LabelStudio, project: int, backends: Iterable[Mapping[str, Any]]) -> None:
-    """Register the webhook of each of our connections that has none.
-
-    Label Studio makes it when a backend is connected, but says nothing where that failed. Events are only the fast
-    way: without them news are found by looking.
-    """
-    connected = [b for b in backends if str(b.get("model_version")).startswith(VERSION_PREFIX)]
-    ours = [str(b.get("url", "")).rstrip("/") for b in connected]
-    try:
-        there = {str(hook.get("url")) for hook in client.webhooks(project)}
-        for url in ours:
-            if f"{url}/webhook" not in there:
-                client.add_webhook(project, f"{url}/webhook")
-                log.info("Project %d: registered the missing webhook to %s/webhook.", project, url)
-    except (LabelStudioRejected, LabelStudioDenied) as error:
-        log.warning("Project %d: there is no webhook, so news are found by looking only. %s", project, error)
-
-
-def unqueued_tasks(store: Store, project: int, version: str, references: References) -> list[Task]:
-    """The tasks that have no job under the version, but the references' own."""
-    jobs = store.jobs(project, version).all()
-    return [task for task in store.tasks(project).all() if task.id not in references.tasks and task.id not in jobs]
-
-
-def reopen_missing(
-    store: Store, client: LabelStudio, project: int, version: str, counts: Mapping[int, int]
-) -> list[int]:
-    """Have predictions given again that were given to Label Studio and are not there any more; returns their tasks.
-
-    `counts` says how many predictions each task has; only where a task has fewer than it had is looked closer.
-    """
-    before = store.tasks(project).predictions_read()
-    delivered = [task for task, job in store.jobs(project, version).all().items() if job.delivery == "delivered"]
-    if not any(counts.get(task, 0) < max(1, before.get(task, 0)) for task in delivered):
-        return []
-    there = client.tasks_with_prediction(project, version)
-    missing = [task for task in delivered if task not in there]
-    store.deliveries(project, version).reopen(missing)  # what /predict has taken up meanwhile is not given twice
-    return missing
-
-
-def queue_tasks(store: Store, project: int, version: str, references: References, limit: int | None = None) -> int:
-    """Queue the tasks that have no job yet, those that a person annotated last; returns how many.
-
-    With a `limit`, only so many that a person would meet first.
-    """
-    tasks = unqueued_tasks(store, project, version, references)[:limit]
-    waiting = [task.id for task in tasks if not task.annotated]
-    annotated = [task.id for task in tasks if task.annotated]
-    jobs = store.jobs(project, version)
-    return jobs.queue(waiting, priority=UNANNOTATED) + jobs.queue(annotated, priority=ANNOTATED)
+def _described(references: References) -> str:
+    """What is learned from, for the log."""
+    described = [f"annotation {one.annotation} on task {one.task}" for one in references.annotations]
+    if len(described) == 1:
+        return f"{described[0]} is the reference"
+    among = f"the {references.shots} most similar to a task" if references.shots else "all"
+    return f"{len(described)} annotations are the reference, {among} at a time: {', '.join(described)}"

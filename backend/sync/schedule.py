@@ -1,48 +1,125 @@
-"""What the coordinator has in mind for one project, and when."""
+"""When the coordinator does what for one project."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
+
+from backend.labelstudio.events import Event
+from backend.sync.project_sync import Due
+
+SYNC_PAUSE = 15.0
+"""Least seconds between two full syncs of a project that are due to calls without news (/setup, /predict)."""
+SYNC_SHARE = 20.0
+"""...and at least that many times what the last one took."""
+CHANGE_PAUSE = 1.0
+"""Seconds from a change to the full sync, for changes seldom come alone."""
+FOLLOW_UP_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Seconds until a task is read again whose new annotation Label Studio has announced but not committed."""
+CONFIRM_PAUSE = 3.0
+"""Seconds that Label Studio gets to store an answer before it is asked whether it did."""
+GONE_TIMES, GONE_AFTER = 3, 600.0
+"""How often, and over how many seconds, a project has to be missing before it is forgotten with its results."""
+AWAY_PAUSES = (5.0, 10.0, 20.0, 60.0)
+"""Seconds until the next try after the first, second, third and each further failure in a row."""
+
+
+@dataclass(frozen=True)
+class TouchedTask:
+    """A task to read: annotations that should be there, how often they were not, and when it is read (next)."""
+
+    expected: frozenset[int]
+    tries: int
+    at: float
 
 
 @dataclass
-class Agenda:
-    """What the coordinator has in mind for one project; times are of the monotonic clock."""
+class Schedule:
+    """What is to be done for one project, and when: seconds of the caller's clock, `None` for never.
 
-    look_at: float | None = None
-    looked_at: float | None = None
-    look_took: float = 0.0
-    touched: dict[int, tuple[frozenset[int], int, float]] = field(default_factory=dict)
-    settle_at: float | None = None
-    pending_version: str | None = None
+    The caller does what is due and says what came of it; nothing here reads a clock.
+    """
+
+    sync_at: float | None = None
+    synced_at: float | None = None
+    """When the last full sync ended."""
+    sync_took: float = 0.0
+    touched: dict[int, TouchedTask] = field(default_factory=dict)
+    choose_at: float | None = None
+    """When the quiet period of a changed reference is over."""
     push_at: float | None = None
     confirm_at: float | None = None
     failures: int = 0
-    unconnected: int = 0
-    webhook_seen_to: bool = False
-    learn_now: bool = False
+    gone: list[float] = field(default_factory=list)
+    """When Label Studio said that it has no such project, since it last had one."""
+    """Failures in a row."""
+    at_once: bool = False
+    """Whether somebody wants a changed reference to be learned from without a quiet period."""
 
     def due_times(self) -> list[float]:
         """When something is due."""
-        moments = [self.look_at, self.settle_at, self.push_at, self.confirm_at]
-        moments += [when for _, _, when in self.touched.values()]
+        moments = [self.sync_at, self.choose_at, self.push_at, self.confirm_at]
+        moments += [task.at for task in self.touched.values()]
         return [moment for moment in moments if moment is not None]
 
-    def is_quiet(self, version: str, seconds: float) -> bool:
-        """Whether the reference that leads to `version` has not changed for so long; else it is settled later."""
-        if seconds <= 0:
-            return True
-        if self.pending_version != version:
-            self.pending_version = version
-            self.settle_at = time.monotonic() + seconds
-            return False
-        return self.settle_at is None or is_due(self.settle_at)
+    def take(self, event: Event, now: float, push_interval: float) -> None:
+        """Have done what an event asks for; `push_interval` is the seconds in which results gather for one push."""
+        if event.kind == "finished":
+            self.push_at = sooner(self.push_at, now + push_interval)
+        elif event.kind == "touched":
+            for task in event.tasks:
+                known = self.touched.get(task)
+                expected = event.annotations | known.expected if known else event.annotations
+                self.touched[task] = TouchedTask(expected, 0, now)
+        elif event.kind == "changed":
+            pause = 0.0 if self.synced_at is None else CHANGE_PAUSE
+            self.sync_at = sooner(self.sync_at, now + pause)
+        elif event.kind == "seen":
+            self.confirm_at = sooner(self.confirm_at, now + CONFIRM_PAUSE)
+            pause = max(SYNC_PAUSE, SYNC_SHARE * self.sync_took)
+            if self.synced_at is None or now >= self.synced_at + pause:
+                self.sync_at = sooner(self.sync_at, now)
+        else:
+            self.sync_at = now
+            self.at_once = self.at_once or event.kind == "train"
+
+    def task_was_read(self, task: int, missing: frozenset[int], now: float) -> None:
+        """Read a task again if annotations are still `missing`, up to the last of `FOLLOW_UP_PAUSES`."""
+        read = self.touched.pop(task)
+        if missing and read.tries < len(FOLLOW_UP_PAUSES):
+            self.touched[task] = TouchedTask(missing, read.tries + 1, now + FOLLOW_UP_PAUSES[read.tries])
+
+    def plan(self, due: Due, now: float) -> None:
+        """Do later what a sync has left."""
+        self.at_once = False
+        self.choose_at = None if due.choose_in is None else now + due.choose_in
+        if due.confirm:
+            self.confirm_at = sooner(self.confirm_at, now)
+        if due.sync_in is not None:
+            self.sync_at = sooner(self.sync_at, now + due.sync_in)
+
+    def was_synced(self, started: float, now: float, interval: float) -> None:
+        """Push what waits now; sync again after `interval` seconds, later if that takes long."""
+        self.touched.clear()
+        self.synced_at, self.sync_took = now, now - started
+        self.push_at = sooner(self.push_at, now)
+        self.sync_at = sooner(self.sync_at, now + max(interval, self.sync_took * SYNC_SHARE / 4))
+
+    def is_gone_for_good(self, now: float) -> bool:
+        """Note that Label Studio has no such project; whether it has said so often and long enough to be believed."""
+        self.gone.append(now)
+        return len(self.gone) >= GONE_TIMES and now - self.gone[0] >= GONE_AFTER
+
+    def put_off(self, now: float) -> None:
+        """Try all again later, which a full sync does; the pauses grow with the failures in a row."""
+        self.sync_at = now + AWAY_PAUSES[min(self.failures, len(AWAY_PAUSES) - 1)]
+        self.failures += 1
+        self.touched.clear()
+        self.choose_at = self.push_at = self.confirm_at = None
 
 
-def is_due(moment: float | None) -> bool:
-    """Whether a moment of the monotonic clock has come."""
-    return moment is not None and time.monotonic() >= moment
+def is_due(moment: float | None, now: float) -> bool:
+    """Whether a moment has come."""
+    return moment is not None and now >= moment
 
 
 def sooner(moment: float | None, other: float) -> float:

@@ -21,7 +21,7 @@ from backend.errors import (
     NotPossibleNow,
     TooBusy,
 )
-from backend.labelstudio.events import is_number, read_event
+from backend.labelstudio.events import is_number, read_webhook
 from backend.service import Service
 from backend.settings import Settings
 from backend.text import read_json
@@ -110,9 +110,9 @@ def create_app(settings: Settings, service: Service) -> Flask:
     def webhook() -> tuple[Response, int]:
         raw = request.get_data(cache=False)
         if len(raw) > EVENT_READ_NOW:
-            service.coordinator.note_event(raw)
+            service.coordinator.take_webhook_later(raw)
         else:
-            service.coordinator.take_event(read_event(raw))
+            service.coordinator.take_webhook(read_webhook(raw))
         return jsonify({"status": "ok"}), 201
 
     @app.get("/versions")

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from backend.entities import ALL_PROJECTS, Project
 from backend.errors import LabelStudioError, NotKnown, NotPossibleNow
-from backend.labelstudio.events import Note
+from backend.labelstudio.events import Event
 from backend.service import LOOKUP_TIMEOUT, Service
-from backend.sync.coordinator import NOT_AGAIN
+from backend.sync.project_sync import NOT_AGAIN
 
 
 def pause(service: Service, project: int) -> str:
@@ -67,7 +67,7 @@ def predict_again(service: Service, project: int) -> str:
         raise NotPossibleNow(NOT_AGAIN)
     for found in connected:
         service.store.projects.want_again(found.id)
-        service.coordinator.note(Note(found.id, "again"))
+        service.coordinator.send(Event(found.id, "again"))
     left_out = ", ".join(str(p.id) for p in projects if p not in connected)
     but = f" Not connected in Label Studio, and left as they are: {left_out}." if left_out else ""
     return f"{_called(project)} predicted again; the present predictions are removed.{but}"

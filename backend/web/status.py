@@ -14,7 +14,6 @@ from backend.errors import InvalidRequest, LabelStudioError, NotKnown
 from backend.labelstudio.label_config import LabelConfig, image_url
 from backend.service import Service
 from backend.store.jobs import TaskFilter, TaskOrder
-from backend.sync.project_sync import known_config, known_settings
 
 PER_PAGE = 20
 MOST_PER_PAGE = 500
@@ -72,7 +71,7 @@ def project_state(service: Service, project: int) -> dict[str, Any]:
 
 def _project_state(service: Service, project: Project, ahead: float) -> dict[str, Any]:
     store = service.store
-    settings = known_settings(store, service.settings, project.id)
+    settings = store.projects.settings(project.id, service.settings)
     references = store.annotations(project.id).references()
     jobs = store.jobs(project.id, project.version).counts()
     jobs["low"] = store.jobs(project.id, project.version).low_scores(settings.review_below)
@@ -80,7 +79,7 @@ def _project_state(service: Service, project: Project, ahead: float) -> dict[str
     mean = store.jobs(project.id, project.version).mean_seconds()
     work = None if mean is None or not waiting else mean * waiting
     held = project.paused or store.projects.is_paused(ALL_PROJECTS)
-    config = known_config(store, project.id)
+    config = store.projects.config(project.id)
     tasks = {number: store.tasks(project.id).find(number) for number in (references.tasks if references else ())}
     learned_from = [
         {
@@ -132,7 +131,7 @@ def task_page(
     known = service.store.projects.find(project)
     if known is None:
         raise NotKnown(f"The backend does not know project {project}; connect it in Label Studio.")
-    settings = known_settings(service.store, service.settings, project)
+    settings = service.store.projects.settings(project, service.settings)
     found, total = service.store.jobs(project, known.version).task_states(
         show=show,  # type: ignore[arg-type]  # checked above
         order=order,  # type: ignore[arg-type]
@@ -140,7 +139,7 @@ def task_page(
         limit=per_page,
         offset=(page - 1) * per_page,
     )
-    references, config = service.store.annotations(project).references(), known_config(service.store, project)
+    references, config = service.store.annotations(project).references(), service.store.projects.config(project)
     return {
         "tasks": [_task(service, known, config, state, settings.review_below, references) for state in found],
         "page": page,
@@ -204,7 +203,7 @@ def _picture(project: int, task: int, kind: str, state: str) -> str:
 
 def _warnings(service: Service, project: int) -> list[str]:
     """What the configuration holds that is not supported, and what else was noted (`Store.set_notices`)."""
-    config = known_config(service.store, project)
+    config = service.store.projects.config(project)
     noted = [text for texts in service.store.projects.warnings(project).values() for text in texts]
     return list(dict.fromkeys([*(config.warnings if config else ()), *noted]))
 

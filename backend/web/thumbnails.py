@@ -26,7 +26,6 @@ from backend.labelstudio.images import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig, image_url
 from backend.labelstudio.regions import Region, read_regions
 from backend.store.store import Store
-from backend.sync.project_sync import known_config
 from cavsam.errors import ImageError, InvalidReference
 from cavsam.images import read_image
 
@@ -85,7 +84,7 @@ class Thumbnails:
 
     def _place(self, project: int, task: int) -> tuple[LabelConfig, Task, str, str]:
         """A project's configuration, the task, and the image tag that is shown with the image's address."""
-        config, known = known_config(self._store, project), self._store.tasks(project).find(task)
+        config, known = self._store.projects.config(project), self._store.tasks(project).find(task)
         if config is None or known is None:
             raise NotKnown(f"The backend does not know a task {task} in project {project}.")
         drawn_on = sorted({region.to_name for r in references(self._store, project) for region in r.regions})

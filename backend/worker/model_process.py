@@ -82,8 +82,7 @@ class ModelProcess:
         """Start the process and wait until its model is loaded; does nothing if it runs.
 
         Raises:
-            ModelUnavailable: the model cannot be loaded.
-            ModelProcessDied: the process ended.
+            ModelUnavailable: the model cannot be loaded, or the process ended while it was.
             ModelProcessStopped: `stop` was called.
         """
         with self._lock:
@@ -94,11 +93,17 @@ class ModelProcess:
             if running.process.poll() is None:
                 return
             self._end()  # it ended while it had nothing to do
-        with self._lock:
-            if self._stopped:
-                raise ModelProcessStopped("The backend is stopping.")
-            self._running = _start(self._spec)
-        match self._receive(on_progress):
+        try:
+            with self._lock:
+                if self._stopped:
+                    raise ModelProcessStopped("The backend is stopping.")
+                self._running = _start(self._spec)
+            answer = self._receive(on_progress)
+        except ModelProcessDied as error:  # no job's fault: none was begun
+            raise ModelUnavailable(
+                f"{error} It was loading the model; check its weights, and the memory if it was killed."
+            ) from error
+        match answer:
             case Loaded(seconds, device, gpu_bytes):
                 self.device, self.gpu_bytes = device, gpu_bytes
                 log.info("The model is loaded (process %d, %.1f s).", self.pid or 0, seconds)
@@ -115,7 +120,7 @@ class ModelProcess:
         *,
         is_cancelled: Callable[[], bool] = lambda: False,
     ) -> Answer:
-        """Have one job done. Raises as `load` does.
+        """Have one job done. Raises as `load` does, and `ModelProcessDied` in the middle of the job.
 
         A job that `is_cancelled` is not begun, and ends with `ModelProcessDied` once `interrupt` is called.
         """

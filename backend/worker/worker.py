@@ -170,8 +170,6 @@ class Worker:
         except ModelUnavailable as error:
             self.activity = Activity("no model", error=str(error))
             log.error("The model cannot be loaded: %s", error)
-        except ModelProcessDied as error:
-            log.error("%s", error)
         except ModelProcessStopped:
             return
 
@@ -305,7 +303,7 @@ class Worker:
         except ModelProcessStopped as error:
             raise _NotDone(ProcessStopped()) from error
         except ModelUnavailable as error:
-            raise _NotDone(ModelNotLoaded(str(error))) from error
+            raise _NotDone(Cancelled() if self._cancelled.is_set() else ModelNotLoaded(str(error))) from error
         except ModelProcessDied as error:
             raise _NotDone(Cancelled() if self._cancelled.is_set() else ProcessDied(str(error))) from error
         self._attempts.pop((ModelNotLoaded, None), None)

@@ -23,6 +23,7 @@ from backend.errors import DataFolderBusy, LedgerError
 from backend.labelstudio.brush import decode_mask
 from backend.service import Service
 from backend.settings import Settings
+from backend.sync.delivery import Delivery
 from tests.support.backend import RunningBackend, wait_for
 from tests.support.fake_label_studio import CONFIG, FakeLabelStudio, brush, picture, png
 from tests.support.threshold import DEADLY, DEADLY_ONCE
@@ -106,7 +107,7 @@ def test_finds_the_annotation_that_was_there_before(
 def test_finds_an_annotation_whose_event_was_lost(
     label_studio: FakeLabelStudio, project: int, start_backend: StartBackend
 ):
-    backend = start_backend(reconcile_interval=1.0)
+    backend = start_backend(sync_interval=1.0)
     label_studio.connect(project, backend.url)
     url = label_studio.connected.pop(project)  # no webhook
     annotate_first(label_studio, project)
@@ -123,7 +124,7 @@ def test_a_missing_webhook_is_registered_once_and_one_that_cannot_be_is_told(
     wait_until_all_predicted(label_studio, project)
     assert [hook["url"] for hook in label_studio.webhooks] == [f"{backend.url}/webhook"]
     label_studio.add_task(project, picture(CAT_BOX))
-    backend.service.coordinator.note_all()
+    backend.service.coordinator.sync_all()
     wait_until_all_predicted(label_studio, project)
     assert len(label_studio.webhooks) == 1
 
@@ -133,7 +134,7 @@ def test_a_missing_webhook_is_registered_once_and_one_that_cannot_be_is_told(
     label_studio.setup(other, backend.url)
     label_studio.annotate(label_studio.tasks_of(other)[0], [brush(CAT_BOX, "cat")])
     label_studio.connected[other] = "http://ml-backend:9090"  # as Label Studio knows it
-    backend.service.coordinator.note_all()
+    backend.service.coordinator.sync_all()
     wait_until_all_predicted(label_studio, other)
     assert len(label_studio.webhooks) == 1
     assert "Enter a valid URL" in caplog.text
@@ -354,7 +355,7 @@ class TestPredict:
 
         label_studio._list_tasks = list_and_ask  # type: ignore[method-assign, assignment]
         annotate_first(label_studio, project)
-        backend.service.coordinator.note_all()
+        backend.service.coordinator.sync_all()
         wait_until_all_predicted(label_studio, project)
         assert len(nested[0]) == 5
 
@@ -389,13 +390,13 @@ class TestNoTaskGetsTwo:
 
     def _push_now(self, label_studio: FakeLabelStudio, service: Service, project: int) -> None:
         """Push everything that may be pushed, to the end."""
-        from backend.sync.delivery import push_finished
-
         label_studio.failures.refuse_imports = 0
         version = service.version_of(project)
         waiting = [t for t, j in service.store.jobs(project, version).all().items() if j.delivery == "open"]
         service.store.deliveries(project, version).mark_open(waiting)  # whatever pause the refused push left is over
-        push_finished(service.store, service.clients.of(project), project, version, 50, service.settings.answer_lease)
+        known = service.store.projects.find(project)
+        assert known is not None
+        Delivery(service.store, service.clients.of(project), known, service.settings).push()
 
     def test_pushed_before_label_studio_asks(
         self, label_studio: FakeLabelStudio, project: int, held_back: RunningBackend
@@ -442,7 +443,7 @@ class TestNoTaskGetsTwo:
         self, label_studio: FakeLabelStudio, project: int, start_backend: StartBackend
     ):
         """Nothing prevents this duplicate, so it is removed."""
-        backend = start_backend(answer_lease=0.1, reconcile_interval=1.0)
+        backend = start_backend(answer_lease=0.1, sync_interval=1.0)
         label_studio.connect(project, backend.url)
         annotate_first(label_studio, project)
         label_studio.retrieve(project, before_store=lambda: wait_until_all_predicted(label_studio, project))
@@ -554,7 +555,7 @@ def test_a_full_disk_fails_no_task(
 def test_label_studio_away_is_waited_for(
     label_studio: FakeLabelStudio, project: int, start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("backend.sync.coordinator.AWAY_PAUSES", (0.2,))
+    monkeypatch.setattr("backend.sync.schedule.AWAY_PAUSES", (0.2,))
     backend = start_backend()
     label_studio.failures.deny = True
     label_studio.connect(project, backend.url)
@@ -568,7 +569,8 @@ def test_label_studio_away_is_waited_for(
 def test_a_deleted_project_is_forgotten_and_another_thing_not_found_is_not_taken_for_it(
     label_studio: FakeLabelStudio, project: int, start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("backend.sync.coordinator.AWAY_PAUSES", (0.2,))
+    monkeypatch.setattr("backend.sync.schedule.AWAY_PAUSES", (0.2,))
+    monkeypatch.setattr("backend.sync.schedule.GONE_AFTER", 0.5)
     backend = start_backend()
     label_studio.connect(project, backend.url)
     annotate_first(label_studio, project)
@@ -577,14 +579,14 @@ def test_a_deleted_project_is_forgotten_and_another_thing_not_found_is_not_taken
     url = label_studio.connected[project]
     label_studio.missing_paths = {"/api/ml"}  # as where an address of the API is another one
     label_studio.add_task(project, picture(CAT_BOX))
-    backend.service.coordinator.note_all()
+    backend.service.coordinator.sync_all()
     wait_for(lambda: [p.error for p in store.projects.all() if p.error], "the trouble to be noted")
     assert len(store.jobs(project, backend.service.version_of(project)).all()) == 4
     label_studio.missing_paths = set()
     label_studio.connected[project] = url
     wait_until_all_predicted(label_studio, project)
     del label_studio.projects[project]
-    backend.service.coordinator.note_all()
+    backend.service.coordinator.sync_all()
     wait_for(lambda: store.projects.all() == [], "the project to be forgotten")
 
 
@@ -598,7 +600,7 @@ def test_a_project_that_disconnected_gets_no_more_work(
     del label_studio.connected[project]
     before = len(label_studio.authorizations("/api/ml"))
     label_studio.add_task(project, picture(CAT_BOX))
-    backend.service.coordinator.note_all()
+    backend.service.coordinator.sync_all()
     wait_for(lambda: len(label_studio.authorizations("/api/ml")) >= before + 2, "two looks")
     assert len(predicted(label_studio, project)) == 4
 

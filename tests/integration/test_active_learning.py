@@ -21,7 +21,7 @@ pytestmark = pytest.mark.integration
 
 LABELS = ("bricked flower", "checked bar")
 TASKS, CORRECTIONS = 9, 3
-SETTINGS = {"CAVSAM_MODE": "concat", "CAVSAM_QUIET_PERIOD": "0.5", "CAVSAM_RECONCILE_INTERVAL": "2"}
+SETTINGS = {"CAVSAM_MODE": "concat", "CAVSAM_QUIET_PERIOD": "0.5", "CAVSAM_SYNC_INTERVAL": "2"}
 EXTRA_PARAMS = {"reference_policy": "latest-k", "reference_shots": 4, "review_below": 0.9}
 
 

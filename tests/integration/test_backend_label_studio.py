@@ -147,7 +147,7 @@ def test_works_with_what_setup_hands_over(real: LabelStudio, tmp_path: Path):
 
 def test_works_without_webhooks(real: LabelStudio, serve: Callable[..., BackendProcess]):
     scene = Scene(real)
-    scene.connect(serve(CAVSAM_RECONCILE_INTERVAL="1"))
+    scene.connect(serve(CAVSAM_SYNC_INTERVAL="1"))
     for webhook in real.call("GET", "/api/webhooks/", params={"project": scene.project}):
         real.call("DELETE", f"/api/webhooks/{webhook['id']}/")
     scene.annotate()
@@ -161,7 +161,7 @@ def test_works_without_webhooks(real: LabelStudio, serve: Callable[..., BackendP
 
 def test_skipped_and_accepted_do_not_become_the_reference(real: LabelStudio, serve: Callable[..., BackendProcess]):
     scene = Scene(real)
-    scene.connect(serve(CAVSAM_RECONCILE_INTERVAL="1"))
+    scene.connect(serve(CAVSAM_SYNC_INTERVAL="1"))
     second, third, *_ = scene.others
     skip = {"result": [], "was_cancelled": True}
     real.call("POST", f"/api/tasks/{second}/annotations/", json=skip)
@@ -220,7 +220,7 @@ def test_predictions_that_were_deleted_come_back_on_request(real: LabelStudio, s
 
 def test_duplicates_are_removed(real: LabelStudio, serve: Callable[..., BackendProcess]):
     scene = Scene(real, 3)
-    scene.connect(serve(CAVSAM_RECONCILE_INTERVAL="1"))
+    scene.connect(serve(CAVSAM_SYNC_INTERVAL="1"))
     scene.annotate()
     scene.wait_until_predicted()
     one = scene.predictions()[0]
@@ -345,7 +345,7 @@ def test_no_task_gets_two_however_much_is_asked(
     """Data manager, label stream and opened tasks ask at once while the model works and the results are pushed."""
     scene = Scene(real, 13)
     real.call("PATCH", f"/api/projects/{scene.project}/", json={"evaluate_predictions_automatically": automatic})
-    backend = serve(SLOW, CAVSAM_PREDICT_DEADLINE="1.5", CAVSAM_RECONCILE_INTERVAL="3")
+    backend = serve(SLOW, CAVSAM_PREDICT_DEADLINE="1.5", CAVSAM_SYNC_INTERVAL="3")
     scene.connect(backend)
     scene.annotate()
     done = threading.Event()

@@ -61,7 +61,7 @@ def make_settings(tmp_path: Path, label_studio: FakeLabelStudio) -> Callable[...
             "predict_deadline": 60.0,
             "quiet_period": 0.2,
             "push_interval": 0.05,
-            "reconcile_interval": 3600.0,
+            "sync_interval": 3600.0,
         }
         return Settings(**(values | changes))
 

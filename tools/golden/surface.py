@@ -236,7 +236,7 @@ def _settings(peer: Peer, folder: Path, changes: Mapping[str, Any]) -> Settings:
         "quiet_period": 0.2,
         "push_interval": 0.3,
         "push_batch": 1,
-        "reconcile_interval": 3600.0,
+        "sync_interval": 3600.0,
         "log_level": "ERROR",
     }
     return Settings(**(values | dict(changes)))

@@ -36,7 +36,7 @@ def test_status_of_a_running_backend(
     project = label_studio.add_project()
     label_studio.add_task(project, picture((1, 9, 1, 9)))
     backend.service.setup(project, label_studio.url, "")
-    wait_for(lambda: backend.service.coordinator.looks(project), "a look")
+    wait_for(lambda: backend.service.coordinator.syncs(project), "a sync")
     port = str(urlsplit(backend.url).port)
     assert main(["status", "--port", port]) == 2  # no password given
     monkeypatch.setenv("CAVSAM_BASIC_AUTH_USER", "me")

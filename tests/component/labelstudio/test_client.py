@@ -406,3 +406,11 @@ def test_nobody_else_may_read_the_images_in_work(client: LabelStudio, label_stud
         os.umask(before)
     assert [path.stat().st_mode & 0o777 for path in paths] == [0o600, 0o600]
     assert (tmp_path / "images").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("body", ["<h1>404 Not Found</h1>", "", "default backend - 404", "{}", "[]"])
+def test_a_404_that_is_not_label_studios_own_says_nothing_of_a_project(body: str):
+    app = Flask("ingress")
+    app.register_error_handler(404, lambda error: (body, 404))
+    with serving(app) as url, pytest.raises(LabelStudioUnreachable, match="is not Label Studio"):
+        LabelStudio(url, LEGACY_KEY, timeout=5).project(1)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from backend.entities import ReferenceAnnotation, Task
 from backend.errors import LabelStudioDenied, LabelStudioUnreachable
 from backend.labelstudio.client import LabelStudio
+from backend.settings import Settings
 from backend.store.store import Store
-from backend.sync.delivery import confirm_answers, prediction_text, push_finished, remove_duplicates
+from backend.sync.delivery import Delivery, prediction_text
 from tests.support.backend import learned_from
 from tests.support.fake_label_studio import LEGACY_KEY, FakeLabelStudio, brush
 
@@ -37,11 +39,13 @@ class Scene:
             region = brush((0, 5, 0, 5), "dog" if task == self.tasks[2] else "cat")
             store.queue.finish(job, json.dumps([region]), 0.5, 1.0)
 
-    def push(self, batch: int = 50, lease: float = LEASE) -> int:
-        return push_finished(self.store, self.client, self.project, VERSION, batch, lease)
+    def delivery(self, **settings: Any) -> Delivery:
+        known = self.store.projects.find(self.project)
+        assert known is not None
+        return Delivery(self.store, self.client, known, Settings(answer_lease=LEASE, **settings))
 
-    def confirm(self) -> int:
-        return confirm_answers(self.store, self.client, self.project, VERSION)
+    def push(self, batch: int = 50) -> int:
+        return self.delivery(push_batch=batch).push()
 
     def deliveries(self) -> list[str]:
         jobs = self.store.jobs(self.project, VERSION).all()
@@ -133,7 +137,7 @@ def test_a_push_whose_answer_was_lost_is_not_repeated(scene: Scene):
         scene.push()
     assert set(scene.deliveries()) == {"answered"}
     assert scene.push() == 0
-    assert scene.confirm() == 5
+    assert scene.delivery().confirm() == 5
     assert set(scene.deliveries()) == {"delivered"}
     assert scene.held() == [1, 1, 1, 1, 1]
 
@@ -152,7 +156,7 @@ def test_an_answer_is_confirmed_when_label_studio_has_it(scene: Scene):
     store.deliveries(scene.project, VERSION).reserve(scene.tasks[:2], "request")
     store.deliveries(scene.project, VERSION).answer(scene.tasks[:2], "request", LEASE)
     scene.label_studio.store(first, [], 0.5, VERSION)
-    assert scene.confirm() == 1
+    assert scene.delivery().confirm() == 1
     assert scene.deliveries()[:2] == ["delivered", "answered"]
     assert scene.push() == 3  # the second may still be on its way
     assert scene.held() == [1, 0, 1, 1, 1]
@@ -163,7 +167,7 @@ def test_an_answer_that_label_studio_dropped_is_pushed_after_its_lease(scene: Sc
     store.deliveries(scene.project, VERSION).reserve(scene.tasks[:2], "request")
     store.deliveries(scene.project, VERSION).answer(scene.tasks[:2], "request", lease=0.0)
     scene.label_studio.store(scene.tasks[0], [], 0.5, VERSION)
-    assert scene.confirm() == 1
+    assert scene.delivery().confirm() == 1
     assert scene.push() == 4
     assert scene.held() == [1, 1, 1, 1, 1]
 
@@ -175,7 +179,7 @@ def test_duplicates_of_our_versions_are_removed_and_others_left(scene: Scene):
         scene.label_studio.store(task, [], 0.5, version)
     scene.label_studio.store(other, [], 0.5, VERSION)
     counts = {t: len(scene.label_studio.versions_of(t)) for t in scene.tasks}
-    assert remove_duplicates(scene.store, scene.client, scene.project, counts) == 1
+    assert scene.delivery().remove_duplicates(counts) == 1
     assert sorted(scene.label_studio.versions_of(task)) == [VERSION, "someone else's", "someone else's"]
     assert first in scene.label_studio.predictions
     assert scene.held()[1] == 1
@@ -186,5 +190,5 @@ def test_a_task_is_searched_again_only_when_its_count_changed(scene: Scene):
     for version in ("a", "b"):
         scene.label_studio.store(task, [], 0.5, version)
     for _ in range(3):
-        remove_duplicates(scene.store, scene.client, scene.project, {task: 2})
+        scene.delivery().remove_duplicates({task: 2})
     assert len(scene.label_studio.authorizations("/api/predictions/")) == 1

@@ -152,7 +152,7 @@ def test_the_project_sorts_by_our_version_unless_somebody_chose_another(
     label_studio: FakeLabelStudio, project: int, start_backend: StartBackend
 ):
     first, second, third, *_ = label_studio.tasks_of(project)
-    backend = start_backend(reconcile_interval=1.0)
+    backend = start_backend(sync_interval=1.0)
     label_studio.connect(project, backend.url)
     described = label_studio.projects[project]
     assert described["model_version"] == BACKEND_TITLE  # as Label Studio sets it, which matches no prediction
@@ -160,8 +160,8 @@ def test_the_project_sorts_by_our_version_unless_somebody_chose_another(
     version = wait_until_complete(backend, label_studio, project, {first})
     wait_for(lambda: described["model_version"] == version, "Label Studio to sort by it")
     described["model_version"] = BACKEND_TITLE  # somebody wants it so: it stays for as long as the version does
-    looks = backend.service.coordinator.looks(project)
-    wait_for(lambda: backend.service.coordinator.looks(project) >= looks + 2, "two more looks")
+    syncs = backend.service.coordinator.syncs(project)
+    wait_for(lambda: backend.service.coordinator.syncs(project) >= syncs + 2, "two more syncs")
     assert described["model_version"] == BACKEND_TITLE
 
     # a deleted prediction is given again, a deleted task's is not, and of two annotations the next one teaches
@@ -176,8 +176,8 @@ def test_the_project_sorts_by_our_version_unless_somebody_chose_another(
     event: dict[str, Any] = {"action": "TASKS_DELETED", "project": described, "tasks": [{"id": first}]}
     requests.post(f"{backend.url}/webhook", json=event, timeout=5)
     wait_until_complete(backend, label_studio, project, {third})
-    looks = backend.service.coordinator.looks(project)
-    wait_for(lambda: backend.service.coordinator.looks(project) >= looks + 2, "two more looks")
+    syncs = backend.service.coordinator.syncs(project)
+    wait_for(lambda: backend.service.coordinator.syncs(project) >= syncs + 2, "two more syncs")
     assert described["model_version"] == "another model's"
 
 

@@ -8,59 +8,67 @@ from flask import request
 
 from backend.entities import References
 from backend.labelstudio.client import LabelStudio
-from backend.labelstudio.label_config import parse_label_config
 from backend.settings import Settings
 from backend.store.store import Store
 from backend.sync.policy import why_no_reference
-from backend.sync.project_sync import queue_tasks, read_tasks, reopen_missing, resolve_references, store_project
+from backend.sync.project_sync import ProjectSync
 from tests.support.fake_label_studio import CONFIG, LEGACY_KEY, FakeLabelStudio, brush, picture
 
+BASE = "cavsam-0"
 BOX = (8, 30, 20, 50)
-LABELS = parse_label_config(CONFIG)
 
 
 @pytest.fixture
-def client(label_studio: FakeLabelStudio) -> LabelStudio:
-    return LabelStudio(label_studio.url, LEGACY_KEY, timeout=5)
-
-
-@pytest.fixture
-def project(label_studio: FakeLabelStudio, store: Store) -> int:
+def project(label_studio: FakeLabelStudio) -> int:
+    """A project of four tasks."""
     number = label_studio.add_project()
     for _ in range(4):
         label_studio.add_task(number, picture(BOX))
-    store_project(store, number, label_studio.projects[number], "base")
     return number
 
 
-def look(store: Store, client: LabelStudio, project: int, **settings: Any) -> References | None:
-    read_tasks(store, client, project, LABELS)
-    return resolve_references(store, client, project, LABELS, Settings(**settings))
+@pytest.fixture
+def sync(label_studio: FakeLabelStudio, store: Store, project: int) -> ProjectSync:
+    """The sync of that project, which was read."""
+    return sync_with(label_studio, store, project)
+
+
+def sync_with(label_studio: FakeLabelStudio, store: Store, project: int, **settings: Any) -> ProjectSync:
+    client = LabelStudio(label_studio.url, LEGACY_KEY, timeout=5)
+    made = ProjectSync(store, client, project, Settings(**settings), BASE)
+    made.read_project()
+    return made
+
+
+def read(sync: ProjectSync) -> References | None:
+    """Read the tasks and choose what to learn from."""
+    sync.read_tasks()
+    return sync.choose_references()
 
 
 def test_only_new_and_changed_annotations_are_read(
-    label_studio: FakeLabelStudio, store: Store, client: LabelStudio, project: int
+    label_studio: FakeLabelStudio, store: Store, sync: ProjectSync, project: int
 ):
     first, second, *_ = label_studio.tasks_of(project)
     annotation = label_studio.annotate(first, [brush(BOX, "cat")])
-    read_tasks(store, client, project, LABELS)
+    sync.read_tasks()
     for _ in range(3):
-        read_tasks(store, client, project, LABELS)
+        sync.read_tasks()
     assert len(label_studio.authorizations(f"/api/tasks/{first}/annotations/")) == 1
     label_studio.update_annotation(annotation, [brush(BOX, "dog")])
     label_studio.annotate(second, [brush(BOX, "cat")])
-    read_tasks(store, client, project, LABELS)
+    sync.read_tasks()
     assert len(label_studio.authorizations(f"/api/tasks/{first}/annotations/")) == 2
     assert len(label_studio.authorizations(f"/api/tasks/{second}/annotations/")) == 1
     del label_studio.annotations[annotation]  # nothing but the count tells of it
-    read_tasks(store, client, project, LABELS)
+    sync.read_tasks()
     assert [c.task for c in store.annotations(project).judged()] == [second]
 
 
 def test_a_task_missing_from_one_listing_is_kept(
-    label_studio: FakeLabelStudio, store: Store, client: LabelStudio, project: int
+    label_studio: FakeLabelStudio, store: Store, sync: ProjectSync, project: int
 ):
-    read_tasks(store, client, project, LABELS)
+    sync.read_tasks()
     listing = label_studio._list_tasks
     left_out: list[bool] = []
 
@@ -76,87 +84,87 @@ def test_a_task_missing_from_one_listing_is_kept(
         return answer
 
     label_studio._list_tasks = shifted  # type: ignore[method-assign, assignment]
-    read_tasks(store, client, project, LABELS)
+    sync.read_tasks()
     assert left_out
     assert [task.id for task in store.tasks(project).all()] == label_studio.tasks_of(project)
     gone = label_studio.tasks_of(project)[-1]
     del label_studio.tasks[gone]
-    read_tasks(store, client, project, LABELS)
+    sync.read_tasks()
     assert gone not in [task.id for task in store.tasks(project).all()]
 
 
 def test_the_reference_is_fetched_once_and_followed_when_it_changes(
-    label_studio: FakeLabelStudio, store: Store, client: LabelStudio, project: int
+    label_studio: FakeLabelStudio, store: Store, sync: ProjectSync, project: int
 ):
     first, second, *_ = label_studio.tasks_of(project)
     label_studio.annotate(second, [brush(BOX, "horse")])
     annotation = label_studio.annotate(first, [brush(BOX, "cat")])
-    chosen = look(store, client, project)
+    chosen = read(sync)
     assert chosen is not None
     assert [(one.annotation, one.task) for one in chosen.annotations] == [(annotation, first)]
-    store.annotations(project).set_references("v1", chosen)
-    assert look(store, client, project) == chosen
+    sync.adopt(chosen)
+    assert read(sync) == chosen
     assert len(label_studio.authorizations(f"/api/annotations/{annotation}/")) == 1
     label_studio.update_annotation(annotation, [brush(BOX, "dog")])
-    changed = look(store, client, project)
+    changed = read(sync)
     assert changed is not None
     assert changed.key != chosen.key
     assert changed.annotations[0].regions[0].labels == ("dog",)
 
 
 def test_an_unknown_label_that_comes_and_goes_beside_good_ones_is_told_at_once(
-    label_studio: FakeLabelStudio, store: Store, client: LabelStudio, project: int
+    label_studio: FakeLabelStudio, store: Store, sync: ProjectSync, project: int
 ):
     first, second, *_ = label_studio.tasks_of(project)
     annotation = label_studio.annotate(first, [brush(BOX, "cat")])
-    chosen = look(store, client, project)
-    store.annotations(project).set_references("v1", chosen)
+    chosen = read(sync)
+    sync.adopt(chosen)
     assert store.projects.warnings(project) == {}
     for regions, told in (([brush(BOX, "cat"), brush(BOX, "horse")], True), ([brush(BOX, "cat")], False)):
         label_studio.update_annotation(annotation, regions)
         label_studio.annotate(second, [brush(BOX, "cat"), brush(BOX, "cow")])  # nothing is learned from it
-        assert look(store, client, project) == chosen
+        assert read(sync) == chosen
         noted = [text for texts in store.projects.warnings(project).values() for text in texts]
         assert [f"task {first}" in text and "horse" in text for text in noted] == [True] * told
 
 
 def test_an_annotation_edited_between_two_calls_is_judged_again(
-    label_studio: FakeLabelStudio, store: Store, client: LabelStudio, project: int
+    label_studio: FakeLabelStudio, store: Store, sync: ProjectSync, project: int
 ):
     first, second, *_ = label_studio.tasks_of(project)
     one = label_studio.annotate(first, [brush(BOX, "cat")])
     two = label_studio.annotate(second, [brush(BOX, "cat")])
-    read_tasks(store, client, project, LABELS)
+    sync.read_tasks()
     label_studio.annotations[one]["result"] = []  # after it was judged, before it is fetched
-    chosen = resolve_references(store, client, project, LABELS, Settings())
+    chosen = sync.choose_references()
     assert chosen is not None
     assert [one.annotation for one in chosen.annotations] == [two]
 
 
 def test_a_changed_configuration_has_annotations_judged_again(
-    label_studio: FakeLabelStudio, store: Store, client: LabelStudio, project: int
+    label_studio: FakeLabelStudio, store: Store, sync: ProjectSync, project: int
 ):
     first, *_ = label_studio.tasks_of(project)
     label_studio.annotate(first, [brush(BOX, "horse")])
-    assert look(store, client, project) is None
+    assert read(sync) is None
     assert "horse is not in the configuration" in why_no_reference(store.annotations(project).judged(), Settings())
     xml = CONFIG.replace("dog", "horse")
     label_studio.projects[project]["label_config"] = xml
-    store_project(store, project, label_studio.projects[project], "base")
-    read_tasks(store, client, project, parse_label_config(xml))
+    sync.read_project()
+    sync.read_tasks()
     assert [c.usable for c in store.annotations(project).judged()] == [True]
 
 
 def test_people_come_first_and_the_reference_never(
-    label_studio: FakeLabelStudio, store: Store, client: LabelStudio, project: int
+    label_studio: FakeLabelStudio, store: Store, sync: ProjectSync, project: int
 ):
     first, second, third, fourth = label_studio.tasks_of(project)
     label_studio.annotate(first, [brush(BOX, "cat")])
     label_studio.annotate(second, [brush(BOX, "cat")])
-    chosen = look(store, client, project)
+    chosen = read(sync)
     assert chosen is not None
-    store.annotations(project).set_references("v1", chosen)
-    assert queue_tasks(store, project, "v1", chosen) == 3
+    sync.adopt(chosen)
+    assert sync.queue_missing(chosen) == 3
     order = []
     while job := store.queue.take_next():
         order.append(job.task)
@@ -164,20 +172,20 @@ def test_people_come_first_and_the_reference_never(
 
 
 def test_several_references_are_fetched_once_each(
-    label_studio: FakeLabelStudio, store: Store, client: LabelStudio, project: int
+    label_studio: FakeLabelStudio, store: Store, sync: ProjectSync, project: int
 ):
-    policy = {"reference_policy": "latest-k", "reference_shots": 2}
+    sync = sync_with(label_studio, store, project, reference_policy="latest-k", reference_shots=2)
     first, second, third, fourth = label_studio.tasks_of(project)
     made = [label_studio.annotate(task, [brush(BOX, "cat")]) for task in (first, second, third)]
-    chosen = look(store, client, project, **policy)
+    chosen = read(sync)
     assert chosen is not None
     assert [one.annotation for one in chosen.annotations] == made[1:]
     assert chosen.tasks == {second, third}
-    store.annotations(project).set_references("v1", chosen)
-    assert queue_tasks(store, project, "v1", chosen) == 2
-    assert set(store.jobs(project, "v1").all()) == {first, fourth}
+    sync.adopt(chosen)
+    assert sync.queue_missing(chosen) == 2
+    assert set(store.jobs(project, sync.version).all()) == {first, fourth}
     label_studio.annotate(fourth, [brush(BOX, "cat")])
-    changed = look(store, client, project, **policy)
+    changed = read(sync)
     assert changed is not None
     assert changed.key != chosen.key
     assert changed.tasks == {third, fourth}
@@ -185,23 +193,23 @@ def test_several_references_are_fetched_once_each(
 
 
 def test_predictions_that_are_gone_are_found_without_listing_them_each_time(
-    label_studio: FakeLabelStudio, store: Store, client: LabelStudio, project: int
+    label_studio: FakeLabelStudio, store: Store, sync: ProjectSync, project: int
 ):
     first, second, third, _ = label_studio.tasks_of(project)
     label_studio.annotate(first, [brush(BOX, "cat")])
-    chosen = look(store, client, project)
+    chosen = read(sync)
     assert chosen is not None
-    store.annotations(project).set_references("v1", chosen)
-    queue_tasks(store, project, "v1", chosen)
+    sync.adopt(chosen)
+    sync.queue_missing(chosen)
     while job := store.queue.take_next():
         store.queue.finish(job, "[]", 0.5, 1.0)
         label_studio.store(job.task, [], 0.5, "v0")
-        label_studio.store(job.task, [], 0.5, "v1")
-    store.deliveries(project, "v1").mark_delivered(store.jobs(project, "v1").all())
+        label_studio.store(job.task, [], 0.5, sync.version)
+    store.deliveries(project, sync.version).mark_delivered(store.jobs(project, sync.version).all())
 
     def missing() -> list[int]:
-        counts = read_tasks(store, client, project, LABELS)
-        found = reopen_missing(store, client, project, "v1", counts)
+        counts = sync.read_tasks()
+        found = sync.delivery().reopen_deleted(counts)
         for task, count in counts.items():
             store.tasks(project).set_predictions_read(task, count)
         return found
@@ -214,7 +222,7 @@ def test_predictions_that_are_gone_are_found_without_listing_them_each_time(
     for number in of_third[1:]:  # an earlier version is still there
         del label_studio.predictions[number]
     assert missing() == [third]
-    assert {t: j.delivery for t, j in store.jobs(project, "v1").all().items()}[third] == "open"
+    assert {t: j.delivery for t, j in store.jobs(project, sync.version).all().items()}[third] == "open"
     gone = [n for n, p in label_studio.predictions.items() if p["task"] == second]
     for number in gone:
         del label_studio.predictions[number]
@@ -224,7 +232,7 @@ def test_predictions_that_are_gone_are_found_without_listing_them_each_time(
 def test_what_a_reference_holds_beside_its_usable_masks_is_told_once(
     label_studio: FakeLabelStudio,
     store: Store,
-    client: LabelStudio,
+    sync: ProjectSync,
     project: int,
     caplog: pytest.LogCaptureFixture,
 ):
@@ -232,7 +240,7 @@ def test_what_a_reference_holds_beside_its_usable_masks_is_told_once(
     both = brush(BOX, "cat")
     both["value"]["brushlabels"] = ["cat", "zebra"]
     annotation = label_studio.annotate(first, [both, brush(BOX, "horse")])
-    chosen = look(store, client, project)
+    chosen = read(sync)
     assert chosen is not None
     assert [region.labels for region in chosen.annotations[0].regions] == [("cat",)]
     (told,) = store.projects.warnings(project).values()
@@ -240,16 +248,16 @@ def test_what_a_reference_holds_beside_its_usable_masks_is_told_once(
     assert all(f"Annotation {annotation} on task {first}" in text for text in told)
     assert "zebra is not in the configuration" in told[0]
     assert "horse is not in the configuration" in told[1]
-    look(store, client, project)
+    read(sync)
     assert caplog.text.count("horse is not") == 1
 
     label_studio.update_annotation(annotation, [brush(BOX, "dog")])
-    look(store, client, project)
+    read(sync)
     assert store.projects.warnings(project) == {}
     label_studio.update_annotation(annotation, [brush(BOX, "cat"), brush(BOX, "horse")])
-    look(store, client, project)
+    read(sync)
     assert store.projects.warnings(project)
     del label_studio.annotations[annotation]
     label_studio.annotate(second, [brush(BOX, "cat")])
-    look(store, client, project)
+    read(sync)
     assert store.projects.warnings(project) == {}

@@ -52,11 +52,11 @@ def test_health_names_a_thread_that_has_ended(backend: RunningBackend, monkeypat
         raise RuntimeError("a fault that nobody foresaw")
 
     owner, step = {
-        "coordinator": (backend.service.coordinator, "_coordinate_once"),
-        "worker": (backend.service.worker, "_work_once"),
+        "coordinator": (backend.service.coordinator, "turn"),
+        "worker": (backend.service.worker, "work_once"),
     }[thread]
     monkeypatch.setattr(owner, step, fail)
-    backend.service.coordinator.note_all()
+    backend.service.coordinator.sync_all()
     backend.service.setup(1, "", "")
     backend.service.worker.wake()
     wait_for(lambda: requests.get(backend.url + "/health", timeout=5).status_code == 503, "the thread to end")
@@ -244,7 +244,7 @@ def test_a_webhook_is_acknowledged_before_its_work_is_done(
     project = label_studio.add_project()
     first, _ = (label_studio.add_task(project, picture((1, 9, 1, 9))) for _ in range(2))
     label_studio.connect(project, backend.url)
-    wait_for(lambda: backend.service.coordinator.looks(project), "the first look")
+    wait_for(lambda: backend.service.coordinator.syncs(project), "the first sync")
     acknowledged = threading.Event()
     order: list[str] = []
 
@@ -290,7 +290,7 @@ def test_no_webhook_ends_the_coordinator(backend: RunningBackend, label_studio: 
     project = label_studio.add_project()
     label_studio.connect(project, backend.url)
     wait_for(
-        lambda: backend.service.coordinator.looks(project) or backend.service.dead_threads(),
+        lambda: backend.service.coordinator.syncs(project) or backend.service.dead_threads(),
         "a look, or the thread's end",
     )
     assert backend.service.dead_threads() == []

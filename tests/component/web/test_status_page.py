@@ -16,7 +16,7 @@ from PIL import Image
 
 from backend.entities import ALL_PROJECTS, Task
 from backend.errors import NotKnown, TooBusy
-from backend.labelstudio.events import Note
+from backend.labelstudio.events import Event
 from backend.service import Service
 from backend.settings import Settings
 from backend.web.status_page import duration, size
@@ -360,7 +360,7 @@ class TestButtons:
         wait_for(lambda: store.projects.find(project).error, "the coordinator to ask in vain")
         assert store.projects.wanted_again() == {project}
         label_studio.missing_paths.clear()
-        backend.service.coordinator.note(Note(project, "again"))
+        backend.service.coordinator.send(Event(project, "again"))
         wait_for(lambda: not store.projects.wanted_again(), "the wish to be dropped")
         wait_for(lambda: "Settings, Model" in str(get(backend, "api/projects").json()), "the warning")
         assert label_studio.predictions == before

@@ -184,7 +184,7 @@ def editor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Editor]:
         model="nano",
         data_dir=tmp_path_factory.mktemp("clicks") / "data",
         quiet_period=0.2,
-        reconcile_interval=3600.0,
+        sync_interval=3600.0,
     )
     service = Service(settings, segmenter="tests.support.threshold:open_endless")
     server = make_server("127.0.0.1", 0, create_app(settings, service), threaded=True)

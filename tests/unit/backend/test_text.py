@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from backend.labelstudio.events import read_event
+from backend.labelstudio.events import read_webhook
 from backend.text import read_json
 
 
@@ -34,4 +34,4 @@ def test_what_is_no_json_is_a_value_error(raw: bytes | str):
 
 
 def test_an_events_texts_can_be_stored():
-    assert read_event(rb'{"action": "\ud800"}') == {"action": "\\ud800"}
+    assert read_webhook(rb'{"action": "\ud800"}') == {"action": "\\ud800"}

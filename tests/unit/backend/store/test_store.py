@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from backend.entities import ALL_PROJECTS, Job, JudgedAnnotation, ReferenceAnnotation, References, Task
+from backend.entities import ALL_PROJECTS, Job, JudgedAnnotation, ReferenceAnnotation, References, Refusal, Task
 from backend.errors import BackendError
 from backend.labelstudio.regions import Brush, Region
 from backend.store.store import MAX_BEGUN, Store
@@ -129,7 +129,7 @@ def test_another_project_of_the_same_number_starts_empty(store: Store):
 def test_refusals_hold_until_the_annotation_changes(store: Store):
     fill(store)
     store.annotations(1).replace(1, [JudgedAnnotation(9, 1, "t", "r1")], "")
-    store.annotations(1).refuse(9, "r1", "its mask is empty")
+    store.annotations(1).refuse(Refusal(1, 9, "r1", "its mask is empty"), "base")
     assert [c.reason for c in store.annotations(1).judged()] == ["its mask is empty"]
     store.annotations(1).replace(1, [JudgedAnnotation(9, 1, "t", "r1")], "read again")
     assert not store.annotations(1).judged()[0].usable

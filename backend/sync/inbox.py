@@ -1,0 +1,54 @@
+"""What other threads leave for the coordinator."""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+from backend.entities import Refusal
+from backend.labelstudio.events import Event
+
+UNREAD_LIMIT = 64_000_000
+"""Bytes of large webhooks that may wait to be read."""
+
+Message = Event | Refusal | bytes
+
+
+class Inbox:
+    """Events, refusals and webhooks that are still to be read, in the order in which they came; for any thread."""
+
+    def __init__(self) -> None:
+        self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._unread = 0
+
+    def put(self, message: Event | Refusal) -> None:
+        """Leave a message; returns at once."""
+        self._messages.put(message)
+
+    def put_unread(self, webhook: bytes) -> bool:
+        """Leave a webhook's body; returns at once, and False if too much waits to be read already."""
+        with self._lock:
+            if self._unread + len(webhook) > UNREAD_LIMIT:
+                return False
+            self._unread += len(webhook)
+        self._messages.put(webhook)
+        return True
+
+    def wake(self) -> None:
+        """Have `take_all` return although nothing has come."""
+        self._messages.put(None)
+
+    def take_all(self, patience: float) -> list[Message]:
+        """All that has come; waits for the first message up to `patience` seconds."""
+        found: list[Message] = []
+        try:
+            message = self._messages.get(timeout=patience) if patience > 0 else self._messages.get_nowait()
+            while message is not None:
+                found.append(message)
+                message = self._messages.get_nowait()
+        except queue.Empty:
+            pass
+        with self._lock:
+            self._unread -= sum(len(message) for message in found if isinstance(message, bytes))
+        return found
