@@ -102,7 +102,7 @@ def bomb(width: int, height: int) -> bytes:
 NOISE = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
 BROKEN = {
     "truncated": (saved(Image.fromarray(NOISE), "PNG")[:4000], "broken"),
-    "text": (b"<html>Please log in</html>", "not a picture"),
+    "text": (b"Please log in, said the text.", "not a picture"),
     "empty": (b"", "not a picture"),
     "bomb": (bomb(13_200, 13_200), "13200x13200 pixels; scale it below 170,000,000"),
     "larger bomb": (bomb(2**20, 2**20), "too many pixels; scale it below 170,000,000"),

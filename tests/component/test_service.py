@@ -82,7 +82,7 @@ def test_one_annotation_fills_the_project(label_studio: FakeLabelStudio, project
     answer = label_studio.connect(project, backend.url)
     base = answer["model_version"]
     assert base.startswith("cavsam-")
-    assert "-nano-full-" in base
+    assert "-nano-auto-" in base
     annotate_first(label_studio, project)
     wait_until_all_predicted(label_studio, project)
     version = label_studio.setup(project)["model_version"]

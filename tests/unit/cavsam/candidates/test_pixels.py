@@ -54,7 +54,7 @@ def test_a_texture_of_the_same_mean_colour_is_told_apart() -> None:
     rng = np.random.default_rng(2)
     pictures, masks = [], []
     for box in (LOW, HIGH):
-        picture = np.full((SIDE, SIDE, 3), 110)
+        picture = np.full((SIDE, SIDE, 3), 110, dtype=np.int64)
         rows, columns = np.indices((SIDE, SIDE))
         stripes = np.where((rows + columns) % 4 < 2, 60, 160)[..., None].repeat(3, axis=2)
         picture[box] = stripes[box]
