@@ -58,10 +58,10 @@ def test_a_texture_of_the_same_mean_colour_is_told_apart() -> None:
         rows, columns = np.indices((SIDE, SIDE))
         stripes = np.where((rows + columns) % 4 < 2, 60, 160)[..., None].repeat(3, axis=2)
         picture[box] = stripes[box]
-        picture = picture + rng.integers(-5, 5, picture.shape)
+        noisy = picture + rng.integers(-5, 5, picture.shape)
         mask = torch.zeros(SIDE, SIDE, dtype=torch.bool)
         mask[box] = True
-        pictures.append(torch.from_numpy(picture.astype(np.uint8)).permute(2, 0, 1))
+        pictures.append(torch.from_numpy(noisy.astype(np.uint8)).permute(2, 0, 1))
         masks.append(mask.repeat_interleave(4, 0).repeat_interleave(4, 1))
     (logits,) = pixel_logits(pictures[0][None], masks[0][None, None], pictures[1], seed=0)
     assert iou(logits > 0, masks[1]) > 0.7
