@@ -37,7 +37,7 @@ def explain(folder: Path) -> Path:
         Image.fromarray(pixels).save(folder / f"{name}.png")
     inputs = [str(folder / f"{name}.png") for name in pictures]
     out = folder / "report.html"
-    command = ["explain", *inputs, "--class-name", one.class_name, "--model", "nano", "--out", str(out), *OPTIONS]
+    command = ["explain", *inputs, "--class-name", one.class_name, "--model", "nano", "--mode", "full", "--out", str(out), *OPTIONS]
     if cli.main(command) != 0:
         raise SystemExit("cavsam explain failed")
     return out

@@ -49,7 +49,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     for name, pixels in (("reference", image), ("mask", mask), ("target", target)):
         Image.fromarray(pixels).save(folder / f"{name}.png")
     command = [sys.executable, "-m", "cavsam.cli", "explain", "reference.png", "mask.png", "target.png"]
-    command += ["--model", "nano", "--class-name", "disc", "--seed", "3", "--out", "out/report.html"]
+    command += ["--model", "nano", "--mode", "full", "--class-name", "disc", "--seed", "3", "--out", "out/report.html"]
     command += [text for option in QUICK for text in ("--set", option)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)

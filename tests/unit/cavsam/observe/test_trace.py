@@ -154,7 +154,7 @@ def test_auto_keeps_every_candidate(traced: Traced) -> None:
         (chosen,) = (one for one in trace.candidates if one.chosen[index])
         assert chosen.name == next(c.kind for c in result.candidates[label] if c.chosen)
         assert chosen.scores[index] == max(one.scores[index] for one in trace.candidates)
-    assert [candidate.frames for candidate in trace.candidates] == [2, 2, 2, 2, 6]
+    assert [candidate.frames for candidate in trace.candidates] == [2, 2, 2, 2, 2, 6]
     assert not trace.candidates[2].tracked
 
 
