@@ -15,7 +15,18 @@ from tools.editor import chromium
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "explain.jpg"
 DOMAIN, INDEX = "lesions", 1
-OPTIONS = ("--set", "frames=5", "--set", "ddim_steps=6", "--set", "lora_steps=30", "--set", "ttga_steps=40")
+OPTIONS = (
+    "--mode",
+    "full",
+    "--set",
+    "frames=5",
+    "--set",
+    "ddim_steps=6",
+    "--set",
+    "lora_steps=30",
+    "--set",
+    "ttga_steps=40",
+)
 
 
 def main() -> None:
@@ -37,7 +48,7 @@ def explain(folder: Path) -> Path:
         Image.fromarray(pixels).save(folder / f"{name}.png")
     inputs = [str(folder / f"{name}.png") for name in pictures]
     out = folder / "report.html"
-    command = ["explain", *inputs, "--class-name", one.class_name, "--model", "nano", "--mode", "full", "--out", str(out), *OPTIONS]
+    command = ["explain", *inputs, "--class-name", one.class_name, "--model", "nano", "--out", str(out), *OPTIONS]
     if cli.main(command) != 0:
         raise SystemExit("cavsam explain failed")
     return out

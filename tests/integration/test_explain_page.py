@@ -90,7 +90,7 @@ def test_every_picture_is_there(page: Page) -> None:
     sizes = page.eval_on_selector_all("img", "pictures => pictures.map(p => p.complete && p.naturalWidth)")
     assert len(sizes) > 4 * FRAMES
     assert all(size > 0 for size in sizes)
-    for title in ("Pseudo video", "full: prompts", "full: tracked masks", "full: way back"):
+    for title in ("Pseudo video", "full: prompts", "full: tracked masks", "full: backward tracking"):
         assert strip(page, title).count() == FRAMES, title
     # three fits, each drawn
     assert page.locator("svg.curve").count() == 3
@@ -140,14 +140,14 @@ def test_the_animation_plays_pauses_and_is_led_by_the_slider(page: Page) -> None
     assert caption.inner_text().startswith("2: generated")
     page.keyboard.press("End")
     assert caption.inner_text() == f"{FRAMES}: target"
-    # the way back begins at the target
-    player.locator("select").select_option("full: way back")
+    # backward tracking begins at the target
+    player.locator("select").select_option("full: backward tracking")
     assert caption.inner_text() == f"{FRAMES}: target"
     slider.focus()
     page.keyboard.press("End")
     assert caption.inner_text() == "1: reference"
     shown = screen.get_attribute("src")
-    assert shown == strip(page, "full: way back").first.get_attribute("src")
+    assert shown == strip(page, "full: backward tracking").first.get_attribute("src")
 
 
 def test_without_scripts_the_pictures_are_there_all_the_same(browser: Browser, report: Report) -> None:

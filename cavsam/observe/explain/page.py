@@ -130,7 +130,7 @@ def render(trace: Trace, context: Context) -> str:
         slowest=max((step.seconds for step in trace.steps), default=0.0) or 1.0,
         rss_per_step=trace.rss_per_step,
         cuda=any(step.peak_cuda is not None for step in trace.steps),
-        recipe=_recipe(context.recipe),
+        recipe=_recipe(context.recipe, context.models.recipe(mode=context.recipe.mode)),
         versions={
             "cavsam": metadata.version("cavsam"),
             "torch": torch.__version__,
@@ -391,6 +391,7 @@ def _steps(steps: Sequence[Step], reference_steps: int) -> list[dict[str, Any]]:
     ]
 
 
-def _recipe(recipe: Recipe) -> list[dict[str, Any]]:
-    usual = Recipe().to_dict()
+def _recipe(recipe: Recipe, own: Recipe) -> list[dict[str, Any]]:
+    """List every option beside the value that the recipe of the models has for it."""
+    usual = own.to_dict()
     return [{"name": name, "value": value, "usual": usual[name]} for name, value in recipe.to_dict().items()]
