@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from cavsam.evaluation.metrics import boundary_f
 from research.train_nano import train_sam2
 
 EVERY, AT_MOST = 2, 24  # frames of a sequence
-TOLERANCE = 0.008  # of the boundary measure, in parts of the picture's diagonal
 REPEATS = 9
 
 Mask = NDArray[np.bool_]
@@ -39,29 +39,6 @@ def region_similarity(predicted: Mask, truth: Mask) -> float:
     """J: intersection over union; 1 where both are empty."""
     union = (predicted | truth).sum()
     return float((predicted & truth).sum() / union) if union else 1.0
-
-
-def boundary_measure(predicted: Mask, truth: Mask) -> float:
-    """F as DAVIS defines it: harmonic mean of the shares of each border that lie near the other one.
-
-    Near is within 0.8% of the diagonal, rounded up, measured by a disc.
-    """
-    radius = int(np.ceil(TOLERANCE * np.hypot(*truth.shape)))
-    ys, xs = np.mgrid[-radius : radius + 1, -radius : radius + 1]
-    disc = (ys**2 + xs**2 <= radius**2).astype(np.uint8)
-    borders = [_border(mask) for mask in (predicted, truth)]
-    if not borders[0].any() or not borders[1].any():
-        return float(borders[0].any() == borders[1].any())
-    near = [cv2.dilate(border.astype(np.uint8), disc).astype(bool) for border in borders]
-    precision = (borders[0] & near[1]).sum() / borders[0].sum()
-    recall = (borders[1] & near[0]).sum() / borders[1].sum()
-    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
-
-
-def _border(mask: Mask) -> Mask:
-    """The pixels that differ from their right, lower or lower right neighbour."""
-    wide = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
-    return (mask != wide[:-1, 1:]) | (mask != wide[1:, :-1]) | (mask != wide[1:, 1:])
 
 
 def read_pair(folder: Path, stem: str) -> tuple[NDArray[np.uint8], Mask]:
@@ -110,7 +87,7 @@ def video_figures(model: nn.Module, folders: list[Path]) -> dict[str, dict[str, 
         masks = [mask for _, mask in pairs]
         found = follow(model, [squashed(image) for image, _ in pairs], masks[0], [mask.shape for mask in masks])
         j = float(np.mean([region_similarity(a, b) for a, b in zip(found, masks[1:], strict=True)]))
-        f = float(np.mean([boundary_measure(a, b) for a, b in zip(found, masks[1:], strict=True)]))
+        f = float(np.mean([boundary_f(a, b) for a, b in zip(found, masks[1:], strict=True)]))
         figures[folder.name] = {"J": 100 * j, "F": 100 * f, "J&F": 50 * (j + f)}
     figures["mean"] = {key: float(np.mean([each[key] for each in figures.values()])) for key in ("J", "F", "J&F")}
     return figures

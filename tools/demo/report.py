@@ -66,7 +66,7 @@ def contact_sheet(
     font = ImageFont.load_default(13)
     sheet = Image.new("RGB", (4 * (CELL + gap) + gap, head + len(targets) * (CELL + 24)), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(("reference", "target", "mask", "truth")):
+    for column, title in enumerate(("reference", "target", "mask", "ground truth")):
         draw.text((gap + column * (CELL + gap), 26), title, "black", font)
     legend = gap
     for label, colour in colours.items():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from cavsam.evaluation.metrics import boundary_f
 from research.train_nano import evaluate_sam2, train_sam2
 
 
@@ -24,25 +25,17 @@ def test_region_similarity_by_hand():
 def test_a_border_within_the_tolerance_counts_and_one_beyond_does_not():
     """The diagonal is 141 pixels: the tolerance is 1.13, rounded up to 2."""
     truth = square(30, 30, 40)
-    assert evaluate_sam2.boundary_measure(truth, truth) == 1
-    assert evaluate_sam2.boundary_measure(square(28, 28, 44), truth) > 0.95
-    assert evaluate_sam2.boundary_measure(square(26, 26, 48), truth) == 0
-    shifted = evaluate_sam2.boundary_measure(square(30, 40, 40), truth)
+    assert boundary_f(truth, truth) == 1
+    assert boundary_f(square(28, 28, 44), truth) > 0.95
+    assert boundary_f(square(26, 26, 48), truth) == 0
+    shifted = boundary_f(square(30, 40, 40), truth)
     assert 0.3 < shifted < 0.8  # the upper and lower sides lie on the true ones for three quarters of their length
 
 
 def test_the_boundary_measure_of_empty_masks():
     nothing = np.zeros((50, 50), dtype=bool)
-    assert evaluate_sam2.boundary_measure(nothing, nothing) == 1
-    assert evaluate_sam2.boundary_measure(nothing, square(10, 10, 20, (50, 50))) == 0
-
-
-def test_a_border_is_one_pixel_wide():
-    """On each side as long as the square, one row or column outside it above and on the left."""
-    border = evaluate_sam2._border(square(10, 10, 20))
-    ys, xs = np.nonzero(border)
-    assert (ys.min(), xs.min(), ys.max(), xs.max()) == (9, 9, 29, 29)
-    assert border.sum() == 4 * 20
+    assert boundary_f(nothing, nothing) == 1
+    assert boundary_f(nothing, square(10, 10, 20, (50, 50))) == 0
 
 
 @pytest.fixture
