@@ -71,7 +71,9 @@ class Settings:
         secret=True,
     )
     model: str = _setting(
-        "default", "Model pair: `default` (SAM2.1 tiny, SD 2.1-base), `paper`, or `nano` (bundled, for trying out)."
+        "default",
+        "Model pair: `default` (SAM2.1 tiny, SD 2.1-base), `paper`, or `nano` (bundled, for trying out); "
+        "everyone chooses.",
     )
     sam2: str = _setting(
         "", "SAM2 weights instead of the pair's, for your own or larger ones: hub id, folder or checkpoint file."
@@ -119,36 +121,51 @@ class Settings:
     )
     reference_policy: str = _setting(
         "first",
-        "What is learned from: `first`, `pinned`, `latest-k` or `nearest-k`; see docs/active-learning.md.",
+        "What is learned from: `first`, `pinned`, `latest-k` or `nearest-k`; see docs/active-learning.md; "
+        "other than `first` for a team whose corrections should teach.",
         per_project=True,
     )
-    reference_shots: int = _setting(3, "The K of `latest-k` and `nearest-k`; `pinned` takes no more.", per_project=True)
+    reference_shots: int = _setting(
+        3,
+        "The K of `latest-k` and `nearest-k`; `pinned` takes no more; more for classes that vary much.",
+        per_project=True,
+    )
     reference_candidates: int = _setting(
         8,
-        "Annotated tasks, the latest, that `nearest-k` picks from; each costs as much as a reference.",
+        "Annotated tasks, the latest, that `nearest-k` picks from; each costs as much as a reference; "
+        "more for projects of mixed pictures.",
         per_project=True,
     )
     reference_task: int = _setting(
-        0, "Number of the task that `pinned` learns from; `0` for annotations marked as ground truth.", per_project=True
+        0,
+        "Number of the task that `pinned` learns from; `0` for annotations marked as ground truth; for "
+        "whoever names the task to learn from.",
+        per_project=True,
     )
     quiet_period: float = _setting(
         5.0,
-        "Seconds without further edits before a *changed* reference is learned anew; the first is at once.",
+        "Seconds without further edits before a *changed* reference is learned anew; the first is at once; "
+        "more if annotators submit often while they draw.",
         per_project=True,
     )
     old_predictions: str = _setting(
         "keep",
-        "What becomes of the predictions of earlier versions once all tasks have new ones: `keep` or `remove`.",
+        "What becomes of the predictions of earlier versions once all tasks have new ones: `keep` or `remove`, "
+        "for whoever wants one prediction a task.",
         per_project=True,
     )
     project_version: str = _setting(
         "follow",
         "`follow`: once all tasks are predicted, the project's model version in Label Studio becomes ours, so that it "
-        "sorts and samples by our scores; `leave` it alone.",
+        "sorts and samples by our scores; `leave` it alone, if "
+        "another model's scores should sort.",
         per_project=True,
     )
     review_below: float = _setting(
-        0.5, "Score below which a prediction is pushed but flagged for review; `0` flags none.", per_project=True
+        0.5,
+        "Score below which a prediction is pushed but flagged for review; `0` flags none. Whoever reviews "
+        "more or less of the predictions changes it.",
+        per_project=True,
     )
     api_timeout: float = _setting(30.0, "Seconds to wait for an answer of Label Studio's API; more for a slow one.")
     max_image_mb: float = _setting(200.0, "Largest image file that is fetched, in MB; more for uncompressed pictures.")
@@ -166,7 +183,9 @@ class Settings:
     basic_auth_user: str = _setting(
         "", "User name that Label Studio must give (HTTP basic auth), for a port that others can reach; empty for none."
     )
-    basic_auth_password: str = _setting("", "Password to `CAVSAM_BASIC_AUTH_USER`.", secret=True)
+    basic_auth_password: str = _setting(
+        "", "Password to `CAVSAM_BASIC_AUTH_USER`; whoever sets the one sets both.", secret=True
+    )
     open_to_network: str = _setting(
         "no",
         "`yes` listens beyond this machine without a password, for a network in which nobody else can reach the port; "
