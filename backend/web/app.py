@@ -22,6 +22,7 @@ from backend.errors import (
     TooBusy,
 )
 from backend.labelstudio.events import is_number, read_webhook
+from backend.labelstudio.project_keys import SPAN
 from backend.service import Service
 from backend.settings import Settings
 from backend.text import read_json
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 MODEL_CLASS = "CavSam"
 TRIAL_WARNING = "try-out models (nano): for trying the backend out, not for real work"
 DEAD_THREAD = "The backend's {} has ended unexpectedly; the log says why. Start the backend again."
+LONGEST_TEXT = 5000
 EVENT_READ_NOW = 100_000
 """Bytes up to which an event is read before it is answered; Label Studio gives up on an answer after a second."""
 
@@ -84,9 +86,11 @@ def create_app(settings: Settings, service: Service) -> Flask:
     @app.post("/setup")
     def setup() -> Response:
         body = _body()
-        project = _project_number(body.get("project"))
-        extra_params = body.get("extra_params")
-        version = service.setup(project, _text(body, "hostname"), _text(body, "access_token"), extra_params)
+        number, _ = _project_named(body.get("project"))
+        hostname, token, extra_params = _text(body, "hostname"), _text(body, "access_token"), body.get("extra_params")
+        if max(len(hostname), len(token)) > LONGEST_TEXT:
+            raise InvalidRequest(f"The fields hostname and access_token have at most {LONGEST_TEXT} characters.")
+        version = service.setup(number, hostname, token, extra_params)
         _, problems = settings.for_project(extra_params)
         service.interactive.prepare(_text(body, "schema"))
         return jsonify({"model_version": version} | ({"warning": " ".join(problems)} if problems else {}))
@@ -95,7 +99,7 @@ def create_app(settings: Settings, service: Service) -> Flask:
     def predict() -> Response:
         body = _body()
         tasks = _task_numbers(body.get("tasks"))
-        project = _project_number(body.get("project"))
+        project = service.project_of(*_project_named(body.get("project")))
         if _is_interactive(body) and tasks:
             regions, score = service.interactive.answer(
                 project, body["tasks"][0], _text(body, "label_config"), body["params"]["context"]
@@ -163,14 +167,15 @@ def _body() -> dict[str, Any]:
     return body
 
 
-def _project_number(value: Any) -> int:
-    """The number in Label Studio's `"number.created"`; a bare number works too."""
-    number = str(value).partition(".")[0]
+def _project_named(value: Any) -> tuple[int, int | None]:
+    """The number in Label Studio's `"number.created"`, and the second; a bare number works too."""
+    number, _, created = str(value).partition(".")
     if isinstance(value, bool) or not number.isascii() or not number.isdigit() or len(number) > 19:
         raise InvalidRequest("The field project must be like '12.1700000000', as Label Studio sends it.")
-    if not is_number(int(number)):
+    if not 0 < int(number) < SPAN:
         raise InvalidRequest(f"There is no project {number}.")
-    return int(number)
+    known = created.isascii() and created.isdigit() and len(created) <= 12
+    return int(number), int(created) if known else None
 
 
 def _task_numbers(tasks: Any) -> list[int]:

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from backend.entities import ALL_PROJECTS, Project, References, Task, TaskState
 from backend.errors import InvalidRequest, LabelStudioError, NotKnown
 from backend.labelstudio.label_config import LabelConfig, image_url
+from backend.labelstudio.project_keys import number_of
 from backend.service import Service
 from backend.store.jobs import TaskFilter, TaskOrder
 
@@ -94,6 +95,7 @@ def _project_state(service: Service, project: Project, ahead: float) -> dict[str
     ]
     return {
         "id": project.id,
+        "number": project.number,
         "title": project.title,
         "version": project.version,
         "policy": settings.reference_policy,
@@ -217,4 +219,4 @@ def _link(service: Service, project: int, task: int | None = None) -> str | None
     address = client.public_url or client.url
     if urlsplit(address).scheme not in ("http", "https"):
         return None
-    return f"{address}/projects/{project}/data" + (f"?task={task}" if task is not None else "")
+    return f"{address}/projects/{number_of(project)}/data" + (f"?task={task}" if task is not None else "")
