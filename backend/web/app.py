@@ -13,13 +13,13 @@ from werkzeug.exceptions import HTTPException
 from backend.errors import (
     BackendError,
     CrossSiteRequest,
+    ImageNotKept,
     ImageUnavailable,
     InvalidRequest,
-    LabelStudioDenied,
-    LabelStudioError,
+    LabelConfigError,
+    NotCorrected,
     NotKnown,
     NotPossibleNow,
-    TooBusy,
 )
 from backend.labelstudio.events import is_number, read_webhook
 from backend.labelstudio.project_keys import SPAN
@@ -39,17 +39,21 @@ LONGEST_TEXT = 5000
 EVENT_READ_NOW = 100_000
 """Bytes up to which an event is read before it is answered; Label Studio gives up on an answer after a second."""
 
+RETRY_AFTER = "5"
+"""Seconds after which a call that was answered 503 may be made again."""
+
 STATUS_OF: tuple[tuple[type[BackendError], int], ...] = (
     (InvalidRequest, 400),
+    (LabelConfigError, 400),
     (CrossSiteRequest, 403),
     (NotKnown, 404),
+    (ImageNotKept, 503),
     (ImageUnavailable, 404),
     (NotPossibleNow, 409),
-    (TooBusy, 503),
-    (LabelStudioDenied, 502),
-    (LabelStudioError, 502),
-    (BackendError, 500),
+    (NotCorrected, 422),
+    (BackendError, 503),
 )
+"""All others are of what the backend depends on: the ledger, the model process, Label Studio."""
 
 
 def create_app(settings: Settings, service: Service) -> Flask:
@@ -149,6 +153,12 @@ def _handle_errors(app: Flask, metrics: Metrics) -> None:
         if error.code == 413:
             return jsonify({"error": "The request is larger than CAVSAM_MAX_REQUEST_MB allows."}), 413
         return jsonify({"error": error.description or error.name}), error.code or 500
+
+    @app.after_request
+    def say_when(answer: Response) -> Response:
+        if answer.status_code == 503:
+            answer.headers.setdefault("Retry-After", RETRY_AFTER)
+        return answer
 
     @app.errorhandler(Exception)
     def unknown(error: Exception) -> tuple[Response, int]:
