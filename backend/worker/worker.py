@@ -313,9 +313,9 @@ class Worker:
         """Store what was found."""
         regions = flag_low_scores(result.regions, self._hooks.review_below(job.project))
         text = json.dumps(regions, separators=(",", ":"))
-        self._store.queue.finish(job, text, result.score, result.seconds)
+        self._store.queue.finish(job, text, result.score, result.seconds, result.remarks)
         self._forget_attempts(job)
-        for warning in result.warnings:
+        for warning in (*result.warnings, *result.remarks):
             log.info("Project %d, task %d: %s", job.project, job.task, warning)
         log.info(
             "Project %d, task %d: %d regions, score %.2f (%s), %.1f s.",
