@@ -25,6 +25,7 @@ from backend.errors import (
 from backend.labelstudio.clients import Clients
 from backend.labelstudio.events import Event
 from backend.labelstudio.images import ImageFolder
+from backend.labelstudio.webhook_secret import with_webhook_secret
 from backend.settings import Settings
 from backend.store.store import Store
 from backend.sync.coordinator import NOT_SAID, Coordinator
@@ -48,10 +49,10 @@ class Service:
     """One backend; `start` it in the process that answers HTTP, after any fork."""
 
     def __init__(self, settings: Settings, *, segmenter: str = CAVSAM):
-        self.settings = settings
+        self._folder_lock = lock_data_folder(settings)
+        self.settings = settings = with_webhook_secret(settings)
         self.base_version = base_version(settings)
         self.trial_models = settings.sources().is_nano
-        self._folder_lock = lock_data_folder(settings)
         self.store = Store.of(settings)
         self.model_process = ModelProcess(model_spec(settings, segmenter))
         self.clients = Clients(settings, self.store)

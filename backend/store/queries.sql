@@ -11,6 +11,9 @@ SELECT * FROM projects WHERE id = ?;
 -- projects: All projects.
 SELECT * FROM projects ORDER BY id;
 
+-- project_numbers: The numbers of all projects.
+SELECT id FROM projects ORDER BY id;
+
 -- project_uid: The moment of creation, as Label Studio writes it, tells two projects of one number apart.
 SELECT uid FROM projects WHERE id = ?;
 

@@ -18,7 +18,7 @@ from typing import Any
 from backend.entities import Refusal
 from backend.errors import InvalidRequest, LedgerError
 from backend.labelstudio.clients import Clients
-from backend.labelstudio.events import Event, read_webhook, webhook_events
+from backend.labelstudio.events import Event, doubted, read_webhook, webhook_events
 from backend.settings import Settings
 from backend.store.store import Store
 from backend.sync.inbox import Inbox
@@ -104,10 +104,10 @@ class Coordinator:
         """Have an event looked into."""
         self._inbox.put(event)
 
-    def sync_all(self) -> None:
+    def sync_all(self, *, doubtful: bool = False) -> None:
         """Have every known project synchronised."""
-        for project in self._store.projects.all():
-            self.send(Event(project.id))
+        for project in self._store.projects.numbers():
+            self.send(Event(project, doubtful=doubtful))
 
     def take_webhook(self, body: Mapping[str, Any]) -> None:
         """Have looked into what a webhook says; without a project in it, have everything synchronised."""
@@ -117,6 +117,18 @@ class Coordinator:
             self.send(event)
         if not events:
             self.sync_all()
+
+    def take_doubtful_webhook(self, body: Mapping[str, Any] | None) -> None:
+        """Take a webhook that anybody may have sent: it has known projects synchronised, but seldom.
+
+        `None` is one that was not read, as it is large.
+        """
+        events = webhook_events(body) if body is not None else []
+        for event in events:
+            if self._store.projects.is_known(event.project):
+                self.send(doubted(event))
+        if not events:
+            self.sync_all(doubtful=True)
 
     def take_webhook_later(self, raw: bytes) -> None:
         """Have a large webhook read by the thread.

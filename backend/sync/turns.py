@@ -138,7 +138,11 @@ class Turns:
         started = self._clock()
         schedule.sync_at = None
         before = self._store.projects.find(sync.project)
-        due = sync.run(at_once=schedule.at_once, extra_params=self.extra_params.get(sync.project))
+        due = sync.run(
+            at_once=schedule.at_once,
+            extra_params=self.extra_params.get(sync.project),
+            check_webhook=schedule.doubtful,
+        )
         self._clients.keep(sync.project)
         schedule.plan(due, self._clock())
         schedule.was_synced(started, self._clock(), self._settings.sync_interval)
