@@ -106,9 +106,10 @@ def test_with_a_password_start_training_comes_with_it_and_needs_no_secret(
 ):
     backend = start_backend(basic_auth_user="me", basic_auth_password="pass")
     assert requests.post(f"{backend.url}/webhook", json={"action": "X"}, timeout=5).status_code == 201
-    event = {"action": "TASKS_CREATED", "project": {"id": label_studio.add_project()}}
+    project = label_studio.add_project()
+    event: dict[str, Any] = {"action": "TASKS_CREATED", "project": {"id": project}}
     for auth in (None, ("me", "wrong")):
         requests.post(f"{backend.url}/webhook", json=event, auth=auth, timeout=5)
-    assert backend.service.coordinator.syncs(event["project"]["id"]) == 0
+    assert backend.service.coordinator.syncs(project) == 0
     requests.post(f"{backend.url}/webhook", json=event, auth=("me", "pass"), timeout=5)
-    wait_for(lambda: backend.service.coordinator.syncs(event["project"]["id"]), "a sync of a project not known before")
+    wait_for(lambda: backend.service.coordinator.syncs(project), "a sync of a project not known before")

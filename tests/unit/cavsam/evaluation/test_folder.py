@@ -279,7 +279,7 @@ def test_absent_targets_come_from_other_domains_and_other_words(tmp_path: Path) 
     samples = read_dataset("folder", tmp_path)
     episodes = draw_absent_episodes(tmp_path, samples, 2, 12, seed=0)
     assert len(episodes) == 5 * 12
-    lenders = {}
+    lenders: dict[str, set[str]] = {}
     for episode in episodes:
         lender, name, *_ = Path(episode.target.image).parts
         lenders.setdefault(episode.target.class_name, set()).add(f"{lender}/{name}")
