@@ -62,6 +62,7 @@ class Service:
             self.clients,
             ImageFolder(settings.data_dir / "clicked", int(settings.max_image_mb * 1e6)),
             ModelProcess(replace(model_spec(settings, SAM2), runner=CLICKS)),
+            give_up=give_up,
         )
         self.coordinator = Coordinator(
             settings, self.store, self.clients, self.base_version, wake=lambda: self.worker.wake(), give_up=give_up
@@ -112,7 +113,7 @@ class Service:
 
     def threads(self) -> list[LastingThread]:
         """The threads at work beside those that answer HTTP."""
-        return [self.coordinator.thread, self.worker.thread, self._asking]
+        return [self.coordinator.thread, self.worker.thread, self._asking, self.interactive.thread]
 
     def _ask(self) -> None:
         while not self.coordinator.is_stopping:
@@ -122,7 +123,7 @@ class Service:
         """The threads that should be at work and have ended, by name; empty as long as all is well."""
         if not self._started or self.coordinator.is_stopping:
             return []
-        return [thread.name for thread in self.threads() if not thread.is_alive]
+        return [thread.name for thread in self.threads() if thread.has_ended]
 
     def setup(self, project: int, hostname: str, token: str, extra_params: Any = NOT_SAID) -> str:
         """Take note of a project that Label Studio connects, and name the present version.
