@@ -18,8 +18,13 @@ from backend.errors import CrossSiteRequest
 from backend.labelstudio import webhook_secret
 from backend.settings import Settings
 
+<<<<<<< HEAD
 OPEN_PATHS = frozenset({"/health", "/webhook"})
 """Called without basic auth: by health checks, and by Label Studio's webhooks, which carry a secret of their own."""
+=======
+OPEN_PATHS = frozenset({"/health", "/ready", "/webhook"})
+"""Called without basic auth: by health checks, and by Label Studio's webhooks, which only bring about a look."""
+>>>>>>> trust
 READING = ("GET", "HEAD", "OPTIONS")
 PRIVATE_DOMAINS = (".localhost", ".local", ".internal", ".home.arpa")
 """Never given to anybody by the public DNS."""
@@ -97,6 +102,11 @@ def is_ours(host: str, settings: Settings) -> bool:
     except ValueError:
         return False
     return True
+
+
+def may_read(settings: Settings) -> bool:
+    """Tell whether whoever calls an open path may be told of addresses and folders."""
+    return not settings.basic_auth_user or _has_password(settings)
 
 
 def _has_password(settings: Settings) -> bool:
