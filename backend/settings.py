@@ -194,7 +194,7 @@ class Settings:
     )
     webhook_secret: str = _setting(
         "",
-        "What Label Studio's events carry to be told from those of others, for whoever replaces the data folder; "
+        "What Label Studio's events carry, so that nobody else's pass for them, for whoever replaces the data folder; "
         "without it the backend makes one and keeps it there.",
         secret=True,
     )
