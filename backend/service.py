@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import IO, Any
 
@@ -33,6 +34,7 @@ from backend.sync.delivery import prediction_text
 from backend.sync.policy import why_no_reference
 from backend.sync.project_sync import REQUESTED
 from backend.sync.reachability import Reachability
+from backend.sync.rebuild import have_projects_named
 from backend.version import base_version, model_version
 from backend.worker.interactive import Interactive
 from backend.worker.messages import ModelSpec
@@ -118,7 +120,22 @@ class Service:
 
     def _ask(self) -> None:
         while not self.coordinator.is_stopping:
-            self.coordinator.stopping.wait(self.reachability.ask())
+            pause = self.reachability.ask()
+            with suppress(LedgerError):  # the coordinator meets it, too
+                self._rebuild()
+            self.coordinator.stopping.wait(pause)
+
+    def _rebuild(self) -> None:
+        """Fill a store that took a damaged one's place, as far as Label Studio can be reached."""
+        if self.store.damaged_file() is None or self.reachability.trouble:
+            return
+        try:
+            for connection in self.clients.in_use():
+                have_projects_named(connection)
+        except LabelStudioError as error:
+            log.warning("The projects of the damaged ledger are looked for again later. %s", error)
+        else:
+            self.store.mark_rebuilt()
 
     def dead_threads(self) -> list[str]:
         """The threads that should be at work and have ended, by name; empty as long as all is well."""
