@@ -120,7 +120,8 @@ def random_paper_model(recipe: Recipe, device: str) -> Any:
     from cavsam.pipeline import CavSam
     from cavsam.tracking import Tracker
     from cavsam.transition import DiffusionTransition
-    from cavsam.weights.loading import SAM2_CHECKPOINTS, SAM2_PACKAGE, autocast, build_sam2, select_device
+    from cavsam.weights.files import SAM2_CHECKPOINTS
+    from cavsam.weights.loading import SAM2_PACKAGE, autocast, build_sam2, select_device
 
     torch.manual_seed(0)
     where = select_device(device)
