@@ -1,4 +1,4 @@
--- The ledger's schema, number 3. `upgrades.sql` turns a file of an earlier one into this.
+-- The ledger's schema, number 4. `upgrades.sql` turns a file of an earlier one into this.
 
 -- Values by name: the schema's number; `paused`; `grant:<project>`, the address and key that Label Studio handed over;
 -- `again:<project>`, whose predictions are to be replaced.
@@ -56,7 +56,7 @@ CREATE TABLE refusals (
 );
 
 -- A job is one task under one version; `store/deliveries.py` explains the states of its delivery. `result` is the
--- compressed JSON text of the regions.
+-- compressed JSON text of the regions, `remarks` a JSON list of what a person should look at in it.
 CREATE TABLE jobs (
     project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
     task INTEGER NOT NULL,
@@ -74,6 +74,7 @@ CREATE TABLE jobs (
     delivery_owner TEXT,
     delivery_until REAL,
     updated_at REAL NOT NULL,
+    remarks TEXT NOT NULL DEFAULT '[]',
     PRIMARY KEY (project, task, version)
 );
 CREATE INDEX jobs_by_state ON jobs (state, delivery);
@@ -88,7 +89,7 @@ CREATE TABLE notices (
 );
 
 -- This index spares an overview of 50,000 tasks reading past their results.
-CREATE INDEX jobs_overview ON jobs (project, version, task, state, delivery, score, seconds, updated_at);
+CREATE INDEX jobs_overview ON jobs (project, version, task, state, delivery, score, seconds, updated_at, remarks);
 
 -- The annotations of the present reference only, by age.
 CREATE TABLE learned_from (
