@@ -58,7 +58,7 @@ class Service:
         self.base_version = base_version(settings)
         self.trial_models = settings.sources().is_nano
         self.store = Store.of(settings)
-        self.model_process = ModelProcess(model_spec(settings, segmenter))
+        self.model_process = ModelProcess(model_spec(settings, segmenter), self._models_loaded)
         self.clients = Clients(settings, self.store)
         self.interactive = Interactive(
             self.store,
@@ -112,6 +112,19 @@ class Service:
         if self.coordinator.stop() and not self.worker.thread.is_alive:
             self.store.close()  # else a call to Label Studio is still waited for, and ends with the process
         self._folder_lock.close()
+
+    def _models_loaded(self) -> None:
+        """Name the version anew: only now it is sure what the hub's weights hold, which loading may have fetched."""
+        try:
+            present = base_version(self.settings)
+            if present == self.base_version:
+                return
+            log.info("The weights were fetched: the model version is %s now, not %s.", present, self.base_version)
+            self.base_version = present
+            self.coordinator.models_changed(present)
+            adopt_version(self.store, present)  # at once, so that no job of the former one is begun
+        except BackendError as error:
+            log.warning("The model version stays as it is. %s", error)
 
     # what HTTP asks
 
@@ -337,6 +350,11 @@ def resume(store: Store, settings: Settings, base_version: str) -> None:
     requeued = store.recover(settings.answer_lease)
     if requeued:
         log.info("%d tasks that were in work when the backend stopped are queued again.", requeued)
+    adopt_version(store, base_version)
+
+
+def adopt_version(store: Store, base_version: str) -> None:
+    """Have every project's references lead to another version, under which nothing is queued yet."""
     for project in store.projects.all():
         version = model_version(base_version, project.reference_key)
         if version != project.version:

@@ -62,6 +62,13 @@ class Turns:
         self._store.annotations(refusal.project).refuse(refusal, self._base_version)
         self.take(Event(refusal.project))
 
+    def follow_models(self, base_version: str) -> None:
+        """Have every known project synchronised under another version."""
+        self._base_version = base_version
+        self._syncs.clear()
+        for project in self._store.projects.all():
+            self.take(Event(project.id, "train"))
+
     def take(self, event: Event) -> None:
         """Have done what an event asks for."""
         schedule = self._schedules.setdefault(event.project, Schedule())

@@ -24,6 +24,7 @@ from backend.labelstudio.brush import decode_mask
 from backend.service import Service
 from backend.settings import Settings
 from backend.sync.delivery import Delivery
+from backend.version import base_version
 from tests.support.backend import RunningBackend, wait_for
 from tests.support.fake_label_studio import CONFIG, FakeLabelStudio, brush, picture, png
 from tests.support.store import damage
@@ -744,3 +745,18 @@ def test_a_ledger_that_was_damaged_before_the_start_is_filled_again(
     wait_until_all_predicted(label_studio, project)
     assert once_each(label_studio, project)
     assert second.service.store.projects.find(other) is None
+
+
+def test_the_version_follows_weights_that_are_fetched_while_the_model_is_loaded(
+    label_studio: FakeLabelStudio, project: int, start_backend: StartBackend, tmp_path: Path
+):
+    weights = {"sam2": str(tmp_path / "sam2.pt"), "diffusion": str(tmp_path / "sd.safetensors")}
+    backend = start_backend(segmenter="tests.support.threshold:open_fetching", **weights)
+    label_studio.connect(project, backend.url)
+    annotate_first(label_studio, project)
+    wait_until_all_predicted(label_studio, project)
+    base = base_version(backend.service.settings)
+    assert backend.service.base_version == base
+    versions = {version for task in label_studio.tasks_of(project) for version in label_studio.versions_of(task)}
+    assert len(versions) == 1
+    assert versions.pop().startswith(f"{base}-r")
