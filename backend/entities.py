@@ -161,7 +161,10 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Job:
-    """One task under one version; `result` is the JSON text of its regions once it is done."""
+    """One task under one version.
+
+    `result` is the JSON text of its regions once it is done, `remarks` what a person should look at in them.
+    """
 
     project: int
     task: int
@@ -174,6 +177,7 @@ class Job:
     result: str | None
     delivery: DeliveryState
     updated_at: float
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,7 @@ class TaskState:
     attempts: int = 0
     has_result: bool = False
     updated_at: float | None = None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

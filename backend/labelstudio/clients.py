@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
+from backend.entities import ALL_PROJECTS
 from backend.errors import LabelStudioDenied
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.image_hosts import PrivateHosts
@@ -78,11 +79,22 @@ class Clients:
             if known.get(key) == uid or (key not in known and key not in self._granted)  # the same project has moved
         )
 
+    def granted(self) -> list[int]:
+        """The projects for which /setup handed something over."""
+        with self._lock:
+            return list(self._granted)
+
     def keep(self, project: int) -> None:
         """Write to the ledger what was handed over for a project, if it is new."""
         granted = self._granted.get(project)
         if granted is not None and granted != self._store.projects.grants().get(project):
             self._store.projects.set_grant(project, *granted)
+
+    def in_use(self) -> list[LabelStudio]:
+        """The connections that work needs: the configured one, or those that /setup handed over."""
+        if self._settings.label_studio_url and self._settings.label_studio_api_key:
+            return [self.of(ALL_PROJECTS)]
+        return list(dict.fromkeys(self.of(project) for project in self.granted()))
 
     def of(self, project: int) -> LabelStudio:
         """A connection for a project; raises `LabelStudioDenied` where there is no address or key for one."""

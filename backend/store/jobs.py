@@ -14,6 +14,9 @@ from backend.store.database import Database
 TaskOrder = Literal["task", "score", "latest"]
 TaskFilter = Literal["all", "waiting", "predicted", "failed", "low"]
 
+MAX_BEGUN = 5
+"""Times that a job is begun when the whole process ends with it each time, as if a container runs out of memory."""
+
 ORDERS: dict[str, str] = {
     "task": "t.id",
     "score": "j.score IS NULL, j.score, t.id",
@@ -24,7 +27,7 @@ FILTERS: dict[str, str] = {
     "waiting": "coalesce(j.state, 'queued') IN ('queued', 'running')",
     "predicted": "j.state = 'done'",
     "failed": "j.state = 'failed'",
-    "low": "j.state = 'done' AND j.score < :low",
+    "low": "j.state = 'done' AND (j.score < :low OR j.remarks != '[]')",
 }
 
 
@@ -57,11 +60,11 @@ class JobQueue:
         """How many jobs wait for the model process; those of paused projects do not count."""
         return int(self._db.rows("queue_length")[0]["n"])
 
-    def finish(self, job: Job, result: str, score: float, seconds: float) -> None:
-        """Store a finished job; `result` is the JSON text of its regions."""
+    def finish(self, job: Job, result: str, score: float, seconds: float, remarks: Iterable[str] = ()) -> None:
+        """Store a finished job; `result` is the JSON text of its regions, `remarks` what a person should look at."""
+        packed, said = zlib.compress(result.encode()), json.dumps(list(remarks))
         with self._db.transaction() as db:
-            packed = zlib.compress(result.encode())
-            db.change("finish_job", packed, score, seconds, db.now, job.project, job.task, job.version)
+            db.change("finish_job", packed, score, seconds, said, db.now, job.project, job.task, job.version)
 
     def fail(self, job: Job, error: str, seconds: float | None = None) -> None:
         """Store why a job gave no result."""
@@ -78,6 +81,15 @@ class JobQueue:
         """Queue the running jobs again, when nobody runs them any more; returns how many there were."""
         with self._db.transaction() as db:
             return db.change("requeue_running")
+
+    def give_up_running(self) -> None:
+        """Give up running jobs that were begun `MAX_BEGUN` times and never ended in order.
+
+        One of them may be what ends whoever runs it.
+        """
+        with self._db.transaction() as db:
+            error = f"The backend was ended {MAX_BEGUN} times in the middle of this task."
+            db.change("give_up_running", error, db.now, MAX_BEGUN)
 
     def groups(self) -> list[JobGroup]:
         """The jobs of the projects' present versions, counted."""
@@ -153,9 +165,9 @@ class Jobs:
         row = self._db.rows("counts", self.project, self.version)[0]
         return {name: row[name] or 0 for name in (*JobState, DeliveryState.DELIVERED.value)}
 
-    def low_scores(self, below: float) -> int:
-        """How many predictions have a score below a bound."""
-        return int(self._db.rows("low_scores", self.project, self.version, below)[0]["n"])
+    def to_check(self, below: float) -> int:
+        """How many predictions a person should check: those with a score below a bound, or with a remark."""
+        return int(self._db.rows("to_check", self.project, self.version, below)[0]["n"])
 
     def mean_seconds(self) -> float | None:
         """Mean time of the last ten finished jobs; `None` before the first."""
@@ -168,7 +180,7 @@ class Jobs:
         """Some of the project's tasks and what became of them.
 
         Args:
-            show: which tasks are meant; `low` are predictions with a score below `low`.
+            show: which tasks are meant; `low` are predictions with a score below `low` or with a remark.
             order: by number, by score with the lowest first, or with what changed last first.
             low: the score below which `show="low"` counts.
             limit: how many to return; -1 for all.
@@ -193,7 +205,7 @@ class Jobs:
 def job_of(row: sqlite3.Row, **changes: Any) -> Job:
     """A job as its row says, but for some changes."""
     values: dict[str, Any] = {name: row[name] for name in Job.__dataclass_fields__}
-    values |= {"state": JobState(row["state"]), "delivery": DeliveryState(row["delivery"])}
+    values |= _read(row)
     if values["result"] is not None:
         values["result"] = zlib.decompress(values["result"]).decode()
     return Job(**values | changes)
@@ -201,5 +213,13 @@ def job_of(row: sqlite3.Row, **changes: Any) -> Job:
 
 def _task_state(task: int, row: sqlite3.Row) -> TaskState:
     values: dict[str, Any] = dict(zip(row.keys(), row, strict=True))
-    values |= {"state": JobState(row["state"]), "delivery": DeliveryState(row["delivery"])}
-    return TaskState(task, **values)
+    return TaskState(task, **values | _read(row))
+
+
+def _read(row: sqlite3.Row) -> dict[str, Any]:
+    """Read those values of a job that the file holds as texts."""
+    return {
+        "state": JobState(row["state"]),
+        "delivery": DeliveryState(row["delivery"]),
+        "remarks": tuple(json.loads(row["remarks"])),
+    }

@@ -74,6 +74,9 @@ SELECT name, value FROM meta WHERE name LIKE 'grant:%';
 -- wanted_again: The projects whose predictions are to be replaced.
 SELECT name FROM meta WHERE name LIKE 'again:%';
 
+-- value: One value.
+SELECT value FROM meta WHERE name = ?;
+
 -- set_value: One value.
 INSERT OR REPLACE INTO meta VALUES (?, ?);
 
@@ -178,8 +181,8 @@ JOIN projects p ON p.id = j.project AND p.version = j.version AND NOT p.paused
 AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'paused')
 WHERE j.state = 'queued';
 
--- finish_job: Its result, compressed.
-UPDATE jobs SET state = 'done', result = ?, score = ?, seconds = ?, error = NULL, updated_at = ?
+-- finish_job: Its result, compressed, and the remarks on it.
+UPDATE jobs SET state = 'done', result = ?, score = ?, seconds = ?, remarks = ?, error = NULL, updated_at = ?
 WHERE project = ? AND task = ? AND version = ?;
 
 -- fail_job: Why it gave no result.
@@ -228,11 +231,11 @@ UPDATE jobs SET state = 'queued', attempts = 0, not_before = 0 WHERE project = ?
 AND state = 'failed' AND updated_at <= ? AND task = ?;
 
 -- jobs: Without their results, which may be large.
-SELECT project, task, version, state, attempts, score, seconds, error, NULL AS result, delivery, updated_at
+SELECT project, task, version, state, attempts, score, seconds, error, NULL AS result, delivery, updated_at, remarks
 FROM jobs WHERE project = ? AND version = ?;
 
 -- jobs_of_tasks: The same of some tasks, given as a JSON list.
-SELECT project, task, version, state, attempts, score, seconds, error, NULL AS result, delivery, updated_at
+SELECT project, task, version, state, attempts, score, seconds, error, NULL AS result, delivery, updated_at, remarks
 FROM jobs WHERE project = ? AND version = ? AND task IN (SELECT value FROM json_each(?));
 
 -- job: One job with its result.
@@ -246,8 +249,9 @@ SELECT sum(state = 'queued') AS queued, sum(state = 'running') AS running, sum(s
 sum(state = 'failed') AS failed, sum(delivery = 'delivered') AS delivered
 FROM jobs WHERE project = ? AND version = ?;
 
--- low_scores: How many predictions have a score below a bound.
-SELECT count(*) AS n FROM jobs WHERE project = ? AND version = ? AND state = 'done' AND score < ?;
+-- to_check: How many predictions have a score below a bound, or a remark.
+SELECT count(*) AS n FROM jobs WHERE project = ? AND version = ? AND state = 'done'
+AND (score < ? OR remarks != '[]');
 
 -- mean_seconds: Of the last finished jobs.
 SELECT avg(seconds) AS mean FROM (SELECT seconds FROM jobs WHERE project = ? AND version = ?
@@ -267,7 +271,7 @@ LEFT JOIN jobs j ON j.project = t.project AND j.task = t.id AND j.version = :ver
 WHERE t.project = :project AND {filter} ORDER BY {order} LIMIT :limit OFFSET :offset;
 
 -- task_state: What became of one task.
-SELECT state, delivery, score, seconds, error, attempts, result IS NOT NULL AS has_result, updated_at
+SELECT state, delivery, score, seconds, error, attempts, result IS NOT NULL AS has_result, updated_at, remarks
 FROM jobs WHERE project = ? AND task = ? AND version = ?;
 
 

@@ -1,7 +1,8 @@
--- The ledger's schema, number 4. `upgrades.sql` turns a file of an earlier one into this.
+-- The ledger's schema, number 5. `upgrades.sql` turns a file of an earlier one into this.
 
 -- Values by name: the schema's number; `paused`; `grant:<project>`, the address and key that Label Studio handed over;
--- `again:<project>`, whose predictions are to be replaced.
+-- `again:<project>`, whose predictions are to be replaced; `rebuild`, the name under which a damaged file is kept
+-- whose projects were not looked for yet.
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 
 -- `id` is the key of `project_keys.py`. `uid` is the moment of creation as Label Studio writes it. `version` and `reference_key` are what is predicted under
@@ -57,7 +58,7 @@ CREATE TABLE refusals (
 );
 
 -- A job is one task under one version; `store/deliveries.py` explains the states of its delivery. `result` is the
--- compressed JSON text of the regions.
+-- compressed JSON text of the regions, `remarks` a JSON list of what a person should look at in it.
 CREATE TABLE jobs (
     project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
     task INTEGER NOT NULL,
@@ -75,6 +76,7 @@ CREATE TABLE jobs (
     delivery_owner TEXT,
     delivery_until REAL,
     updated_at REAL NOT NULL,
+    remarks TEXT NOT NULL DEFAULT '[]',
     PRIMARY KEY (project, task, version)
 );
 CREATE INDEX jobs_by_state ON jobs (state, delivery);
@@ -89,7 +91,7 @@ CREATE TABLE notices (
 );
 
 -- This index spares an overview of 50,000 tasks reading past their results.
-CREATE INDEX jobs_overview ON jobs (project, version, task, state, delivery, score, seconds, updated_at);
+CREATE INDEX jobs_overview ON jobs (project, version, task, state, delivery, score, seconds, updated_at, remarks);
 
 -- The annotations of the present reference only, by age.
 CREATE TABLE learned_from (

@@ -8,14 +8,11 @@ from pathlib import Path
 
 from backend.settings import Settings
 from backend.store.annotations import Annotations
-from backend.store.database import Database
+from backend.store.database import REBUILD, Database
 from backend.store.deliveries import Deliveries
 from backend.store.jobs import JobQueue, Jobs
 from backend.store.projects import Projects
 from backend.store.tasks import Tasks
-
-MAX_BEGUN = 5
-"""Times that a job is begun when the whole process ends with it each time, as if a container runs out of memory."""
 
 
 class Store:
@@ -46,6 +43,30 @@ class Store:
         """Open the ledger in the data folder of some settings."""
         return cls(ledger_path(settings))
 
+    @property
+    def trouble(self) -> str:
+        """Why the file could not be written, or read, the last time that it was needed; empty if it could."""
+        return self._db.trouble
+
+    @property
+    def generation(self) -> int:
+        """How many files were found to be damaged, and replaced by empty ones, since this one was opened."""
+        return self._db.generation
+
+    def damaged_file(self) -> str | None:
+        """The name under which a damaged file is kept, if its projects were not looked for in Label Studio yet."""
+        rows = self._db.rows("value", REBUILD)
+        return rows[0]["value"] if rows else None
+
+    def kept_files(self) -> list[str]:
+        """The names of damaged files that are kept in the data folder."""
+        return self._db.kept_files()
+
+    def mark_rebuilt(self) -> None:
+        """Store that the projects of a damaged file were looked for."""
+        with self._db.transaction() as db:
+            db.change("forget_value", REBUILD)
+
     def close(self) -> None:
         """Close the file; later calls raise `sqlite3.ProgrammingError`."""
         self._db.close()
@@ -72,9 +93,7 @@ class Store:
             return db.change("release", owner)
 
     def recover(self, lease: float) -> int:
-        """Go on after a restart: queue the running jobs again, put hand-overs cut short in doubt.
-
-        A job that was begun `MAX_BEGUN` times, and never ended in order, is given up: it may be what ends the process.
+        """Go on after a restart: queue the running jobs again or give them up, put hand-overs cut short in doubt.
 
         Args:
             lease: seconds that Label Studio has to store what it was given.
@@ -84,8 +103,7 @@ class Store:
         """
         with self._db.transaction() as db:
             db.change("release_all")
-            error = f"The backend was ended {MAX_BEGUN} times in the middle of this task."
-            db.change("give_up_running", error, db.now, MAX_BEGUN)
+        self.queue.give_up_running()
         self.doubt_pushing(lease)
         return self.queue.requeue_running()
 

@@ -21,7 +21,8 @@ from backend.labelstudio.clients import Clients
 from backend.labelstudio.events import Event, doubted, read_webhook, webhook_events
 from backend.settings import Settings
 from backend.store.store import Store
-from backend.sync.inbox import Inbox
+from backend.supervision import EndProcess, LastingThread, end_process
+from backend.sync.inbox import Inbox, NewModels
 from backend.sync.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Coordinator:
         wake: Callable[[], None],
         introduce: Callable[[int], object],
         clock: Callable[[], float] = time.monotonic,
+        give_up: EndProcess = end_process,
     ):
         """Take what the thread works with; `start` begins.
 
@@ -58,47 +60,46 @@ class Coordinator:
             wake: has the worker look for jobs.
             introduce: finds out about a project that is not known, given by its number.
             clock: seconds; the one that `wait` goes by is always the monotonic clock.
+            give_up: ends the process if the thread keeps failing.
         """
         self._settings, self._store = settings, store
         self._wake, self._introduce = wake, introduce
         self._inbox = Inbox()
         self._turns = Turns(settings, store, clients, base_version, clock, self._tell_others)
+        self._generation = store.generation
         self._in_doubt = False  # whether the outcome of an import may not have been stored
         self._unreleased: deque[tuple[int, str]] = deque()  # project and owner of reservations
         self._changed = threading.Condition()
-        self._stopping = threading.Event()
+        self.stopping = threading.Event()
+        """Set once `begin_stop` was called."""
         self.ledger_pause = LEDGER_PAUSE
-        self._thread = threading.Thread(target=self._coordinate, name="coordinator", daemon=True)
+        self.thread = LastingThread(
+            "coordinator", self._coordinate, self.stopping, recover=self._recover, give_up=give_up
+        )
 
     # life
 
     def start(self) -> None:
         """Begin with a full sync of the projects that are known."""
         self.sync_all()
-        self._thread.start()
+        self.thread.start()
 
     def begin_stop(self) -> None:
         """Have those that wait stop waiting; safe in a signal handler."""
-        self._stopping.set()
+        self.stopping.set()
 
     @property
     def is_stopping(self) -> bool:
         """Whether `begin_stop` was called."""
-        return self._stopping.is_set()
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        return self.stopping.is_set()
 
     def stop(self, patience: float = 5.0) -> bool:
         """End the thread; returns whether it has ended, for it may still wait for Label Studio's answer."""
         self.begin_stop()
         self._inbox.wake()
         self.notify()
-        if self._thread.is_alive():
-            self._thread.join(patience)
-        return not self._thread.is_alive()
+        self.thread.join(patience)
+        return not self.thread.is_alive
 
     # what others leave; all return at once
 
@@ -162,6 +163,10 @@ class Coordinator:
         """Have an annotation left out that teaches nothing."""
         self._inbox.put(refusal)
 
+    def models_changed(self, base_version: str) -> None:
+        """Have every project predicted under another version."""
+        self._inbox.put(NewModels(base_version))
+
     def release_later(self, project: int, owner: str) -> None:
         """Release a request's reservations once the ledger can be written again."""
         self._unreleased.append((project, owner))
@@ -193,14 +198,19 @@ class Coordinator:
     # the thread
 
     def _coordinate(self) -> None:
-        while not self._stopping.is_set():
+        while not self.stopping.is_set():
             try:
                 self.turn()
             except LedgerError as error:
                 # the thread must outlive a full disk; what is due stays due
                 log.error("%s Trying again in %.0f s.", error, self.ledger_pause)
-                self._stopping.wait(self.ledger_pause)
+                self.stopping.wait(self.ledger_pause)
                 self._in_doubt = True
+
+    def _recover(self) -> None:
+        """Make up for what a failure cut short: the messages that were taken are lost, but were only hints."""
+        self._in_doubt = True
+        self.sync_all()
 
     def turn(self, patience: float | None = None) -> None:
         """Take what others have left, and do what is due.
@@ -211,6 +221,9 @@ class Coordinator:
         Raises:
             LedgerError: the ledger cannot be read or written; what is due stays due.
         """
+        if self._generation != self._store.generation:
+            self._generation = self._store.generation
+            self._turns.begin_anew()
         if self._in_doubt:
             self._store.doubt_pushing(self._settings.answer_lease)
             self._in_doubt = False
@@ -225,9 +238,11 @@ class Coordinator:
                     self._turns.take(message)
                 case Refusal():
                     self._turns.refuse(message)
+                case NewModels(base_version):
+                    self._turns.follow_models(base_version)
                 case bytes():
                     self._read(message)
-        self._turns.attend(self._stopping.is_set)
+        self._turns.attend(self.stopping.is_set)
 
     def _read(self, raw: bytes) -> None:
         try:

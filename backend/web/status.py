@@ -18,14 +18,21 @@ from backend.store.jobs import TaskFilter, TaskOrder
 
 PER_PAGE = 20
 MOST_PER_PAGE = 500
+DAMAGED = (
+    "The ledger was damaged and is kept as {} in the data folder; what the backend knows was read from Label Studio "
+    "anew. Look after the disk, and delete the file when nobody wants to look into it."
+)
 STATES = {None: "not queued", "queued": "queued", "running": "running", "done": "done", "failed": "failed"}
 
 
 def backend_status(service: Service) -> dict[str, Any]:
-    """Collect all there is to say but the single tasks: `work` (what the model does now), `model`, `projects`."""
+    """Collect all there is to say but the single tasks: `work` (what the model does now), `notices`, `model`,
+    `projects`.
+    """
     work = asdict(service.worker.activity)
     del work["since"]
-    return {"work": work, "model": model_status(service), "projects": project_states(service)}
+    notices = [DAMAGED.format(name) for name in service.store.kept_files()]
+    return {"work": work, "notices": notices, "model": model_status(service), "projects": project_states(service)}
 
 
 def model_status(service: Service) -> dict[str, Any]:
@@ -75,7 +82,7 @@ def _project_state(service: Service, project: Project, ahead: float) -> dict[str
     settings = store.projects.settings(project.id, service.settings)
     references = store.annotations(project.id).references()
     jobs = store.jobs(project.id, project.version).counts()
-    jobs["low"] = store.jobs(project.id, project.version).low_scores(settings.review_below)
+    jobs["low"] = store.jobs(project.id, project.version).to_check(settings.review_below)
     waiting = jobs["queued"] + jobs["running"]
     mean = store.jobs(project.id, project.version).mean_seconds()
     work = None if mean is None or not waiting else mean * waiting
@@ -174,7 +181,8 @@ def _task(
         "name": _name(config, known),
         "state": name,
         "score": state.score,
-        "low": state.state == "done" and state.score is not None and state.score < low,
+        "low": state.state == "done" and bool(state.remarks or (state.score is not None and state.score < low)),
+        "remarks": list(state.remarks),
         "seconds": state.seconds,
         "error": state.error,
         "attempts": state.attempts,

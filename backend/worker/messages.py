@@ -180,10 +180,11 @@ class Result(_Answer):
 
     Attributes:
         regions: results as Label Studio stores them; none if nothing was found.
-        score: 0..1.
+        score: 0..1, of the worst label.
         seconds: time that finding it took, without what depends on the reference only.
         warnings: what the regions cannot say.
         calibrated: whether the scores estimate the IoU with the ground truth, rather than give an order only.
+        remarks: what a person should look at, see `worker.remarks`.
     """
 
     regions: tuple[dict[str, Any], ...]
@@ -191,11 +192,12 @@ class Result(_Answer):
     seconds: float
     warnings: tuple[str, ...] = ()
     calibrated: bool = False
+    remarks: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, held: dict[str, Any]) -> Self:
         """The message that `to_json` wrote."""
-        return cls(**held | {"regions": tuple(held["regions"]), "warnings": tuple(held["warnings"])})
+        return cls(**held | {name: tuple(held[name]) for name in ("regions", "warnings", "remarks")})
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 
 from backend.entities import ALL_PROJECTS, Job, JudgedAnnotation, ReferenceAnnotation, References, Refusal, Task
-from backend.errors import BackendError
+from backend.errors import BackendError, LedgerDamaged, LedgerError
 from backend.labelstudio.project_keys import SPAN
 from backend.labelstudio.regions import Brush, Region
-from backend.store.store import MAX_BEGUN, Store
+from backend.store.database import DAMAGED_KEPT, ledger_error
+from backend.store.jobs import MAX_BEGUN
+from backend.store.store import Store
 from tests.support.backend import learned_from
+from tests.support.store import damage
 
 VERSION = "cavsam-r1"
 REGIONS = (Region("tag", "image", ("cat",), (64, 96), Brush(bytes([1, 2, 3]))),)
@@ -309,12 +312,13 @@ def test_a_ledger_of_the_first_schema_is_taken_over(tmp_path: Path):
             ALTER TABLE projects DROP COLUMN paused;
             DROP TABLE notices;
             DROP INDEX jobs_overview;
+            ALTER TABLE jobs DROP COLUMN remarks;
             UPDATE meta SET value = '1' WHERE name = 'schema';
             """
         )
     for _ in range(2):  # the second time there is nothing to upgrade
         store = Store(path)
-        assert len(store.jobs(1, VERSION).all()) == 3
+        assert [job.remarks for job in store.jobs(1, VERSION).all().values()] == [()] * 3
         assert store.annotations(1).references() == learned_from(ReferenceAnnotation(1, "r1", 9, 1, REGIONS))
         assert [task.annotations_read for task in store.tasks(1).all()] == [""] * 4  # to be judged anew
         store.projects.set_paused(1, True)
@@ -323,7 +327,7 @@ def test_a_ledger_of_the_first_schema_is_taken_over(tmp_path: Path):
         store.close()
 
 
-V3 = """
+V4 = """
     CREATE TABLE old (id INTEGER PRIMARY KEY, project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
         task INTEGER NOT NULL, created_at TEXT NOT NULL, key TEXT NOT NULL, reason TEXT NOT NULL,
         labels TEXT NOT NULL DEFAULT '[]', ground_truth INTEGER NOT NULL DEFAULT 0);
@@ -332,28 +336,28 @@ V3 = """
     CREATE TABLE old (annotation INTEGER NOT NULL, key TEXT NOT NULL, reason TEXT NOT NULL,
         project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE, PRIMARY KEY (annotation, key));
     INSERT INTO old SELECT * FROM refusals; DROP TABLE refusals; ALTER TABLE old RENAME TO refusals;
-    UPDATE meta SET value = '3' WHERE name = 'schema';
+    UPDATE meta SET value = '4' WHERE name = 'schema';
 """
 
 
-def test_a_ledger_of_the_third_schema_is_taken_over_in_the_middle_of_its_jobs(tmp_path: Path):
+def test_a_ledger_of_the_fourth_schema_is_taken_over_in_the_middle_of_its_jobs(tmp_path: Path):
     path = tmp_path / "ledger.sqlite3"
-    third = Store(path)
-    fill(third, 6)
+    fourth = Store(path)
+    fill(fourth, 6)
     judged = JudgedAnnotation(9, 1, "2026-01-01", "r1", labels=frozenset({("tag", "image", "cat")}), ground_truth=True)
-    third.annotations(1).replace(1, [judged], "read")
-    third.annotations(1).replace(2, [JudgedAnnotation(10, 2, "2026-01-02", "r2")], "read")
-    third.annotations(1).refuse(Refusal(1, 10, "r2", "its mask is empty"), VERSION)
-    third.projects.set_grant(1, "http://first.example", "a token")
+    fourth.annotations(1).replace(1, [judged], "read")
+    fourth.annotations(1).replace(2, [JudgedAnnotation(10, 2, "2026-01-02", "r2")], "read")
+    fourth.annotations(1).refuse(Refusal(1, 10, "r2", "its mask is empty"), VERSION)
+    fourth.projects.set_grant(1, "http://first.example", "a token")
     for _ in range(2):
-        finish_next(third)
-    assert [job.task for job in third.deliveries(1, VERSION).claim(1)] == [2]
-    running = third.queue.take_next()
+        finish_next(fourth)
+    assert [job.task for job in fourth.deliveries(1, VERSION).claim(1)] == [2]
+    running = fourth.queue.take_next()
     assert running is not None
-    before = third.annotations(1).judged(), third.annotations(1).references(), third.jobs(1, VERSION).all()
-    third.close()
+    before = fourth.annotations(1).judged(), fourth.annotations(1).references(), fourth.jobs(1, VERSION).all()
+    fourth.close()
     with closing(sqlite3.connect(path)) as db:
-        db.executescript(V3)
+        db.executescript(V4)
     store = Store(path)
     assert (store.annotations(1).judged(), store.annotations(1).references(), store.jobs(1, VERSION).all()) == before
     assert store.projects.grants() == {1: ("http://first.example", "a token")}
@@ -495,7 +499,20 @@ class TestTaskStates:
         assert self.shown(filled, show="predicted") == [2, 3, 5]
         assert self.shown(filled, show="low", low=0.5) == [3]
         assert self.shown(filled, show="waiting") == [1, 6, 7, 8, 9]
-        assert filled.jobs(1, VERSION).low_scores(0.6) == 2
+        assert filled.jobs(1, VERSION).to_check(0.6) == 2
+
+    def test_a_remark_sends_a_good_score_to_review_and_leaves_with_a_new_result(self, filled: Store):
+        jobs = filled.jobs(1, VERSION)
+        good, remarks = jobs.find(2), ("'dog' was not found.", "'ä' too.")
+        filled.queue.finish(good, "[]", 0.9, 1.5, remarks)
+        assert jobs.find(2).remarks == remarks
+        assert self.shown(filled, show="low", low=0.5) == [2, 3]
+        assert jobs.to_check(0.5) == 2
+        (shown,) = [task for task in jobs.task_states()[0] if task.task == 2]
+        assert shown.remarks == remarks
+        filled.queue.finish(good, "[]", 0.9, 1.5)
+        assert jobs.find(2).remarks == ()
+        assert self.shown(filled, show="low", low=0.5) == [3]
 
     def test_each_state_says_what_the_job_says(self, filled: Store):
         states = {task.task: task for task in filled.jobs(1, VERSION).task_states()[0]}
@@ -556,3 +573,75 @@ def test_what_is_gone_is_reopened_unless_a_request_has_taken_it_up(store: Store)
     store.deliveries(1, VERSION).reopen([2, 3, 4])
     found = {task: (job.state, job.delivery) for task, job in store.jobs(1, VERSION).all().items()}
     assert found == {2: ("done", "open"), 3: ("done", "answered"), 4: ("queued", "open")}
+
+
+def test_a_damaged_file_is_kept_and_an_empty_one_takes_its_place(tmp_path: Path):
+    path = tmp_path / "ledger.sqlite3"
+    content = bytes(range(256)) * 64
+    path.write_bytes(content)
+    with closing(Store(path)) as store:
+        assert store.projects.all() == []
+        kept = store.damaged_file()
+        assert kept is not None
+        assert (tmp_path / kept).read_bytes() == content
+        assert (path.stat().st_mode & 0o777, (tmp_path / kept).exists()) == (0o600, True)
+    with closing(Store(path)) as again:
+        assert again.damaged_file() == kept  # until its projects were looked for
+        again.mark_rebuilt()
+        assert again.damaged_file() is None
+    assert len(list(tmp_path.glob("ledger-damaged-*"))) == 1
+
+
+def test_a_file_that_is_damaged_while_it_is_used_costs_one_call(tmp_path: Path):
+    path = tmp_path / "ledger.sqlite3"
+    with closing(Store(path)) as store:
+        for number in range(1, 200):
+            store.projects.add(number, "x" * 500)
+        damage(path)
+        with pytest.raises(LedgerDamaged):
+            store.projects.all()
+        assert store.trouble
+        assert store.generation == 1
+        assert store.projects.all() == []
+        store.projects.add(1, "y")
+        assert not store.trouble
+        assert [project.id for project in store.projects.all()] == [1]
+        assert store.damaged_file()
+
+
+def test_a_locked_file_is_not_taken_for_a_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("backend.store.database.LOCK_PATIENCE", 0.05)
+    path = tmp_path / "ledger.sqlite3"
+    with closing(Store(path)) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerError, match="free the file"):
+            store.projects.add(1, "x")
+        assert store.generation == 0
+        other.execute("ROLLBACK")
+        store.projects.add(1, "x")
+        assert not store.trouble
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "kind"),
+    [
+        (sqlite3.SQLITE_FULL, "make room", LedgerError),
+        (sqlite3.SQLITE_IOERR | 1 << 8, "disk of CAVSAM_DATA_DIR", LedgerError),
+        (sqlite3.SQLITE_CORRUPT, "moved aside", LedgerDamaged),
+        (sqlite3.SQLITE_NOTADB, "moved aside", LedgerDamaged),
+    ],
+)
+def test_what_an_error_of_the_file_means(code: int, words: str, kind: type[LedgerError]):
+    error = sqlite3.DatabaseError("of some kind")
+    error.sqlite_errorcode = code
+    found = ledger_error(error)
+    assert type(found) is kind
+    assert words in str(found)
+
+
+def test_only_the_last_damaged_files_are_kept(tmp_path: Path):
+    path = tmp_path / "ledger.sqlite3"
+    for second in range(DAMAGED_KEPT + 2):
+        path.write_bytes(bytes(range(256)) * 64)
+        Store(path, now=lambda second=second: 1e9 + second).close()
+    assert len(list(tmp_path.glob("ledger-damaged-*"))) == DAMAGED_KEPT

@@ -36,7 +36,9 @@ MESSAGES: list[Message] = [
     Loaded(1.5, "cuda:0", 10**10),
     NotLoaded("There is no checkpoint."),
     Progress("encode", 1, 4),
-    Result(({"id": "r", "value": {"rle": [1, 2]}},), 0.25, 1.5, ("A hole is filled.",), calibrated=True, gpu_bytes=5),
+    Result(
+        ({"id": "r", "value": {"rle": [1, 2]}},), 0.25, 1.5, ("A hole is filled.",), True, ("No dog.",), gpu_bytes=5
+    ),
     Result((), 0.0, 0.5),
     Failed("It is no picture.", gpu_bytes=7),
     BadReference(9, "It is empty."),
