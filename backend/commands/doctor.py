@@ -26,6 +26,10 @@ from backend.labelstudio.webhook_secret import HEADER, read_webhook_secret
 from backend.settings import Settings, unknown_variables
 from backend.worker.messages import Example, ModelSpec, Result, SegmentTask
 from backend.worker.model_process import CAVSAM, ModelProcess
+from cavsam.errors import ModelError
+from cavsam.recipe import Recipe
+from cavsam.scoring.calibration import Calibration
+from cavsam.weights.sources import ModelSources, calibration_file
 
 Verdict = Literal["ok", "note", "fail"]
 
@@ -111,6 +115,7 @@ def _data_folder(settings: Settings) -> Iterator[Finding]:
 def _weights(settings: Settings) -> Iterator[Finding]:
     """Where weights from the hub are kept; local files and the bundled models need no room."""
     sources = settings.sources()
+    yield from _calibration(sources, settings.method())
     from_hub = [name for name in (sources.sam2, sources.diffusion) if not Path(name).exists()]
     if not from_hub:
         return
@@ -135,6 +140,19 @@ def _weights(settings: Settings) -> Iterator[Finding]:
             f"{' and '.join(missing)} will be fetched to {folder} ({free:.0f} GB free) when the model is loaded first; "
             "`cavsam download` does it ahead.",
         )
+
+
+def _calibration(sources: ModelSources, recipe: Recipe) -> Iterator[Finding]:
+    """What the scores are worth; nothing is said before SAM2's weights are on this machine."""
+    file = calibration_file(sources)
+    if file is None:
+        return
+    try:
+        doubts = Calibration.load(file).doubts(recipe)
+    except ModelError as error:
+        yield Finding("fail", "calibration", str(error))
+        return
+    yield Finding("note", "calibration", doubts) if doubts else Finding("ok", "calibration", str(file))
 
 
 def _label_studio(settings: Settings, project: int | None) -> Iterator[Finding]:

@@ -28,11 +28,7 @@ from backend.service import Service
 from backend.settings import Settings
 from backend.text import read_json
 from backend.web.metrics import Metrics
-<<<<<<< HEAD
-from backend.web.security import is_from_label_studio, secure
-=======
-from backend.web.security import may_read, secure
->>>>>>> trust
+from backend.web.security import is_from_label_studio, may_read, secure
 from backend.web.status_page import create_page
 
 log = logging.getLogger(__name__)

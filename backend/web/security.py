@@ -18,13 +18,8 @@ from backend.errors import CrossSiteRequest
 from backend.labelstudio import webhook_secret
 from backend.settings import Settings
 
-<<<<<<< HEAD
-OPEN_PATHS = frozenset({"/health", "/webhook"})
-"""Called without basic auth: by health checks, and by Label Studio's webhooks, which carry a secret of their own."""
-=======
 OPEN_PATHS = frozenset({"/health", "/ready", "/webhook"})
-"""Called without basic auth: by health checks, and by Label Studio's webhooks, which only bring about a look."""
->>>>>>> trust
+"""Called without basic auth: by health checks, and by Label Studio's webhooks, which carry a secret of their own."""
 READING = ("GET", "HEAD", "OPTIONS")
 PRIVATE_DOMAINS = (".localhost", ".local", ".internal", ".home.arpa")
 """Never given to anybody by the public DNS."""

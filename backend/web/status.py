@@ -17,14 +17,21 @@ from backend.store.jobs import TaskFilter, TaskOrder
 
 PER_PAGE = 20
 MOST_PER_PAGE = 500
+DAMAGED = (
+    "The ledger was damaged and is kept as {} in the data folder; what the backend knows was read from Label Studio "
+    "anew. Look after the disk, and delete the file when nobody wants to look into it."
+)
 STATES = {None: "not queued", "queued": "queued", "running": "running", "done": "done", "failed": "failed"}
 
 
 def backend_status(service: Service) -> dict[str, Any]:
-    """Collect all there is to say but the single tasks: `work` (what the model does now), `model`, `projects`."""
+    """Collect all there is to say but the single tasks: `work` (what the model does now), `notices`, `model`,
+    `projects`.
+    """
     work = asdict(service.worker.activity)
     del work["since"]
-    return {"work": work, "model": model_status(service), "projects": project_states(service)}
+    notices = [DAMAGED.format(name) for name in service.store.kept_files()]
+    return {"work": work, "notices": notices, "model": model_status(service), "projects": project_states(service)}
 
 
 def model_status(service: Service) -> dict[str, Any]:

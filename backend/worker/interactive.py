@@ -144,12 +144,14 @@ class Interactive:
         images: ImageFolder,
         process: ModelProcess,
         *,
+        most_at_once: int = 4,
         give_up: EndProcess = end_process,
     ):
         self._store, self._clients, self._images, self.process = store, clients, images, process
         self._paths: OrderedDict[str, None] = OrderedDict()
         self._answered: OrderedDict[tuple[int, int, Slot], _Answered] = OrderedDict()
         self._lock = threading.Lock()  # guards all of these; one click at a time
+        self._seats = threading.BoundedSemaphore(most_at_once)
         self._prepared = threading.Lock()  # held once the thread was started
         self._stopping = threading.Event()
         self.thread = LastingThread("smart tools", self._keep_loaded, self._stopping, give_up=give_up)
@@ -190,7 +192,24 @@ class Interactive:
         slot = slot_of(pointing, config)
         images = self._config(project) or config
         known = self._store.tasks(project).find(int(task["id"])) or _sent(project, task, slot.to_name, images)
-        image = self._fetch(known, slot.to_name, images)
+        if not self._seats.acquire(blocking=False):
+            raise TooBusy("Too many clicks are waiting; try again in a moment.")
+        try:
+            image = self._fetch(known, slot.to_name, images)
+            return self._correct(known, task, slot, config, pointing, image)
+        finally:
+            self._seats.release()
+
+    def _correct(
+        self,
+        known: Task,
+        task: Mapping[str, Any],
+        slot: Slot,
+        config: LabelConfig,
+        pointing: Pointing,
+        image: str,
+    ) -> tuple[list[Any], float]:
+        """What `answer` gives, once it is this click's turn."""
         if not self._lock.acquire(timeout=PATIENCE):
             raise TooBusy("Too many clicks are waiting; try again in a moment.")
         try:
@@ -200,14 +219,16 @@ class Interactive:
             result = self._run(job, {image: known.id})
             regions = [region | {"origin": "prediction-changed"} for region in result.regions]
             made, _ = read_regions(regions, config)
-            self._answered[project, known.id, slot] = _Answered(pointing.ids, stored, start, made, time.monotonic())
+            self._answered[known.project, known.id, slot] = _Answered(
+                pointing.ids, stored, start, made, time.monotonic()
+            )
             while len(self._answered) > ANSWERS_KEPT:
                 self._answered.popitem(last=False)
         finally:
             self._lock.release()
         log.info(
             "Project %d, task %d: %r corrected by %d clicks and %d boxes, score %.2f, %.2f s.",
-            project,
+            known.project,
             known.id,
             slot.label,
             len(pointing.clicks),
