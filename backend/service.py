@@ -17,15 +17,15 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import IO, Any
 
+from backend.clients import Clients
 from backend.errors import (
     BackendError,
     DataFolderBusy,
     LabelStudioError,
     LedgerError,
 )
-from backend.labelstudio.clients import Clients
+from backend.image_folder import ImageFolder
 from backend.labelstudio.events import Event
-from backend.labelstudio.images import ImageFolder
 from backend.labelstudio.webhook_secret import with_webhook_secret
 from backend.settings import Settings
 from backend.store.store import Store
