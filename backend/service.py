@@ -31,7 +31,8 @@ from backend.sync.coordinator import NOT_SAID, Coordinator
 from backend.sync.delivery import prediction_text
 from backend.sync.policy import why_no_reference
 from backend.sync.project_sync import REQUESTED
-from backend.version import base_version, model_version
+from backend.sync.reviews import forget_lesson
+from backend.version import base_of, base_version, model_version, taught_version
 from backend.worker.interactive import Interactive
 from backend.worker.messages import ModelSpec
 from backend.worker.model_process import CAVSAM, CLICKS, SAM2, ModelProcess
@@ -124,13 +125,19 @@ class Service:
         return self.version_of(project)
 
     def version_of(self, project: int) -> str:
-        """The version that predictions for the project carry now."""
+        """The version that predictions for the project carry now, with what was learned."""
+        version = self._version(project)
+        lesson = self.store.learning(project).lesson(base_of(version))
+        return taught_version(version, lesson.name if lesson else "")
+
+    def _version(self, project: int) -> str:
+        """The version that the project's jobs have now."""
         known = self.store.projects.find(project)
         return known.version if known and known.version else self.base_version
 
     def versions(self) -> list[str]:
         """All versions there are predictions of."""
-        return self.store.queue.versions() or [self.base_version]
+        return self.store.queue.carried_versions() or [self.base_version]
 
     def predict(self, project: int, tasks: Sequence[int]) -> list[str]:
         """One JSON text per task, in order: a prediction, or `[]` where Label Studio shall store nothing now.
@@ -150,7 +157,7 @@ class Service:
             self._request(project, version, tasks)
             mine = self._reserve(project, version, tasks, owner)
             self._await_results(project, version, mine, deadline)
-            if self.version_of(project) != version:
+            if self._version(project) != version:
                 log.info("Project %d: the reference changed while /predict waited; nothing is answered.", project)
                 return ["[]"] * len(tasks)
             return self._answer(project, version, tasks, mine, owner)
@@ -241,7 +248,7 @@ class Service:
             jobs = self.store.jobs(project, version).all(tasks)
             if not any(job.state in ("queued", "running") for job in jobs.values()):
                 return
-            if self.version_of(project) != version or time.monotonic() >= deadline:
+            if self._version(project) != version or time.monotonic() >= deadline:
                 return
             if self.store.projects.is_paused(project):
                 log.info("Project %d is paused: /predict does not wait.", project)
@@ -305,6 +312,8 @@ def resume(store: Store, settings: Settings, base_version: str) -> None:
         if version != project.version:
             annotations = store.annotations(project.id)
             annotations.set_references(version, annotations.references())
+        if project.settings(settings).learn == "off":
+            forget_lesson(store, project)
 
 
 def lock_data_folder(settings: Settings) -> IO[str]:
