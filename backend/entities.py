@@ -156,9 +156,10 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Job:
-    """One task under one version; `result` is the JSON text of its regions once it is done.
+    """One task under one version.
 
-    `lesson` names what the project had learned when it was made; it is empty before anything is learned.
+    `result` is the JSON text of its regions once it is done, `remarks` what a person should look at in them. `lesson`
+    names what the project had learned when it was made; it is empty before anything is learned.
     """
 
     project: int
@@ -172,6 +173,7 @@ class Job:
     result: str | None
     delivery: DeliveryState
     updated_at: float
+    remarks: tuple[str, ...] = ()
     lesson: str = ""
 
     @property
@@ -196,6 +198,7 @@ class TaskState:
     attempts: int = 0
     has_result: bool = False
     updated_at: float | None = None
+    remarks: tuple[str, ...] = ()
     verdict: str | None = None
     iou: float | None = None
 

@@ -24,6 +24,7 @@ from cavsam.weights.sources import ModelSources
 PREFIX = "CAVSAM_"
 DATA_DIR = Path("cavsam-data")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+WEBHOOK_SECRET = re.compile(r"[A-Za-z0-9._~+/=-]{16,200}")
 HOST_NAME = re.compile(r"[\w.-]+")
 IP_OR_NAME = re.compile(r"[\w.-]+|[\da-fA-F]*:[\da-fA-F:.]*(%[\w.-]+)?")
 OLD_PREDICTIONS = ("keep", "remove")
@@ -198,6 +199,12 @@ class Settings:
         "`yes` listens beyond this machine without a password, for a network in which nobody else can reach the port; "
         "else `CAVSAM_HOST` other than loopback needs `CAVSAM_BASIC_AUTH_USER` and `_PASSWORD`.",
     )
+    webhook_secret: str = _setting(
+        "",
+        "What Label Studio's events carry, so that nobody else's pass for them, for whoever replaces the data folder; "
+        "without it the backend makes one and keeps it there.",
+        secret=True,
+    )
     allowed_hosts: str = _setting(
         "",
         "Host names, comma-separated, under which the backend answers without basic auth; for a backend that has a "
@@ -333,6 +340,11 @@ class Settings:
             problems.append("LABEL_STUDIO_API_KEY needs LABEL_STUDIO_URL: the address that the key belongs to.")
         if not self.label_studio_api_key.isascii() or any(c.isspace() for c in self.label_studio_api_key):
             problems.append("LABEL_STUDIO_API_KEY must be one token without spaces; copy it again from Label Studio.")
+        if self.webhook_secret and not WEBHOOK_SECRET.fullmatch(self.webhook_secret):
+            problems.append(
+                "CAVSAM_WEBHOOK_SECRET must be at least 16 letters, digits or any of - _ . ~ + / =; "
+                "`openssl rand -hex 20` makes one."
+            )
         if not DEVICE.fullmatch(self.device):
             problems.append(f"CAVSAM_DEVICE must be auto, cpu, cuda, cuda:1 or mps, not {self.device!r}.")
         if not IP_OR_NAME.fullmatch(self.host):

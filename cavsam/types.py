@@ -151,6 +151,5 @@ class TargetResult:
 
     @property
     def score(self) -> float:
-        """Mean score of the labels found; 0 if there are none."""
-        found = [self.scores[label] for label in self.masks]
-        return sum(found) / len(found) if found else 0.0
+        """Score of the worst of the labels found, for a mean would hide it; 0 if there are none."""
+        return min((self.scores[label] for label in self.masks), default=0.0)

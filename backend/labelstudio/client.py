@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -100,10 +100,16 @@ class LabelStudio:
         """The project's webhooks."""
         return self._get("/api/webhooks/", {"project": project})
 
-    def add_webhook(self, project: int, url: str) -> None:
+    def add_webhook(self, project: int, url: str, headers: Mapping[str, str]) -> None:
         """Have Label Studio send the project's events to `url`; raises `LabelStudioRejected` where it will not."""
         body = {"project": project, "url": url, "send_payload": True, "send_for_all_actions": True, "is_active": True}
-        self._request("POST", "/api/webhooks/", json=body)
+        self._request("POST", "/api/webhooks/", json=body | {"headers": dict(headers)})
+
+    def set_webhook_headers(self, webhook: Mapping[str, Any], headers: Mapping[str, str]) -> None:
+        """Have a webhook, as it was listed, send these headers and no others."""
+        # Label Studio takes a change that does not name the actions for one to none
+        body = {"headers": dict(headers), "actions": webhook.get("actions") or []}
+        self._request("PATCH", f"/api/webhooks/{int(webhook['id'])}/", json=body)
 
     def version(self) -> dict[str, Any]:
         """What runs there, with `release`; needs no key."""
@@ -114,9 +120,9 @@ class LabelStudio:
         """Whether the key is a personal access token."""
         return self._auth.personal
 
-    def user(self) -> dict[str, Any]:
+    def user(self, *, timeout: float | None = None) -> dict[str, Any]:
         """The user whose key this is."""
-        return self._get("/api/current-user/whoami")
+        return self._get("/api/current-user/whoami", timeout=timeout)
 
     # predictions
 

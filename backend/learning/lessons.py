@@ -118,13 +118,12 @@ def tried_masks(
 
 
 def score_of(candidates: Sequence[KeptCandidate], experience: Experience) -> float:
-    """Score a prediction anew, as the model process does: the mean over the labels shown, of each image."""
-    images: dict[str, list[float]] = {one.place.to_name: [] for one in candidates}
-    for one in candidates:
-        if one.shown:
-            images[one.place.to_name].append(experience.score(one.kind, one.own, one.cues))
-    means = [sum(scores) / len(scores) if scores else 0.0 for scores in images.values()]
-    return sum(means) / len(means) if means else 0.0
+    """Score a prediction anew, as the model process does: that of the worst label shown, 0 if an image shows none."""
+    worst = []
+    for image in {one.place.to_name for one in candidates}:
+        shown = [one for one in candidates if one.shown and one.place.to_name == image]
+        worst.append(min((experience.score(one.kind, one.own, one.cues) for one in shown), default=0.0))
+    return min(worst, default=0.0)
 
 
 def _ladder_told(found: Sequence[Rung], enough: int) -> str:

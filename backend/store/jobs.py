@@ -16,6 +16,9 @@ from backend.version import taught_version
 TaskOrder = Literal["task", "score", "latest"]
 TaskFilter = Literal["all", "waiting", "predicted", "failed", "low", "reviewed"]
 
+MAX_BEGUN = 5
+"""Times that a job is begun when the whole process ends with it each time, as if a container runs out of memory."""
+
 ORDERS: dict[str, str] = {
     "task": "t.id",
     "score": "j.score IS NULL, j.score, t.id",
@@ -26,7 +29,7 @@ FILTERS: dict[str, str] = {
     "waiting": "coalesce(j.state, 'queued') IN ('queued', 'running')",
     "predicted": "j.state = 'done'",
     "failed": "j.state = 'failed'",
-    "low": "j.state = 'done' AND j.score < :low AND r.verdict IS NULL",
+    "low": "j.state = 'done' AND (j.score < :low OR j.remarks != '[]') AND r.verdict IS NULL",
     "reviewed": "r.verdict IS NOT NULL",
 }
 
@@ -60,11 +63,19 @@ class JobQueue:
         """How many jobs wait for the model process; those of paused projects do not count."""
         return int(self._db.rows("queue_length")[0]["n"])
 
-    def finish(self, job: Job, result: str, score: float, seconds: float) -> None:
-        """Store a finished job with its lesson; `result` is the JSON text of its regions."""
+    def finish(self, job: Job, result: str, score: float, seconds: float, remarks: Iterable[str] = ()) -> None:
+        """Store a finished job with its lesson.
+
+        Args:
+            job: the job.
+            result: JSON text of its regions.
+            score: 0..1.
+            seconds: that it took.
+            remarks: what a person should look at.
+        """
+        packed, said = zlib.compress(result.encode()), json.dumps(list(remarks))
         with self._db.transaction() as db:
-            packed = zlib.compress(result.encode())
-            made = packed, score, seconds, job.lesson, db.now
+            made = packed, score, seconds, said, job.lesson, db.now
             db.change("finish_job", *made, job.project, job.task, job.version)
 
     def fail(self, job: Job, error: str, seconds: float | None = None) -> None:
@@ -82,6 +93,15 @@ class JobQueue:
         """Queue the running jobs again, when nobody runs them any more; returns how many there were."""
         with self._db.transaction() as db:
             return db.change("requeue_running")
+
+    def give_up_running(self) -> None:
+        """Give up running jobs that were begun `MAX_BEGUN` times and never ended in order.
+
+        One of them may be what ends whoever runs it.
+        """
+        with self._db.transaction() as db:
+            error = f"The backend was ended {MAX_BEGUN} times in the middle of this task."
+            db.change("give_up_running", error, db.now, MAX_BEGUN)
 
     def groups(self) -> list[JobGroup]:
         """The jobs of the projects' present versions, counted."""
@@ -161,9 +181,12 @@ class Jobs:
         row = self._db.rows("counts", self.project, self.version)[0]
         return {name: row[name] or 0 for name in (*JobState, DeliveryState.DELIVERED.value)}
 
-    def low_scores(self, below: float) -> int:
-        """How many predictions that nobody has reviewed have a score below a bound."""
-        return int(self._db.rows("low_scores", self.project, self.version, below)[0]["n"])
+    def to_check(self, below: float) -> int:
+        """How many predictions a person should check: those with a score below a bound, or with a remark.
+
+        What was reviewed is checked.
+        """
+        return int(self._db.rows("to_check", self.project, self.version, below)[0]["n"])
 
     def mean_seconds(self) -> float | None:
         """Mean time of the last ten finished jobs; `None` before the first."""
@@ -176,7 +199,8 @@ class Jobs:
         """Some of the project's tasks and what became of them.
 
         Args:
-            show: which tasks are meant; `low` are predictions with a score below `low` that nobody has reviewed.
+            show: which tasks are meant; `low` are predictions with a score below `low` or with a remark that nobody
+                has reviewed.
             order: by number, by score with the lowest first, or with what changed last first.
             low: the score below which `show="low"` counts.
             limit: how many to return; -1 for all.
@@ -207,7 +231,7 @@ class Jobs:
 def job_of(row: sqlite3.Row, **changes: Any) -> Job:
     """A job as its row says, but for some changes."""
     values: dict[str, Any] = {name: row[name] for name in Job.__dataclass_fields__}
-    values |= {"state": JobState(row["state"]), "delivery": DeliveryState(row["delivery"])}
+    values |= _read(row)
     if values["result"] is not None:
         values["result"] = zlib.decompress(values["result"]).decode()
     return Job(**values | changes)
@@ -215,5 +239,13 @@ def job_of(row: sqlite3.Row, **changes: Any) -> Job:
 
 def _task_state(task: int, row: sqlite3.Row) -> TaskState:
     values: dict[str, Any] = dict(zip(row.keys(), row, strict=True))
-    values |= {"state": JobState(row["state"]), "delivery": DeliveryState(row["delivery"])}
-    return TaskState(task, **values)
+    return TaskState(task, **values | _read(row))
+
+
+def _read(row: sqlite3.Row) -> dict[str, Any]:
+    """Read those values of a job that the file holds as texts."""
+    return {
+        "state": JobState(row["state"]),
+        "delivery": DeliveryState(row["delivery"]),
+        "remarks": tuple(json.loads(row["remarks"])),
+    }

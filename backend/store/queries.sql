@@ -11,6 +11,9 @@ SELECT * FROM projects WHERE id = ?;
 -- projects: All projects.
 SELECT * FROM projects ORDER BY id;
 
+-- project_numbers: The numbers of all projects.
+SELECT id FROM projects ORDER BY id;
+
 -- project_uid: The moment of creation, as Label Studio writes it, tells two projects of one number apart.
 SELECT uid FROM projects WHERE id = ?;
 
@@ -172,8 +175,9 @@ JOIN projects p ON p.id = j.project AND p.version = j.version AND NOT p.paused
 AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'paused')
 WHERE j.state = 'queued';
 
--- finish_job: Its result, compressed.
-UPDATE jobs SET state = 'done', result = ?, score = ?, seconds = ?, lesson = ?, error = NULL, updated_at = ?
+-- finish_job: Its result, compressed, and the remarks on it.
+UPDATE jobs SET state = 'done', result = ?, score = ?, seconds = ?, remarks = ?, lesson = ?, error = NULL,
+updated_at = ?
 WHERE project = ? AND task = ? AND version = ?;
 
 -- fail_job: Why it gave no result.
@@ -226,11 +230,13 @@ UPDATE jobs SET state = 'queued', attempts = 0, not_before = 0 WHERE project = ?
 AND state = 'failed' AND updated_at <= ? AND task = ?;
 
 -- jobs: Without their results, which may be large.
-SELECT project, task, version, state, attempts, score, seconds, error, NULL AS result, delivery, updated_at, lesson
+SELECT project, task, version, state, attempts, score, seconds, error, NULL AS result, delivery, updated_at, remarks,
+lesson
 FROM jobs WHERE project = ? AND version = ?;
 
 -- jobs_of_tasks: The same of some tasks, given as a JSON list.
-SELECT project, task, version, state, attempts, score, seconds, error, NULL AS result, delivery, updated_at, lesson
+SELECT project, task, version, state, attempts, score, seconds, error, NULL AS result, delivery, updated_at, remarks,
+lesson
 FROM jobs WHERE project = ? AND version = ? AND task IN (SELECT value FROM json_each(?));
 
 -- job: One job with its result.
@@ -244,8 +250,9 @@ SELECT sum(state = 'queued') AS queued, sum(state = 'running') AS running, sum(s
 sum(state = 'failed') AS failed, sum(delivery = 'delivered') AS delivered
 FROM jobs WHERE project = ? AND version = ?;
 
--- low_scores: How many predictions that nobody has reviewed have a score below a bound.
-SELECT count(*) AS n FROM jobs j WHERE j.project = ? AND j.version = ? AND j.state = 'done' AND j.score < ?
+-- to_check: How many predictions that nobody has reviewed have a score below a bound, or a remark.
+SELECT count(*) AS n FROM jobs j WHERE j.project = ? AND j.version = ? AND j.state = 'done'
+AND (j.score < ? OR j.remarks != '[]')
 AND NOT EXISTS (SELECT 1 FROM reviews r WHERE r.project = j.project AND r.task = j.task);
 
 -- mean_seconds: Of the last finished jobs.
@@ -268,7 +275,7 @@ LEFT JOIN reviews r ON r.project = t.project AND r.task = t.id
 WHERE t.project = :project AND {filter} ORDER BY {order} LIMIT :limit OFFSET :offset;
 
 -- task_state: What became of one task.
-SELECT state, delivery, score, seconds, error, attempts, result IS NOT NULL AS has_result, updated_at
+SELECT state, delivery, score, seconds, error, attempts, result IS NOT NULL AS has_result, updated_at, remarks
 FROM jobs WHERE project = ? AND task = ? AND version = ?;
 
 

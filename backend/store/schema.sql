@@ -56,7 +56,8 @@ CREATE TABLE refusals (
 );
 
 -- A job is one task under one version; `store/deliveries.py` explains the states of its delivery. `result` is the
--- compressed JSON text of the regions, `lesson` the name of what it was made with, see `lessons`.
+-- compressed JSON text of the regions, `remarks` a JSON list of what a person should look at in it, `lesson` the name of
+-- what it was made with, see `lessons`.
 CREATE TABLE jobs (
     project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
     task INTEGER NOT NULL,
@@ -74,6 +75,7 @@ CREATE TABLE jobs (
     delivery_owner TEXT,
     delivery_until REAL,
     updated_at REAL NOT NULL,
+    remarks TEXT NOT NULL DEFAULT '[]',
     lesson TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (project, task, version)
 );
@@ -89,7 +91,7 @@ CREATE TABLE notices (
 );
 
 -- This index spares an overview of 50,000 tasks reading past their results.
-CREATE INDEX jobs_overview ON jobs (project, version, task, state, delivery, score, seconds, updated_at);
+CREATE INDEX jobs_overview ON jobs (project, version, task, state, delivery, score, seconds, updated_at, remarks);
 
 -- The annotations of the present reference only, by age.
 CREATE TABLE learned_from (

@@ -29,7 +29,10 @@ INSERT INTO learned_from SELECT r.project, r.annotation, 0, r.task, r.key, r.reg
 DROP TABLE reference_annotations;
 UPDATE tasks SET annotations_read = '';
 
--- from_3: Nothing changed.
+-- from_3: Remarks on a result came with schema 4.
+ALTER TABLE jobs ADD COLUMN remarks TEXT NOT NULL DEFAULT '[]';
+DROP INDEX jobs_overview;
+CREATE INDEX jobs_overview ON jobs (project, version, task, state, delivery, score, seconds, updated_at, remarks);
 
 -- from_4: Nothing changed.
 

@@ -21,9 +21,15 @@ class Inbox:
         self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._unread = 0
+        self._doubtful: set[Event] = set()
 
     def put(self, message: Event | Refusal) -> None:
-        """Leave a message; returns at once."""
+        """Leave a message; returns at once. A doubtful event is left once, however often it comes meanwhile."""
+        if isinstance(message, Event) and message.doubtful:
+            with self._lock:
+                if message in self._doubtful:
+                    return
+                self._doubtful.add(message)
         self._messages.put(message)
 
     def put_unread(self, webhook: bytes) -> bool:
@@ -51,4 +57,5 @@ class Inbox:
             pass
         with self._lock:
             self._unread -= sum(len(message) for message in found if isinstance(message, bytes))
+            self._doubtful.difference_update(message for message in found if isinstance(message, Event))
         return found

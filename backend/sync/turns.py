@@ -116,6 +116,9 @@ class Turns:
         except Exception as error:
             log.exception("Project %d: the coordinator failed.", project)
             self._put_off(project, f"The backend failed ({type(error).__name__}: {error}).")
+        except BaseException:
+            schedule.put_off(self._clock())  # the others go on first when the thread is begun again
+            raise
         else:
             schedule.failures = 0
             schedule.gone.clear()
@@ -138,7 +141,11 @@ class Turns:
         started = self._clock()
         schedule.sync_at = None
         before = self._store.projects.find(sync.project)
-        due = sync.run(at_once=schedule.at_once, extra_params=self.extra_params.get(sync.project))
+        due = sync.run(
+            at_once=schedule.at_once,
+            extra_params=self.extra_params.get(sync.project),
+            check_webhook=schedule.doubtful,
+        )
         self._clients.keep(sync.project)
         schedule.plan(due, self._clock())
         schedule.was_synced(started, self._clock(), self._settings.sync_interval)

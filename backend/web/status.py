@@ -77,7 +77,7 @@ def _project_state(service: Service, project: Project, ahead: float) -> dict[str
     settings = store.projects.settings(project.id, service.settings)
     references = store.annotations(project.id).references()
     jobs = store.jobs(project.id, project.version).counts()
-    jobs["low"] = store.jobs(project.id, project.version).low_scores(settings.review_below)
+    jobs["low"] = store.jobs(project.id, project.version).to_check(settings.review_below)
     waiting = jobs["queued"] + jobs["running"]
     mean = store.jobs(project.id, project.version).mean_seconds()
     work = None if mean is None or not waiting else mean * waiting
@@ -201,7 +201,10 @@ def _task(
         "name": _name(config, known),
         "state": name,
         "score": state.score,
-        "low": state.state == "done" and state.verdict is None and state.score is not None and state.score < low,
+        "low": state.state == "done"
+        and state.verdict is None
+        and bool(state.remarks or (state.score is not None and state.score < low)),
+        "remarks": list(state.remarks),
         "verdict": state.verdict,
         "iou": state.iou,
         "seconds": state.seconds,

@@ -186,10 +186,11 @@ class Result(_Answer):
 
     Attributes:
         regions: results as Label Studio stores them; none if nothing was found.
-        score: 0..1.
+        score: 0..1, of the worst label.
         seconds: time that finding it took, without what depends on the reference only.
         warnings: what the regions cannot say.
         calibrated: whether the scores estimate the IoU with the ground truth, rather than give an order only.
+        remarks: what a person should look at, see `worker.remarks`.
         candidates: the ways to each mask that were tried.
     """
 
@@ -198,6 +199,7 @@ class Result(_Answer):
     seconds: float
     warnings: tuple[str, ...] = ()
     calibrated: bool = False
+    remarks: tuple[str, ...] = ()
     candidates: tuple[KeptCandidate, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -208,14 +210,8 @@ class Result(_Answer):
     def from_json(cls, held: dict[str, Any]) -> Self:
         """The message that `to_json` wrote."""
         candidates = tuple(KeptCandidate.from_json(one) for one in held["candidates"])
-        return cls(
-            **held
-            | {
-                "regions": tuple(held["regions"]),
-                "warnings": tuple(held["warnings"]),
-                "candidates": candidates,
-            }
-        )
+        lists = {name: tuple(held[name]) for name in ("regions", "warnings", "remarks")}
+        return cls(**held | lists | {"candidates": candidates})
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -40,6 +40,7 @@ from backend.worker.messages import (
     read_message,
     write_message,
 )
+from backend.worker.remarks import most_parts, remarks_on
 from cavsam.errors import CavSamError, ImageError, InvalidReference, ModelError
 from cavsam.images import read_image
 from cavsam.recipe import Recipe
@@ -80,17 +81,33 @@ def open_cavsam(options: Mapping[str, Any]) -> Segmenter:
     )
 
 
+@dataclass(frozen=True)
+class _Adapted:
+    """The model adapted to the examples on one image tag.
+
+    Attributes:
+        references: what the segmenter made of them.
+        slots: where the mask of each of its labels belongs.
+        parts: of each label, how many parts its mask has on the examples.
+    """
+
+    references: Any
+    slots: dict[str, Slot]
+    parts: dict[str, int]
+
+
 class ModelServer:
     """A loaded model and the references it is adapted to, by the key of the reference and the image tag."""
 
     def __init__(self, segmenter: Segmenter):
         self._segmenter = segmenter
-        self._adapted: OrderedDict[tuple[str, str], tuple[Any, dict[str, Slot]]] = OrderedDict()
+        self._adapted: OrderedDict[tuple[str, str], _Adapted] = OrderedDict()
 
     def run(self, job: SegmentTask, progress: Progress) -> Answer:
         """Find what the examples show on each of a task's images that they are drawn on."""
         regions: list[dict[str, Any]] = []
         warnings: list[str] = []
+        remarks: list[str] = []
         results: list[TargetResult] = []
         candidates: list[KeptCandidate] = []
         # who segments without candidates, as stand-ins do, need not know of experience
@@ -101,42 +118,44 @@ class ModelServer:
             if path is None:
                 continue  # a task need not have every image that the reference has
             try:
-                adapted, slots = self._adapt(job, to_name, progress)
+                adapted = self._adapt(job, to_name, progress)
             except _BadExample as error:
                 return BadReference(error.annotation, str(error))
             except CavSamError as error:  # the computation failed, which is no fault of the annotation
                 return Failed(str(error))
             started = time.monotonic()
-            result = next(iter(self._segmenter.segment(adapted, [path], progress=progress, **taught)))
+            result = next(iter(self._segmenter.segment(adapted.references, [path], progress=progress, **taught)))
             if result.error is not None:
                 return Failed(result.error)
             for name, mask in result.masks.items():
                 if mask.any():
-                    drawn, unsaid = prediction_regions(slots[name], mask, _score(result.scores.get(name, 0.0)))
+                    drawn, unsaid = prediction_regions(adapted.slots[name], mask, _score(result.scores.get(name, 0.0)))
                     regions += drawn
                     warnings += unsaid
+            remarks += remarks_on(result, adapted.parts)
             results.append(result)
-            candidates += kept_candidates(result, slots)
+            candidates += kept_candidates(result, adapted.slots)
             seconds += time.monotonic() - started
         if not results:
             return Failed("The task has none of the images that the reference has.")
-        score = sum(_score(result.score) for result in results) / len(results)
+        score = min(_score(result.score) for result in results)
         calibrated = all(result.calibrated for result in results)
-        return Result(tuple(regions), score, seconds, tuple(warnings), calibrated, tuple(candidates))
+        said = tuple(dict.fromkeys(remarks))
+        return Result(tuple(regions), score, seconds, tuple(warnings), calibrated, said, tuple(candidates))
 
-    def _adapt(self, job: SegmentTask, to_name: str, progress: Progress) -> tuple[Any, dict[str, Slot]]:
-        """The model adapted to the examples on one image tag, and where the mask of each of its labels belongs."""
+    def _adapt(self, job: SegmentTask, to_name: str, progress: Progress) -> _Adapted:
+        """The model adapted to the examples on one image tag, which need not be all."""
         key = (job.reference_key, to_name)
         if key not in self._adapted:
             read = [_read_example(one, to_name) for one in job.examples if to_name in one.drawn_on]
             names = mask_names({slot: None for _, masks in read for slot in masks})
-            references = [
-                Reference(image, {names[slot]: mask for slot, mask in masks.items()}) for image, masks in read
-            ]
+            named = [{names[slot]: mask for slot, mask in masks.items()} for _, masks in read]
+            references = [Reference(image, masks) for (image, _), masks in zip(read, named, strict=True)]
             # a name may tell two control tags apart, which is not for the text that the diffusion model gets
             class_name = ", ".join(dict.fromkeys(slot.label for slot in names))
             adapted = self._segmenter.adapt(references, class_name=class_name, shots=job.shots, progress=progress)
-            self._adapted[key] = adapted, {name: slot for slot, name in names.items()}
+            slots = {name: slot for slot, name in names.items()}
+            self._adapted[key] = _Adapted(adapted, slots, most_parts(named))
             while len(self._adapted) > ADAPTED_KEPT:
                 self._adapted.popitem(last=False)
         self._adapted.move_to_end(key)

@@ -3,11 +3,13 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backend.cli import main
 from backend.commands.doctor import Finding, examine
+from backend.labelstudio.webhook_secret import HEADER
 from backend.settings import Settings
 from tests.support.backend import THRESHOLD
 from tests.support.fake_label_studio import LEGACY_KEY, PERSONAL_TOKEN, FakeLabelStudio
@@ -34,6 +36,17 @@ def test_all_is_well(make_settings: MakeSettings, label_studio: FakeLabelStudio)
         assert words in good
     assert "every step runs" in good
     assert texts(found, "note") == ""
+
+
+def test_a_webhook_without_our_secret_is_noted(make_settings: MakeSettings, label_studio: FakeLabelStudio):
+    project = label_studio.add_project()
+    label_studio.connected[project] = "http://127.0.0.1:9090"
+    hook: dict[str, Any] = {"url": "http://127.0.0.1:9090/webhook", "is_active": True, "headers": None}
+    label_studio.webhooks = [hook]
+    settings = make_settings(webhook_secret="0123456789abcdef")
+    assert "does not carry this backend's secret" in texts(findings(settings, project, segmenter=THRESHOLD), "note")
+    hook["headers"] = {HEADER: "0123456789abcdef"}
+    assert texts(findings(settings, project, segmenter=THRESHOLD), "note") == ""
 
 
 def test_the_switches_are_named_where_they_may_be_in_the_way(

@@ -124,7 +124,7 @@ def test_the_page_and_the_api_say_the_same(label_studio: FakeLabelStudio, projec
     answer = requests.get(backend.url, headers=BROWSER, timeout=5)
     assert answer.headers["Content-Type"].startswith("text/html")
     page = answer.text
-    words = ("try-out models", "4 of 5 tasks predicted, 4 of them in Label Studio", "1 failed", "4 with a low score")
+    words = ("try-out models", "4 of 5 tasks predicted, 4 of them in Label Studio", "1 failed", "4 to check")
     for text in (*words, "0.75", "&lt;script&gt;alert", "&lt;img src=x onerror", "&lt;b&gt;noted&lt;/b&gt;"):
         assert text in page
     assert "<script>" not in page

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -92,6 +93,33 @@ class TestModelServer:
     def test_a_label_that_is_not_there_has_no_region(self, tmp_path: Path):
         answer = found(ModelServer(ThresholdSegmenter()).run(a_job(tmp_path, picture((2, 9, 3, 40))), silent))
         assert [region["value"]["brushlabels"] for region in answer.regions] == [["cat"]]
+
+    def test_a_label_that_was_lost_or_swapped_does_not_hide_in_the_mean(self, tmp_path: Path):
+        """Of two labels one scores 0.9 and one 0.2, and they claim each other's pixels."""
+
+        class Unsure(ThresholdSegmenter):
+            def segment(
+                self, adapted: Any, targets: Iterable[str], *, progress: Progress | None = None
+            ) -> Iterator[TargetResult]:
+                for result in super().segment(adapted, targets, progress=progress):
+                    yield replace(result, scores={"cat": 0.9, "dog": 0.2}, contested={("cat", "dog"): 0.5})
+
+        answer = found(ModelServer(Unsure()).run(a_job(tmp_path, picture(CAT_BOX, DOG_BOX)), silent))
+        assert answer.score == 0.2
+        assert any("'cat'" in remark and "'dog'" in remark for remark in answer.remarks)
+        lost = found(ModelServer(Unsure()).run(a_job(tmp_path, picture(CAT_BOX)), silent))
+        assert lost.score == 0.9
+        assert any("'dog' was not found" in remark for remark in lost.remarks)
+
+    def test_a_mask_in_many_parts_is_remarked_on(self, tmp_path: Path):
+        target = np.asarray(Image.open(io.BytesIO(picture(None)))).copy()
+        target[::8, ::8] = CAT
+        stream = io.BytesIO()
+        Image.fromarray(target).save(stream, "PNG")
+        answer = found(
+            ModelServer(ThresholdSegmenter()).run(a_job(tmp_path, stream.getvalue(), [brush(CAT_BOX, "cat")]), silent)
+        )
+        assert answer.remarks == (f"The mask of 'cat' has {8 * 12} parts, that of the reference 1.",)
 
     def test_the_mask_has_the_size_that_a_browser_shows(self, tmp_path: Path):
         job = a_job(tmp_path, b"")

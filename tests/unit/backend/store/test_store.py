@@ -13,7 +13,8 @@ import pytest
 from backend.entities import ALL_PROJECTS, Job, JudgedAnnotation, ReferenceAnnotation, References, Refusal, Task
 from backend.errors import BackendError
 from backend.labelstudio.regions import Brush, Region
-from backend.store.store import MAX_BEGUN, Store
+from backend.store.jobs import MAX_BEGUN
+from backend.store.store import Store
 from tests.support.backend import learned_from
 
 VERSION = "cavsam-r1"
@@ -308,6 +309,7 @@ def test_a_ledger_of_the_first_schema_is_taken_over(tmp_path: Path):
             ALTER TABLE projects DROP COLUMN paused;
             DROP TABLE notices;
             DROP INDEX jobs_overview;
+            ALTER TABLE jobs DROP COLUMN remarks;
             ALTER TABLE jobs DROP COLUMN lesson;
             DROP TABLE candidates;
             DROP TABLE reviews;
@@ -318,7 +320,7 @@ def test_a_ledger_of_the_first_schema_is_taken_over(tmp_path: Path):
         )
     for _ in range(2):  # the second time there is nothing to upgrade
         store = Store(path)
-        assert len(store.jobs(1, VERSION).all()) == 3
+        assert [job.remarks for job in store.jobs(1, VERSION).all().values()] == [()] * 3
         assert store.annotations(1).references() == learned_from(ReferenceAnnotation(1, "r1", 9, 1, REGIONS))
         assert [task.annotations_read for task in store.tasks(1).all()] == [""] * 4  # to be judged anew
         store.projects.set_paused(1, True)
@@ -441,7 +443,20 @@ class TestTaskStates:
         assert self.shown(filled, show="predicted") == [2, 3, 5]
         assert self.shown(filled, show="low", low=0.5) == [3]
         assert self.shown(filled, show="waiting") == [1, 6, 7, 8, 9]
-        assert filled.jobs(1, VERSION).low_scores(0.6) == 2
+        assert filled.jobs(1, VERSION).to_check(0.6) == 2
+
+    def test_a_remark_sends_a_good_score_to_review_and_leaves_with_a_new_result(self, filled: Store):
+        jobs = filled.jobs(1, VERSION)
+        good, remarks = jobs.find(2), ("'dog' was not found.", "'ä' too.")
+        filled.queue.finish(good, "[]", 0.9, 1.5, remarks)
+        assert jobs.find(2).remarks == remarks
+        assert self.shown(filled, show="low", low=0.5) == [2, 3]
+        assert jobs.to_check(0.5) == 2
+        (shown,) = [task for task in jobs.task_states()[0] if task.task == 2]
+        assert shown.remarks == remarks
+        filled.queue.finish(good, "[]", 0.9, 1.5)
+        assert jobs.find(2).remarks == ()
+        assert self.shown(filled, show="low", low=0.5) == [3]
 
     def test_each_state_says_what_the_job_says(self, filled: Store):
         states = {task.task: task for task in filled.jobs(1, VERSION).task_states()[0]}

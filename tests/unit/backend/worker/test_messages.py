@@ -41,7 +41,9 @@ MESSAGES: list[Message] = [
     Loaded(1.5, "cuda:0", 10**10),
     NotLoaded("There is no checkpoint."),
     Progress("encode", 1, 4),
-    Result(({"id": "r", "value": {"rle": [1, 2]}},), 0.25, 1.5, ("A hole is filled.",), calibrated=True, gpu_bytes=5),
+    Result(
+        ({"id": "r", "value": {"rle": [1, 2]}},), 0.25, 1.5, ("A hole is filled.",), True, ("No dog.",), gpu_bytes=5
+    ),
     Result((), 0.0, 0.5),
     Result((), 0.0, 0.5, candidates=(TRIED, replace(TRIED, kind="full", chosen=True, shown=True))),
     Failed("It is no picture.", gpu_bytes=7),
