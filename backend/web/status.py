@@ -12,8 +12,11 @@ from urllib.parse import unquote, urlsplit
 from backend.entities import ALL_PROJECTS, Project, References, Task, TaskState
 from backend.errors import InvalidRequest, LabelStudioError, NotKnown
 from backend.labelstudio.label_config import LabelConfig, image_url
+from backend.learning.evaluation import summary
 from backend.service import Service
+from backend.settings import Settings
 from backend.store.jobs import TaskFilter, TaskOrder
+from backend.version import base_of
 
 PER_PAGE = 20
 MOST_PER_PAGE = 500
@@ -25,13 +28,13 @@ STATES = {None: "not queued", "queued": "queued", "running": "running", "done": 
 
 
 def backend_status(service: Service) -> dict[str, Any]:
-    """Collect all there is to say but the single tasks: `work` (what the model does now), `notices`, `model`,
+    """Collect all there is to say but the single tasks: `work` (what the model does now), `warnings`, `model`,
     `projects`.
     """
     work = asdict(service.worker.activity)
     del work["since"]
-    notices = [DAMAGED.format(name) for name in service.store.kept_files()]
-    return {"work": work, "notices": notices, "model": model_status(service), "projects": project_states(service)}
+    warnings = [DAMAGED.format(name) for name in service.store.kept_files()]
+    return {"work": work, "warnings": warnings, "model": model_status(service), "projects": project_states(service)}
 
 
 def model_status(service: Service) -> dict[str, Any]:
@@ -102,7 +105,8 @@ def _project_state(service: Service, project: Project, ahead: float) -> dict[str
     return {
         "id": project.id,
         "title": project.title,
-        "version": project.version,
+        "version": service.version_of(project.id),
+        "reviews": _reviews(service, project, settings),
         "policy": settings.reference_policy,
         "reference": {name: learned_from[0][name] for name in ("annotation", "task")} if learned_from else None,
         "references": learned_from,
@@ -119,6 +123,29 @@ def _project_state(service: Service, project: Project, ahead: float) -> dict[str
         "seconds_of_work": None if work is None else round(work, 1),
         "seconds_left": None if work is None or held else round(ahead + work, 1),
         "link": _link(service, project.id),
+    }
+
+
+def _reviews(service: Service, project: Project, settings: Settings) -> dict[str, Any]:
+    """What people made of the project's predictions: the line of progress, the evaluation, what was learned."""
+    learning = service.store.learning(project.id)
+    evaluation, lesson = learning.evaluation(), learning.lesson(base_of(project.version))
+    return {
+        "count": evaluation["reviews"] if evaluation else 0,
+        "summary": summary(evaluation) if evaluation else None,
+        "evaluation": evaluation,
+        "worst": [
+            {
+                "task": task,
+                "iou": iou,
+                "image": _picture(project.id, task, "image", _digest(service.store.tasks(project.id).find(task))),
+                "masks": _picture(project.id, task, "masks", f"{project.version}-{iou}"),
+                "link": _link(service, project.id, task),
+            }
+            for task, iou in (evaluation["worst"] if evaluation else ())
+        ],
+        "learn": settings.learn,
+        "learned": list(lesson.told) if lesson else [],
     }
 
 
@@ -171,6 +198,8 @@ def _task(
     name = STATES[state.state]
     if state.task in learned:
         name = "reference"
+    elif state.verdict is not None:
+        name = "reviewed"
     elif state.state == "done" and state.delivery == "delivered":
         name = "delivered"
     masks = learned.get(state.task) or (f"{project.version}-{state.updated_at}" if state.has_result else None)
@@ -179,8 +208,12 @@ def _task(
         "name": _name(config, known),
         "state": name,
         "score": state.score,
-        "low": state.state == "done" and bool(state.remarks or (state.score is not None and state.score < low)),
+        "low": state.state == "done"
+        and state.verdict is None
+        and bool(state.remarks or (state.score is not None and state.score < low)),
         "remarks": list(state.remarks),
+        "verdict": state.verdict,
+        "iou": state.iou,
         "seconds": state.seconds,
         "error": state.error,
         "attempts": state.attempts,
