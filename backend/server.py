@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Any
 
@@ -32,10 +33,18 @@ def serve(settings: Settings, *, segmenter: str = CAVSAM) -> int:
     """Answer Label Studio until a signal; returns the exit status. Raises `SettingsError` as `check_listening` does."""
     settings.check_listening()
     configure_logging(settings)
+    threading.excepthook = _log_end_of_thread
     for name in unknown_variables(os.environ):
         log.warning("%s is not a setting of the backend; see `cavsam-backend settings`.", name)
     _Server(settings, segmenter).run()
     return 0
+
+
+def _log_end_of_thread(ended: threading.ExceptHookArgs) -> None:
+    """Log what ended a thread, whatever it was; on stderr alone it would look like no line of the log."""
+    name = ended.thread.name if ended.thread else "unknown"
+    error = ended.exc_value or ended.exc_type()
+    log.critical("The thread %s ended by an exception.", name, exc_info=error)
 
 
 def configure_logging(settings: Settings) -> None:

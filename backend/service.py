@@ -27,10 +27,12 @@ from backend.labelstudio.events import Event
 from backend.labelstudio.images import ImageFolder
 from backend.settings import Settings
 from backend.store.store import Store
+from backend.supervision import EndProcess, LastingThread, end_process
 from backend.sync.coordinator import NOT_SAID, Coordinator
 from backend.sync.delivery import prediction_text
 from backend.sync.policy import why_no_reference
 from backend.sync.project_sync import REQUESTED
+from backend.sync.reachability import Reachability
 from backend.version import base_version, model_version
 from backend.worker.interactive import Interactive
 from backend.worker.messages import ModelSpec
@@ -47,7 +49,7 @@ REFERENCE_PATIENCE = 15.0
 class Service:
     """One backend; `start` it in the process that answers HTTP, after any fork."""
 
-    def __init__(self, settings: Settings, *, segmenter: str = CAVSAM):
+    def __init__(self, settings: Settings, *, segmenter: str = CAVSAM, give_up: EndProcess = end_process):
         self.settings = settings
         self.base_version = base_version(settings)
         self.trial_models = settings.sources().is_nano
@@ -62,7 +64,7 @@ class Service:
             ModelProcess(replace(model_spec(settings, SAM2), runner=CLICKS)),
         )
         self.coordinator = Coordinator(
-            settings, self.store, self.clients, self.base_version, wake=lambda: self.worker.wake()
+            settings, self.store, self.clients, self.base_version, wake=lambda: self.worker.wake(), give_up=give_up
         )
         hooks = Hooks(
             self.clients.of,
@@ -70,7 +72,9 @@ class Service:
             self.coordinator.refused,
             lambda project: self.store.projects.settings(project, settings).review_below,
         )
-        self.worker = Worker(self.store, self.model_process, image_folder(settings), hooks)
+        self.worker = Worker(self.store, self.model_process, image_folder(settings), hooks, give_up=give_up)
+        self.reachability = Reachability(self.clients.in_use)
+        self._asking = LastingThread("reachability", self._ask, self.coordinator.stopping, give_up=give_up)
         self._started = self._stopped = False
         # however many tasks are opened at once, some threads stay free to answer /health and /setup in time
         self._waiters = threading.BoundedSemaphore(max(1, settings.threads // 2))
@@ -84,6 +88,7 @@ class Service:
             log.warning("The bundled nano models are for trying out only; set CAVSAM_MODEL=default for real work.")
         self.coordinator.start()
         self.worker.start()
+        self._asking.start()
         self._started = True
 
     def begin_stop(self) -> None:
@@ -99,18 +104,25 @@ class Service:
         self.coordinator.notify()
         self.interactive.stop()
         self.worker.stop()
-        if self.coordinator.stop() and not self.worker.is_alive:
+        if self.coordinator.stop() and not self.worker.thread.is_alive:
             self.store.close()  # else a call to Label Studio is still waited for, and ends with the process
         self._folder_lock.close()
 
     # what HTTP asks
 
+    def threads(self) -> list[LastingThread]:
+        """The threads at work beside those that answer HTTP."""
+        return [self.coordinator.thread, self.worker.thread, self._asking]
+
+    def _ask(self) -> None:
+        while not self.coordinator.is_stopping:
+            self.coordinator.stopping.wait(self.reachability.ask())
+
     def dead_threads(self) -> list[str]:
         """The threads that should be at work and have ended, by name; empty as long as all is well."""
         if not self._started or self.coordinator.is_stopping:
             return []
-        alive = {"coordinator": self.coordinator.is_alive, "worker": self.worker.is_alive}
-        return [name for name, is_alive in alive.items() if not is_alive]
+        return [thread.name for thread in self.threads() if not thread.is_alive]
 
     def setup(self, project: int, hostname: str, token: str, extra_params: Any = NOT_SAID) -> str:
         """Take note of a project that Label Studio connects, and name the present version.

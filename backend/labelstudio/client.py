@@ -114,9 +114,9 @@ class LabelStudio:
         """Whether the key is a personal access token."""
         return self._auth.personal
 
-    def user(self) -> dict[str, Any]:
+    def user(self, *, timeout: float | None = None) -> dict[str, Any]:
         """The user whose key this is."""
-        return self._get("/api/current-user/whoami")
+        return self._get("/api/current-user/whoami", timeout=timeout)
 
     # predictions
 

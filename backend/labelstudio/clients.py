@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from backend.entities import ALL_PROJECTS
 from backend.errors import LabelStudioDenied
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.image_hosts import PrivateHosts
@@ -33,6 +34,14 @@ class Clients:
         granted = self._granted.get(project)
         if granted is not None and granted != self._store.projects.grants().get(project):
             self._store.projects.set_grant(project, *granted)
+
+    def in_use(self) -> list[LabelStudio]:
+        """The connections that work needs: the configured one, or those that /setup handed over."""
+        if self._settings.label_studio_url and self._settings.label_studio_api_key:
+            return [self.of(ALL_PROJECTS)]
+        with self._lock:
+            projects = list(self._granted)
+        return list(dict.fromkeys(self.of(project) for project in projects))
 
     def of(self, project: int) -> LabelStudio:
         """A connection for a project; raises `LabelStudioDenied` where there is no address or key for one."""

@@ -59,6 +59,8 @@ class Database:
         self.now = now
         self._lock = threading.RLock()
         self._read_lock = threading.Lock()
+        self.trouble = ""
+        """What the last `LedgerError` said, until something is written again."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # it holds the keys that Label Studio hands over; sqlite gives its side files the same permissions
@@ -98,11 +100,14 @@ class Database:
         Raises:
             LedgerError: the file cannot be written.
         """
-        with self._lock, _ledger_errors():
+        with self._lock, self._ledger_errors():
+            before = self._connection.total_changes
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield Transaction(self._connection, self.now)
                 self._connection.execute("COMMIT")
+                if self._connection.total_changes > before:
+                    self.trouble = ""
             except BaseException:
                 if self._connection.in_transaction:  # a full disk has ended it already
                     self._connection.execute("ROLLBACK")
@@ -121,8 +126,21 @@ class Database:
         return self._read(_query(query).format(**parts), values)
 
     def _read(self, statement: str, values: Values | dict[str, Any]) -> list[sqlite3.Row]:
-        with self._read_lock, _ledger_errors():
+        with self._read_lock, self._ledger_errors():
             return self._reader.execute(statement, values).fetchall()
+
+    @contextmanager
+    def _ledger_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.ProgrammingError, sqlite3.IntegrityError):
+            raise  # a fault of ours, such as a call after `close`
+        except sqlite3.OperationalError as error:
+            self.trouble = f"The ledger cannot be read or written ({error}); make room or free the file."
+            raise LedgerError(self.trouble) from error
+        except sqlite3.DatabaseError as error:
+            self.trouble = f"The ledger is damaged ({error}); move it away to start afresh."
+            raise LedgerError(self.trouble) from error
 
     def _prepare(self, path: Path) -> None:
         """Make the tables of a new file, or bring those of an older release up to date."""
@@ -153,15 +171,3 @@ def _connected(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=LOCK_PATIENCE)
     connection.row_factory = sqlite3.Row
     return connection
-
-
-@contextmanager
-def _ledger_errors() -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.ProgrammingError, sqlite3.IntegrityError):
-        raise  # a fault of ours, such as a call after `close`
-    except sqlite3.OperationalError as error:
-        raise LedgerError(f"The ledger cannot be read or written ({error}); make room or free the file.") from error
-    except sqlite3.DatabaseError as error:
-        raise LedgerError(f"The ledger is damaged ({error}); move it away to start afresh.") from error

@@ -14,6 +14,9 @@ from backend.store.database import Database
 TaskOrder = Literal["task", "score", "latest"]
 TaskFilter = Literal["all", "waiting", "predicted", "failed", "low"]
 
+MAX_BEGUN = 5
+"""Times that a job is begun when the whole process ends with it each time, as if a container runs out of memory."""
+
 ORDERS: dict[str, str] = {
     "task": "t.id",
     "score": "j.score IS NULL, j.score, t.id",
@@ -78,6 +81,15 @@ class JobQueue:
         """Queue the running jobs again, when nobody runs them any more; returns how many there were."""
         with self._db.transaction() as db:
             return db.change("requeue_running")
+
+    def give_up_running(self) -> None:
+        """Give up running jobs that were begun `MAX_BEGUN` times and never ended in order.
+
+        One of them may be what ends whoever runs it.
+        """
+        with self._db.transaction() as db:
+            error = f"The backend was ended {MAX_BEGUN} times in the middle of this task."
+            db.change("give_up_running", error, db.now, MAX_BEGUN)
 
     def groups(self) -> list[JobGroup]:
         """The jobs of the projects' present versions, counted."""

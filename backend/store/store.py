@@ -14,9 +14,6 @@ from backend.store.jobs import JobQueue, Jobs
 from backend.store.projects import Projects
 from backend.store.tasks import Tasks
 
-MAX_BEGUN = 5
-"""Times that a job is begun when the whole process ends with it each time, as if a container runs out of memory."""
-
 
 class Store:
     """Projects, tasks, annotations, jobs and deliveries over one file.
@@ -46,6 +43,11 @@ class Store:
         """Open the ledger in the data folder of some settings."""
         return cls(ledger_path(settings))
 
+    @property
+    def trouble(self) -> str:
+        """Why the file could not be written, or read, the last time that it was needed; empty if it could."""
+        return self._db.trouble
+
     def close(self) -> None:
         """Close the file; later calls raise `sqlite3.ProgrammingError`."""
         self._db.close()
@@ -72,9 +74,7 @@ class Store:
             return db.change("release", owner)
 
     def recover(self, lease: float) -> int:
-        """Go on after a restart: queue the running jobs again, put hand-overs cut short in doubt.
-
-        A job that was begun `MAX_BEGUN` times, and never ended in order, is given up: it may be what ends the process.
+        """Go on after a restart: queue the running jobs again or give them up, put hand-overs cut short in doubt.
 
         Args:
             lease: seconds that Label Studio has to store what it was given.
@@ -84,8 +84,7 @@ class Store:
         """
         with self._db.transaction() as db:
             db.change("release_all")
-            error = f"The backend was ended {MAX_BEGUN} times in the middle of this task."
-            db.change("give_up_running", error, db.now, MAX_BEGUN)
+        self.queue.give_up_running()
         self.doubt_pushing(lease)
         return self.queue.requeue_running()
 

@@ -21,6 +21,7 @@ from backend.labelstudio.clients import Clients
 from backend.labelstudio.events import Event, read_webhook, webhook_events
 from backend.settings import Settings
 from backend.store.store import Store
+from backend.supervision import EndProcess, LastingThread, end_process
 from backend.sync.inbox import Inbox
 from backend.sync.turns import Turns
 
@@ -47,6 +48,7 @@ class Coordinator:
         *,
         wake: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
+        give_up: EndProcess = end_process,
     ):
         """Take what the thread works with; `start` begins.
 
@@ -57,6 +59,7 @@ class Coordinator:
             base_version: the version of predictions without a reference.
             wake: has the worker look for jobs.
             clock: seconds; the one that `wait` goes by is always the monotonic clock.
+            give_up: ends the process if the thread keeps failing.
         """
         self._settings, self._store, self._wake = settings, store, wake
         self._inbox = Inbox()
@@ -64,39 +67,36 @@ class Coordinator:
         self._in_doubt = False  # whether the outcome of an import may not have been stored
         self._unreleased: deque[tuple[int, str]] = deque()  # project and owner of reservations
         self._changed = threading.Condition()
-        self._stopping = threading.Event()
+        self.stopping = threading.Event()
+        """Set once `begin_stop` was called."""
         self.ledger_pause = LEDGER_PAUSE
-        self._thread = threading.Thread(target=self._coordinate, name="coordinator", daemon=True)
+        self.thread = LastingThread(
+            "coordinator", self._coordinate, self.stopping, recover=self._recover, give_up=give_up
+        )
 
     # life
 
     def start(self) -> None:
         """Begin with a full sync of the projects that are known."""
         self.sync_all()
-        self._thread.start()
+        self.thread.start()
 
     def begin_stop(self) -> None:
         """Have those that wait stop waiting; safe in a signal handler."""
-        self._stopping.set()
+        self.stopping.set()
 
     @property
     def is_stopping(self) -> bool:
         """Whether `begin_stop` was called."""
-        return self._stopping.is_set()
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        return self.stopping.is_set()
 
     def stop(self, patience: float = 5.0) -> bool:
         """End the thread; returns whether it has ended, for it may still wait for Label Studio's answer."""
         self.begin_stop()
         self._inbox.wake()
         self.notify()
-        if self._thread.is_alive():
-            self._thread.join(patience)
-        return not self._thread.is_alive()
+        self.thread.join(patience)
+        return not self.thread.is_alive
 
     # what others leave; all return at once
 
@@ -179,14 +179,19 @@ class Coordinator:
     # the thread
 
     def _coordinate(self) -> None:
-        while not self._stopping.is_set():
+        while not self.stopping.is_set():
             try:
                 self.turn()
             except LedgerError as error:
                 # the thread must outlive a full disk; what is due stays due
                 log.error("%s Trying again in %.0f s.", error, self.ledger_pause)
-                self._stopping.wait(self.ledger_pause)
+                self.stopping.wait(self.ledger_pause)
                 self._in_doubt = True
+
+    def _recover(self) -> None:
+        """Make up for what a failure cut short: the messages that were taken are lost, but were only hints."""
+        self._in_doubt = True
+        self.sync_all()
 
     def turn(self, patience: float | None = None) -> None:
         """Take what others have left, and do what is due.
@@ -213,7 +218,7 @@ class Coordinator:
                     self._turns.refuse(message)
                 case bytes():
                     self._read(message)
-        self._turns.attend(self._stopping.is_set)
+        self._turns.attend(self.stopping.is_set)
 
     def _read(self, raw: bytes) -> None:
         try:

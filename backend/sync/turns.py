@@ -116,6 +116,9 @@ class Turns:
         except Exception as error:
             log.exception("Project %d: the coordinator failed.", project)
             self._put_off(project, f"The backend failed ({type(error).__name__}: {error}).")
+        except BaseException:
+            schedule.put_off(self._clock())  # the others go on first when the thread is begun again
+            raise
         else:
             schedule.failures = 0
             schedule.gone.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from flask import Flask, Response, jsonify, request
@@ -22,18 +23,18 @@ from backend.errors import (
     TooBusy,
 )
 from backend.labelstudio.events import is_number, read_webhook
+from backend.readiness import DEAD_THREAD, problems
 from backend.service import Service
 from backend.settings import Settings
 from backend.text import read_json
 from backend.web.metrics import Metrics
-from backend.web.security import secure
+from backend.web.security import may_read, secure
 from backend.web.status_page import create_page
 
 log = logging.getLogger(__name__)
 
 MODEL_CLASS = "CavSam"
 TRIAL_WARNING = "try-out models (nano): for trying the backend out, not for real work"
-DEAD_THREAD = "The backend's {} has ended unexpectedly; the log says why. Start the backend again."
 EVENT_READ_NOW = 100_000
 """Bytes up to which an event is read before it is answered; Label Studio gives up on an answer after a second."""
 
@@ -80,6 +81,13 @@ def create_app(settings: Settings, service: Service) -> Flask:
     def health() -> tuple[Response, int]:
         answer = overview()
         return jsonify(answer), 200 if answer["status"] == "UP" else 503
+
+    @app.get("/ready")
+    def ready() -> tuple[Response, int]:
+        found = problems(service)
+        told = [asdict(problem) if may_read(settings) else {"subject": problem.subject} for problem in found]
+        answer = {"ready": not found, "problems": told}
+        return jsonify(answer), 503 if found else 200
 
     @app.post("/setup")
     def setup() -> Response:

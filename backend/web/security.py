@@ -17,7 +17,7 @@ from flask import Flask, Response, jsonify, request
 from backend.errors import CrossSiteRequest
 from backend.settings import Settings
 
-OPEN_PATHS = frozenset({"/health", "/webhook"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/webhook"})
 """Called without basic auth: by health checks, and by Label Studio's webhooks, which only bring about a look."""
 READING = ("GET", "HEAD", "OPTIONS")
 PRIVATE_DOMAINS = (".localhost", ".local", ".internal", ".home.arpa")
@@ -88,6 +88,11 @@ def is_ours(host: str, settings: Settings) -> bool:
     except ValueError:
         return False
     return True
+
+
+def may_read(settings: Settings) -> bool:
+    """Tell whether whoever calls an open path may be told of addresses and folders."""
+    return not settings.basic_auth_user or _has_password(settings)
 
 
 def _has_password(settings: Settings) -> bool:

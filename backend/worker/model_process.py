@@ -70,6 +70,12 @@ class ModelProcess:
         return running.process.pid if running else None
 
     @property
+    def is_running(self) -> bool:
+        """Whether there is a process, loading or loaded."""
+        running = self._running
+        return running is not None and running.process.poll() is None
+
+    @property
     def resident_bytes(self) -> int | None:
         """Main memory that it holds; `None` if it does not run or the system does not say."""
         try:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +26,9 @@ from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.images import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig
 from backend.store.store import Store
+from backend.supervision import EndProcess, LastingThread, end_process
 from backend.worker.decisions import (
+    MODEL_DELAYS,
     Away,
     Cancelled,
     Decision,
@@ -104,7 +107,15 @@ class _NotDone(Exception):
 class Worker:
     """Takes jobs, fetches their images, hands them to the model process, and stores what comes back."""
 
-    def __init__(self, store: Store, process: ModelProcess, images: ImageFolder, hooks: Hooks):
+    def __init__(
+        self,
+        store: Store,
+        process: ModelProcess,
+        images: ImageFolder,
+        hooks: Hooks,
+        *,
+        give_up: EndProcess = end_process,
+    ):
         self._store, self._process, self._images, self._hooks = store, process, images, hooks
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -116,20 +127,16 @@ class Worker:
         self._cancelled = threading.Event()
         self._job_lock = threading.Lock()
         self._recover = False
+        self._loading_failed, self._load_again_at = 0, 0.0  # while there was nothing else to do
         self.ledger_pause = LEDGER_PAUSE
-        self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
+        self.thread = LastingThread("worker", self._work, self._stopping, recover=self._recover_jobs, give_up=give_up)
         self.activity = Activity()
 
     # life
 
     def start(self) -> None:
         """Begin to take jobs."""
-        self._thread.start()
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        self.thread.start()
 
     def wake(self) -> None:
         """Look for jobs now."""
@@ -152,8 +159,7 @@ class Worker:
         self._stopping.set()
         self._wake.set()
         self._process.stop()
-        if self._thread.is_alive():
-            self._thread.join(10.0)
+        self.thread.join(10.0)
         self._fetcher.shutdown(wait=False, cancel_futures=True)
 
     def _work(self) -> None:
@@ -168,10 +174,21 @@ class Worker:
         try:
             self._process.load(self._progress)
         except ModelUnavailable as error:
+            self._loading_failed += 1
+            pause = MODEL_DELAYS[min(self._loading_failed, len(MODEL_DELAYS)) - 1]
+            self._load_again_at = self._store.now() + pause
             self.activity = Activity("no model", error=str(error))
             log.error("The model cannot be loaded: %s", error)
         except ModelProcessStopped:
             return
+        else:
+            self._loading_failed = 0
+            self.activity = Activity()
+
+    def _recover_jobs(self) -> None:
+        self._recover = True  # with the next turn
+        with suppress(LedgerError):  # the next turn meets it again, and waits
+            self._store.queue.give_up_running()
 
     # one job
 
@@ -193,9 +210,7 @@ class Worker:
         self._wake.clear()
         job = self._store.queue.take_next()
         if job is None:
-            self.activity = Activity(error=self.activity.error if self.activity.state == "no model" else "")
-            seconds = self._store.queue.seconds_to_next()
-            return Pause(IDLE if seconds is None else min(seconds + 0.05, IDLE), until_woken=True)
+            return self._rest()
         with self._job_lock:
             self._job = job
             self._cancelled.clear()
@@ -205,13 +220,22 @@ class Worker:
             raise
         except Exception as error:
             log.exception("Project %d, task %d: the job failed.", job.project, job.task)
-            failure = TaskFault(f"The backend failed on this task ({type(error).__name__}: {error}).")
+            failure = TaskFault(f"The backend failed on this task ({type(error).__name__}: {error}).", passes=True)
             pause = self._resolve(job, failure)
         finally:
             with self._job_lock:
                 self._job = None
         self._hooks.finished(job.project, job.task)
         return pause
+
+    def _rest(self) -> Pause:
+        """Wait for jobs; a model that could not be loaded, or whose process has ended, is loaded meanwhile."""
+        if not self._process.is_running and self._store.now() >= self._load_again_at:
+            self.load_ahead()
+        elif self.activity.state != "no model":
+            self.activity = Activity()
+        seconds = self._store.queue.seconds_to_next()
+        return Pause(IDLE if seconds is None else min(seconds + 0.05, IDLE), until_woken=True)
 
     def _try(self, job: Job) -> Pause:
         try:

@@ -16,6 +16,7 @@ from werkzeug.serving import make_server
 from backend.entities import ReferenceAnnotation, References
 from backend.service import Service
 from backend.settings import Settings
+from backend.supervision import EndProcess, end_process
 from backend.web.app import create_app
 from tests.support.fake_label_studio import LEGACY_KEY, FakeLabelStudio
 
@@ -72,9 +73,9 @@ def make_settings(tmp_path: Path, label_studio: FakeLabelStudio) -> Callable[...
 def start_backend(make_settings: Callable[..., Settings]) -> Iterator[Callable[..., RunningBackend]]:
     with ExitStack() as stack:
 
-        def start(*, segmenter: str = THRESHOLD, **changes: Any) -> RunningBackend:
+        def start(*, segmenter: str = THRESHOLD, give_up: EndProcess = end_process, **changes: Any) -> RunningBackend:
             settings = make_settings(**changes)
-            service = Service(settings, segmenter=segmenter)
+            service = Service(settings, segmenter=segmenter, give_up=give_up)
             stack.callback(service.stop)
             server = make_server("127.0.0.1", 0, create_app(settings, service), threaded=True)
             stack.callback(server.server_close)

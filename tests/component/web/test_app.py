@@ -43,28 +43,69 @@ def test_health_and_front_page_announce_the_try_out_models(backend: RunningBacke
         assert "nano" in answer.json()["model_version"]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize("thread", ["coordinator", "worker"])
-def test_health_names_a_thread_that_has_ended(backend: RunningBackend, monkeypatch: pytest.MonkeyPatch, thread: str):
+def test_health_names_a_thread_that_failed_too_often_and_the_process_is_given_up(
+    start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("backend.supervision.PAUSES", (0.01, 0.01))
+    last_words: list[str] = []
+    backend = start_backend(give_up=last_words.append)
     assert requests.get(backend.url + "/health", timeout=5).status_code == 200
 
     def fail() -> None:
         raise RuntimeError("a fault that nobody foresaw")
 
-    owner, step = {
-        "coordinator": (backend.service.coordinator, "turn"),
-        "worker": (backend.service.worker, "work_once"),
-    }[thread]
-    monkeypatch.setattr(owner, step, fail)
-    backend.service.coordinator.sync_all()
-    backend.service.setup(1, "", "")
+    monkeypatch.setattr(backend.service.worker, "work_once", fail)
     backend.service.worker.wake()
     wait_for(lambda: requests.get(backend.url + "/health", timeout=5).status_code == 503, "the thread to end")
     answer = requests.get(backend.url + "/health", timeout=5).json()
     assert answer["status"] == "DOWN"
-    assert answer["dead"] == [thread]
-    assert thread in answer["error"]
+    assert answer["dead"] == ["worker"]
     assert "log" in answer["error"]
+    assert ["a fault that nobody foresaw" in words for words in last_words] == [True]
+
+
+def ready(backend: RunningBackend, **kwargs: Any) -> tuple[int, dict[str, str]]:
+    """The status code of /ready, and what it says by subject."""
+    answer = requests.get(backend.url + "/ready", timeout=5, **kwargs)
+    body = answer.json()
+    assert body["ready"] == (answer.status_code == 200)
+    return answer.status_code, {problem["subject"]: problem.get("message") for problem in body["problems"]}
+
+
+def test_ready_once_the_model_is_loaded(backend: RunningBackend):
+    wait_for(lambda: ready(backend) == (200, {}), "the backend to be ready")
+
+
+def test_not_ready_without_a_model_and_alive_all_the_same(start_backend: StartBackend):
+    backend = start_backend(segmenter="tests.support.threshold:open_missing")
+    wait_for(lambda: "set CAVSAM_MODEL" in ready(backend)[1].get("model", ""), "the model's error")
+    assert ready(backend)[0] == 503
+    assert requests.get(backend.url + "/health", timeout=5).status_code == 200
+
+
+@pytest.mark.parametrize(("fault", "words"), [("deny", "does not accept the API key"), ("gone", "reached")])
+def test_not_ready_while_label_studio_cannot_be_worked_with(
+    start_backend: StartBackend,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    words: str,
+):
+    monkeypatch.setattr("backend.sync.reachability.PAUSE", 0.05)
+    label_studio.failures.deny = fault == "deny"
+    backend = start_backend(**({"label_studio_url": "http://127.0.0.1:9"} if fault == "gone" else {}))
+    wait_for(lambda: words in ready(backend)[1].get("Label Studio", ""), "the trouble to be told")
+    assert requests.get(backend.url + "/health", timeout=5).status_code == 200
+    if fault == "deny":
+        label_studio.failures.deny = False
+        wait_for(lambda: ready(backend)[0] == 200, "the backend to be ready")
+
+
+def test_ready_tells_strangers_no_addresses(start_backend: StartBackend):
+    backend = start_backend(label_studio_url="http://127.0.0.1:9", basic_auth_user="me", basic_auth_password="secret")
+    wait_for(lambda: ready(backend, auth=("me", "secret"))[1].get("Label Studio"), "the trouble to be told")
+    status, told = ready(backend)
+    assert (status, told["Label Studio"]) == (503, None)
 
 
 @pytest.mark.parametrize("extra", [None, {}, {"policy": "first", "nested": {"a": [1]}}, "text"])

@@ -13,7 +13,8 @@ import pytest
 from backend.entities import ALL_PROJECTS, Job, JudgedAnnotation, ReferenceAnnotation, References, Refusal, Task
 from backend.errors import BackendError
 from backend.labelstudio.regions import Brush, Region
-from backend.store.store import MAX_BEGUN, Store
+from backend.store.jobs import MAX_BEGUN
+from backend.store.store import Store
 from tests.support.backend import learned_from
 
 VERSION = "cavsam-r1"

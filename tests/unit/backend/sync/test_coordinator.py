@@ -218,4 +218,4 @@ def test_nothing_is_begun_once_it_stops(known: Scene, call: Callable[[Coordinato
     call(known.coordinator)
     assert known.turn() == []
     assert known.coordinator.is_stopping
-    assert not known.coordinator.is_alive
+    assert not known.coordinator.thread.is_alive
