@@ -11,7 +11,9 @@ from urllib.parse import unquote, urlsplit
 
 from backend.entities import ALL_PROJECTS, Project, References, Task, TaskState
 from backend.errors import InvalidRequest, LabelStudioError, NotKnown
+from backend.labelstudio.address_guard import SWITCHES, has_guard, listens_privately
 from backend.labelstudio.label_config import LabelConfig, image_url
+from backend.readiness import LOADING, problems
 from backend.service import Service
 from backend.store.jobs import TaskFilter, TaskOrder
 
@@ -21,10 +23,27 @@ STATES = {None: "not queued", "queued": "queued", "running": "running", "done": 
 
 
 def backend_status(service: Service) -> dict[str, Any]:
-    """Collect all there is to say but the single tasks: `work` (what the model does now), `model`, `projects`."""
-    work = asdict(service.worker.activity)
+    """Collect all there is to say but the single tasks.
+
+    Returns:
+        `problems` (what keeps the backend from working, the one to mend first at the head), `hint` (why no project may
+        be there yet), `work` (what the model does now), `model`, `projects`.
+    """
+    work, projects = asdict(service.worker.activity), project_states(service)
     del work["since"]
-    return {"work": work, "model": model_status(service), "projects": project_states(service)}
+    return {
+        "problems": [asdict(problem) for problem in problems(service) if problem.message != LOADING],
+        "hint": None if projects else _why_no_project(service),
+        "work": work,
+        "model": model_status(service),
+        "projects": projects,
+    }
+
+
+def _why_no_project(service: Service) -> str | None:
+    """Say what keeps Label Studio from connecting this backend, as far as it can be seen from here."""
+    guarded = has_guard(service.reachability.release) and listens_privately(service.settings.host)
+    return f"This backend listens on a private address. {SWITCHES}" if guarded else None
 
 
 def model_status(service: Service) -> dict[str, Any]:
