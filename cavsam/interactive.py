@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -212,7 +213,7 @@ def neighbourhood(mask: Mask, clicks: Sequence[Click]) -> Mask:
     *earlier, click = clicks
     distance = _distances(mask.shape, click)
     right = distance[mask == click.positive]
-    least = LEAST_REACH * float(np.hypot(*mask.shape))
+    least = LEAST_REACH * math.hypot(*mask.shape)
     near: Mask = distance <= max(REACH * float(right.min()) if right.size else np.inf, least)
     for other in earlier:
         if other.positive != click.positive and _pixel(other, mask.shape) != _pixel(click, mask.shape):
@@ -238,14 +239,14 @@ def _with(mask: Mask, click: Click, part: Mask) -> Mask:
 
 def _pointed(size: tuple[int, ...], click: Click) -> Mask:
     """Give the least that a click can mean, bool (H, W): a small disc that is on the object, or off it."""
-    disc: Mask = _distances(size, click) <= DOT * float(np.hypot(*size))
+    disc: Mask = _distances(size, click) <= DOT * math.hypot(*size)
     return disc if click.positive else ~disc
 
 
 def _distances(size: tuple[int, ...], click: Click) -> NDArray[np.float64]:
     """Distance in pixels of each pixel (H, W) from a click's."""
     row, column = _pixel(click, size)
-    rows, columns = np.ogrid[: size[0], : size[1]]
+    rows, columns = np.arange(size[0])[:, None], np.arange(size[1])[None]
     distances: NDArray[np.float64] = np.hypot(rows - row, columns - column)
     return distances
 

@@ -137,12 +137,14 @@ def _handle_errors(app: Flask, metrics: Metrics) -> None:
     """Every error becomes one sentence for the caller; what a developer needs goes to the log."""
 
     @app.errorhandler(BackendError)
-    def known(error: BackendError) -> tuple[Response, str]:
+    def known(error: BackendError) -> Response:
         status = next(code for kind, code in STATUS_OF if isinstance(error, kind))
         log.warning("%s %s: %s", request.method, request.path, error)
         metrics.count_error(error)
+        answer = jsonify({"error": str(error)})
         # of a failed call Label Studio shows the line with the status, and nothing of the body
-        return jsonify({"error": str(error)}), f"{status} {_on_one_line(str(error))}"
+        answer.status = f"{status} {_on_one_line(str(error))}"
+        return answer
 
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> tuple[Response, int]:
