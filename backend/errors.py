@@ -90,6 +90,10 @@ class LedgerError(BackendError):
     """The ledger cannot be read or written: a full disk, a lock that somebody holds, a damaged file."""
 
 
+class LedgerDamaged(LedgerError):
+    """The ledger's file can never be read again; another takes its place."""
+
+
 class DataFolderBusy(BackendError):
     """Another backend process works with the same data folder."""
 

@@ -19,11 +19,13 @@ from backend.logs import FORMATS
 from backend.text import read_json
 from cavsam.errors import CavSamError
 from cavsam.recipe import Recipe
+from cavsam.scoring.calibration import Calibration
 from cavsam.weights.sources import ModelSources
 
 PREFIX = "CAVSAM_"
 DATA_DIR = Path("cavsam-data")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+WEBHOOK_SECRET = re.compile(r"[A-Za-z0-9._~+/=-]{16,200}")
 HOST_NAME = re.compile(r"[\w.-]+")
 IP_OR_NAME = re.compile(r"[\w.-]+|[\da-fA-F]*:[\da-fA-F:.]*(%[\w.-]+)?")
 OLD_PREDICTIONS = ("keep", "remove")
@@ -85,6 +87,11 @@ class Settings:
         "Diffusion weights instead of the pair's, such as a model of your domain: hub id, folder or checkpoint file.",
     )
     diffusion_revision: str = _setting("", "Revision of `CAVSAM_DIFFUSION` on the hub, to pin it.")
+    calibration: str = _setting(
+        "",
+        "File that makes estimates of the IoU of the scores, for whoever fitted one to their weights "
+        "(`research.fit_calibration`). Without it `calibration.json` beside local SAM2 weights counts.",
+    )
     device: str = _setting(
         "auto", "Where the model runs, to choose among several GPUs: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`."
     )
@@ -190,6 +197,12 @@ class Settings:
         "no",
         "`yes` listens beyond this machine without a password, for a network in which nobody else can reach the port; "
         "else `CAVSAM_HOST` other than loopback needs `CAVSAM_BASIC_AUTH_USER` and `_PASSWORD`.",
+    )
+    webhook_secret: str = _setting(
+        "",
+        "What Label Studio's events carry, so that nobody else's pass for them, for whoever replaces the data folder; "
+        "without it the backend makes one and keeps it there.",
+        secret=True,
     )
     allowed_hosts: str = _setting(
         "",
@@ -301,6 +314,7 @@ class Settings:
             sam2_config=self.sam2_config or None,
             diffusion=self.diffusion or None,
             diffusion_revision=self.diffusion_revision or None,
+            calibration=self.calibration or None,
         )
 
     def address(self, host: str | None = None) -> str:
@@ -326,6 +340,11 @@ class Settings:
             problems.append("LABEL_STUDIO_API_KEY needs LABEL_STUDIO_URL: the address that the key belongs to.")
         if not self.label_studio_api_key.isascii() or any(c.isspace() for c in self.label_studio_api_key):
             problems.append("LABEL_STUDIO_API_KEY must be one token without spaces; copy it again from Label Studio.")
+        if self.webhook_secret and not WEBHOOK_SECRET.fullmatch(self.webhook_secret):
+            problems.append(
+                "CAVSAM_WEBHOOK_SECRET must be at least 16 letters, digits or any of - _ . ~ + / =; "
+                "`openssl rand -hex 20` makes one."
+            )
         if not DEVICE.fullmatch(self.device):
             problems.append(f"CAVSAM_DEVICE must be auto, cpu, cuda, cuda:1 or mps, not {self.device!r}.")
         if not IP_OR_NAME.fullmatch(self.host):
@@ -372,6 +391,11 @@ class Settings:
             return [str(error)]
         except ValueError:
             return [f'CAVSAM_RECIPE must be a JSON object such as {{"lora_steps": 100}}, not {self.recipe!r}.']
+        try:
+            if self.calibration:
+                Calibration.load(Path(self.calibration), must_exist=True)
+        except CavSamError as error:
+            return [f"CAVSAM_CALIBRATION: {error}"]
         return []
 
 

@@ -74,6 +74,11 @@ class LastingThread:
         """Whether the thread runs, though it may be pausing after a failure."""
         return self._thread.is_alive()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the thread began its work and does it no more."""
+        return self._thread.ident is not None and not self._thread.is_alive()
+
     def join(self, patience: float) -> None:
         """Wait for the thread to end, which it does soon after `stopping` is set; returns at once if it never began."""
         if self._thread.is_alive():

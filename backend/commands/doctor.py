@@ -21,9 +21,14 @@ from backend.labelstudio.brush import encode_mask
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.label_config import parse_label_config
 from backend.labelstudio.regions import Brush, Region
+from backend.labelstudio.webhook_secret import HEADER, read_webhook_secret
 from backend.settings import Settings, unknown_variables
 from backend.worker.messages import Example, ModelSpec, Result, SegmentTask
 from backend.worker.model_process import CAVSAM, ModelProcess
+from cavsam.errors import ModelError
+from cavsam.recipe import Recipe
+from cavsam.scoring.calibration import Calibration
+from cavsam.weights.sources import ModelSources, calibration_file
 
 Verdict = Literal["ok", "note", "fail"]
 
@@ -103,6 +108,7 @@ def _data_folder(settings: Settings) -> Iterator[Finding]:
 def _weights(settings: Settings) -> Iterator[Finding]:
     """Where weights from the hub are kept; local files and the bundled models need no room."""
     sources = settings.sources()
+    yield from _calibration(sources, settings.method())
     from_hub = [name for name in (sources.sam2, sources.diffusion) if not Path(name).exists()]
     if not from_hub:
         return
@@ -127,6 +133,19 @@ def _weights(settings: Settings) -> Iterator[Finding]:
             f"{' and '.join(missing)} will be fetched to {folder} ({free:.0f} GB free) when the model is loaded first; "
             "`cavsam download` does it ahead.",
         )
+
+
+def _calibration(sources: ModelSources, recipe: Recipe) -> Iterator[Finding]:
+    """What the scores are worth; nothing is said before SAM2's weights are on this machine."""
+    file = calibration_file(sources)
+    if file is None:
+        return
+    try:
+        doubts = Calibration.load(file).doubts(recipe)
+    except ModelError as error:
+        yield Finding("fail", "calibration", str(error))
+        return
+    yield Finding("note", "calibration", doubts) if doubts else Finding("ok", "calibration", str(file))
 
 
 def _label_studio(settings: Settings, project: int | None) -> Iterator[Finding]:
@@ -193,6 +212,7 @@ def _project(settings: Settings, client: LabelStudio, project: int, *, guarded: 
             yield from _address_guard(settings)
     for backend in backends:
         yield from _connection(client, project, backend, guarded=guarded)
+        yield from _webhook(settings, client, project, str(backend.get("url", "")))
 
 
 def _connection(client: LabelStudio, project: int, backend: dict[str, Any], *, guarded: bool) -> Iterator[Finding]:
@@ -207,13 +227,30 @@ def _connection(client: LabelStudio, project: int, backend: dict[str, Any], *, g
         )
     else:
         yield Finding("ok", subject, f"backend {url} is connected, version {backend.get('model_version')}")
+
+
+def _webhook(settings: Settings, client: LabelStudio, project: int, url: str) -> Iterator[Finding]:
+    subject = f"project {project}"
     try:
         hooks = [hook for hook in client.webhooks(project) if str(hook.get("url")) == url.rstrip("/") + "/webhook"]
     except LabelStudioError as error:
         yield Finding("note", subject, f"Whether its webhook is registered cannot be seen. {error}")
         return
-    if any(hook.get("is_active") for hook in hooks):
+    active = [hook for hook in hooks if hook.get("is_active")]
+    if active:
         yield Finding("ok", subject, "its webhook is registered")
+        try:
+            secret = read_webhook_secret(settings)
+        except OSError as error:
+            yield Finding("note", subject, f"The webhook's secret cannot be read ({error.strerror}).")
+            return
+        if secret and not any((hook.get("headers") or {}).get(HEADER) == secret for hook in active):
+            yield Finding(
+                "note",
+                subject,
+                "Its webhook does not carry this backend's secret (yet), so its events are followed with a delay. The "
+                "backend sets it at the next full sync, with a key whose user may manage the project.",
+            )
         return
     host = urlsplit(url).hostname or ""
     why = f" Label Studio makes none for a host name without a dot, such as {host!r}." if "." not in host else ""

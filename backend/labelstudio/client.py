@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -53,6 +53,18 @@ class LabelStudio:
     def project(self, project: int) -> dict[str, Any]:
         """The project's description; its `label_config` is the XML."""
         return self._get(f"/api/projects/{project}/")
+
+    def projects(self) -> Iterator[int]:
+        """The numbers of all projects that the key may see."""
+        page, seen = 1, 0
+        while True:
+            answer = self._get("/api/projects/", {"page": page, "page_size": PAGE_SIZE})
+            found = answer["results"]
+            yield from (int(project["id"]) for project in found)
+            seen += len(found)
+            if not found or seen >= answer["count"]:
+                return
+            page += 1
 
     def set_model_version(self, project: int, version: str) -> None:
         """Have the project show, sort and sample by the predictions of one version."""
@@ -100,10 +112,16 @@ class LabelStudio:
         """The project's webhooks."""
         return self._get("/api/webhooks/", {"project": project})
 
-    def add_webhook(self, project: int, url: str) -> None:
+    def add_webhook(self, project: int, url: str, headers: Mapping[str, str]) -> None:
         """Have Label Studio send the project's events to `url`; raises `LabelStudioRejected` where it will not."""
         body = {"project": project, "url": url, "send_payload": True, "send_for_all_actions": True, "is_active": True}
-        self._request("POST", "/api/webhooks/", json=body)
+        self._request("POST", "/api/webhooks/", json=body | {"headers": dict(headers)})
+
+    def set_webhook_headers(self, webhook: Mapping[str, Any], headers: Mapping[str, str]) -> None:
+        """Have a webhook, as it was listed, send these headers and no others."""
+        # Label Studio takes a change that does not name the actions for one to none
+        body = {"headers": dict(headers), "actions": webhook.get("actions") or []}
+        self._request("PATCH", f"/api/webhooks/{int(webhook['id'])}/", json=body)
 
     def version(self) -> dict[str, Any]:
         """What runs there, with `release`; needs no key."""

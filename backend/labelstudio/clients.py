@@ -29,6 +29,11 @@ class Clients:
         with self._lock:
             self._granted[project] = (hostname, token)
 
+    def granted(self) -> list[int]:
+        """The projects for which /setup handed something over."""
+        with self._lock:
+            return list(self._granted)
+
     def keep(self, project: int) -> None:
         """Write to the ledger what was handed over for a project, if it is new."""
         granted = self._granted.get(project)
@@ -39,9 +44,7 @@ class Clients:
         """The connections that work needs: the configured one, for all projects, or those that /setup handed over."""
         if self._settings.label_studio_url and self._settings.label_studio_api_key:
             return {ALL_PROJECTS: self.of(ALL_PROJECTS)}
-        with self._lock:
-            projects = list(self._granted)
-        return {project: self.of(project) for project in projects}
+        return {project: self.of(project) for project in self.granted()}
 
     def of(self, project: int) -> LabelStudio:
         """A connection for a project; raises `LabelStudioDenied` where there is no address or key for one."""

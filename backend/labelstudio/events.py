@@ -25,12 +25,21 @@ class Event:
     - `finished`: a job is over, or a result is free to be pushed.
     - `train`: somebody wants what has changed to be learned now.
     - `again`: the ledger says that its predictions are to be replaced (`Projects.want_again`).
+
+    `doubtful` if whoever sent it has not shown to be Label Studio: then it brings about a sync now and then, however
+    many come.
     """
 
     project: int
     kind: EventKind = "changed"
     tasks: frozenset[int] = frozenset()
     annotations: frozenset[int] = frozenset()
+    doubtful: bool = False
+
+
+def doubted(event: Event) -> Event:
+    """What is made of an event that anybody may have sent; all of one project are equal, or one of two."""
+    return Event(event.project, "train" if event.kind == "train" else "changed", doubtful=True)
 
 
 def read_webhook(raw: bytes) -> dict[str, Any]:

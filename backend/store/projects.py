@@ -43,6 +43,14 @@ class Projects:
         """All known projects by number."""
         return [_project(row) for row in self._db.rows("projects")]
 
+    def numbers(self) -> list[int]:
+        """The numbers of all known projects."""
+        return [row["id"] for row in self._db.rows("project_numbers")]
+
+    def is_known(self, project: int) -> bool:
+        """Whether the ledger has a project."""
+        return bool(self._db.rows("project_uid", project))
+
     def find(self, project: int) -> Project | None:
         """One project, if it is known."""
         rows = self._db.rows("project", project)

@@ -11,6 +11,9 @@ SELECT * FROM projects WHERE id = ?;
 -- projects: All projects.
 SELECT * FROM projects ORDER BY id;
 
+-- project_numbers: The numbers of all projects.
+SELECT id FROM projects ORDER BY id;
+
 -- project_uid: The moment of creation, as Label Studio writes it, tells two projects of one number apart.
 SELECT uid FROM projects WHERE id = ?;
 
@@ -67,6 +70,9 @@ SELECT name, value FROM meta WHERE name LIKE 'grant:%';
 
 -- wanted_again: The projects whose predictions are to be replaced.
 SELECT name FROM meta WHERE name LIKE 'again:%';
+
+-- value: One value.
+SELECT value FROM meta WHERE name = ?;
 
 -- set_value: One value.
 INSERT OR REPLACE INTO meta VALUES (?, ?);

@@ -6,35 +6,37 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from backend.errors import LabelStudioDenied, LabelStudioRejected
+from backend.errors import LabelStudioDenied, LabelStudioNotFound, LabelStudioRejected
 from backend.labelstudio.client import LabelStudio
+from backend.labelstudio.webhook_secret import HEADER
 from backend.version import VERSION_PREFIX
 
 log = logging.getLogger(__name__)
 
-CONNECT_PAUSES = (2.0, 4.0, 8.0, 16.0)
+CONNECT_PAUSES = (0.5, 2.0, 4.0, 8.0, 16.0)
 """Seconds to the next syncs of a project without a backend: Label Studio calls /setup before it stores one."""
 
 
 class Connection:
     """The backends that Label Studio has for one project, and their webhooks."""
 
-    def __init__(self, client: LabelStudio, project: int):
-        self._client, self.project = client, project
+    def __init__(self, client: LabelStudio, project: int, webhook_secret: str):
+        self._client, self.project, self._secret = client, project, webhook_secret
         self._missed = 0  # times in a row that there was none
-        self._webhook_ensured = False
+        self.is_settled = False
+        """Whether there was a backend, and its webhook is as it should be."""
 
     def check(self) -> bool:
-        """Ask whether there is a backend; the first time that there is one, its webhook is ensured."""
+        """Ask whether there is a backend; unless all is settled, its webhook is ensured as well."""
         try:
             backends = self._client.backends(self.project)
         except LabelStudioDenied:
-            self._missed = 0
+            self._missed, self.is_settled = 0, True
             return True  # a key that may label but not administrate cannot ask
         if backends:
             self._missed = 0
-        if backends and not self._webhook_ensured:
-            self._webhook_ensured = True
+        if backends and not self.is_settled:
+            self.is_settled = True
             self._ensure_webhook(backends)
         return bool(backends)
 
@@ -46,18 +48,27 @@ class Connection:
         return CONNECT_PAUSES[self._missed - 1] if self._missed <= len(CONNECT_PAUSES) else None
 
     def _ensure_webhook(self, backends: Iterable[Mapping[str, Any]]) -> None:
-        """Register the webhook of each of our connections that has none.
+        """Register the webhook of each of our connections that has none, and have all of them carry the secret.
 
         Label Studio makes it when a backend is connected, but does not say if that failed. Events are only the fast
-        way: without them a full sync finds what is new.
+        way: without them a full sync finds what is new, and without the secret they are followed more slowly.
         """
         connected = [b for b in backends if str(b.get("model_version")).startswith(VERSION_PREFIX)]
-        ours = [str(b.get("url", "")).rstrip("/") for b in connected]
+        ours = {str(b.get("url", "")).rstrip("/") + "/webhook" for b in connected}
         try:
-            there = {str(hook.get("url")) for hook in self._client.webhooks(self.project)}
-            for url in ours:
-                if f"{url}/webhook" not in there:
-                    self._client.add_webhook(self.project, f"{url}/webhook")
-                    log.info("Project %d: registered the missing webhook to %s/webhook.", self.project, url)
-        except (LabelStudioRejected, LabelStudioDenied) as error:
-            log.warning("Project %d: there is no webhook, so only full syncs find news. %s", self.project, error)
+            there = [hook for hook in self._client.webhooks(self.project) if str(hook.get("url")) in ours]
+            for hook in there:
+                self._have_secret_sent(hook)
+            for url in sorted(ours - {str(hook["url"]) for hook in there}):
+                self._client.add_webhook(self.project, url, {HEADER: self._secret})
+                log.info("Project %d: registered the missing webhook to %s.", self.project, url)
+        except (LabelStudioRejected, LabelStudioDenied, LabelStudioNotFound) as error:
+            log.warning("Project %d: the webhook is not as it should be; news may come late. %s", self.project, error)
+
+    def _have_secret_sent(self, hook: Mapping[str, Any]) -> None:
+        """Put the secret on a webhook, beside what else it sends."""
+        headers = hook.get("headers")
+        sent = dict(headers) if isinstance(headers, Mapping) else {}
+        if sent.get(HEADER) != self._secret:
+            self._client.set_webhook_headers(hook, sent | {HEADER: self._secret})
+            log.info("Project %d: the webhook to %s carries the secret from now on.", self.project, hook.get("url"))

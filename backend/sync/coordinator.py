@@ -18,11 +18,11 @@ from typing import Any
 from backend.entities import Refusal
 from backend.errors import InvalidRequest, LedgerError
 from backend.labelstudio.clients import Clients
-from backend.labelstudio.events import Event, read_webhook, webhook_events
+from backend.labelstudio.events import Event, doubted, read_webhook, webhook_events
 from backend.settings import Settings
 from backend.store.store import Store
 from backend.supervision import EndProcess, LastingThread, end_process
-from backend.sync.inbox import Inbox
+from backend.sync.inbox import Inbox, NewModels
 from backend.sync.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class Coordinator:
         self._settings, self._store, self._wake = settings, store, wake
         self._inbox = Inbox()
         self._turns = Turns(settings, store, clients, base_version, clock, self._tell_others)
+        self._generation = store.generation
         self._in_doubt = False  # whether the outcome of an import may not have been stored
         self._unreleased: deque[tuple[int, str]] = deque()  # project and owner of reservations
         self._changed = threading.Condition()
@@ -104,10 +105,10 @@ class Coordinator:
         """Have an event looked into."""
         self._inbox.put(event)
 
-    def sync_all(self) -> None:
+    def sync_all(self, *, doubtful: bool = False) -> None:
         """Have every known project synchronised."""
-        for project in self._store.projects.all():
-            self.send(Event(project.id))
+        for project in self._store.projects.numbers():
+            self.send(Event(project, doubtful=doubtful))
 
     def take_webhook(self, body: Mapping[str, Any]) -> None:
         """Have looked into what a webhook says; without a project in it, have everything synchronised."""
@@ -117,6 +118,18 @@ class Coordinator:
             self.send(event)
         if not events:
             self.sync_all()
+
+    def take_doubtful_webhook(self, body: Mapping[str, Any] | None) -> None:
+        """Take a webhook that anybody may have sent: it has known projects synchronised, but seldom.
+
+        `None` is one that was not read, as it is large.
+        """
+        events = webhook_events(body) if body is not None else []
+        for event in events:
+            if self._store.projects.is_known(event.project):
+                self.send(doubted(event))
+        if not events:
+            self.sync_all(doubtful=True)
 
     def take_webhook_later(self, raw: bytes) -> None:
         """Have a large webhook read by the thread.
@@ -147,6 +160,10 @@ class Coordinator:
     def refused(self, refusal: Refusal) -> None:
         """Have an annotation left out that teaches nothing."""
         self._inbox.put(refusal)
+
+    def models_changed(self, base_version: str) -> None:
+        """Have every project predicted under another version."""
+        self._inbox.put(NewModels(base_version))
 
     def release_later(self, project: int, owner: str) -> None:
         """Release a request's reservations once the ledger can be written again."""
@@ -202,6 +219,9 @@ class Coordinator:
         Raises:
             LedgerError: the ledger cannot be read or written; what is due stays due.
         """
+        if self._generation != self._store.generation:
+            self._generation = self._store.generation
+            self._turns.begin_anew()
         if self._in_doubt:
             self._store.doubt_pushing(self._settings.answer_lease)
             self._in_doubt = False
@@ -216,6 +236,8 @@ class Coordinator:
                     self._turns.take(message)
                 case Refusal():
                     self._turns.refuse(message)
+                case NewModels(base_version):
+                    self._turns.follow_models(base_version)
                 case bytes():
                     self._read(message)
         self._turns.attend(self.stopping.is_set)

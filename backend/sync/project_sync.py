@@ -87,7 +87,7 @@ class ProjectSync:
         self._settings, self._base_version = settings, base_version
         self._clock, self._changed = clock, changed
         self._reader = Reader(store, client, project)
-        self._connection = Connection(client, project)
+        self._connection = Connection(client, project, settings.webhook_secret)
         self._pending: _Pending | None = None
         self._asks_meanwhile = False
         self.is_listing = False
@@ -95,13 +95,16 @@ class ProjectSync:
 
     # the whole
 
-    def run(self, *, at_once: bool = False, extra_params: str | None = None) -> Due:
+    def run(self, *, at_once: bool = False, extra_params: str | None = None, check_webhook: bool = False) -> Due:
         """Compare the whole project with the store, and mend what differs.
 
         Args:
             at_once: learn from a changed reference without a quiet period, and try failed tasks again.
             extra_params: JSON text of what the project's connection was given, if that is known.
+            check_webhook: look again whether the webhook carries the secret: an event came without it.
         """
+        if check_webhook:
+            self._connection.is_settled = False
         self.read_project(extra_params)  # title, labelling configuration, extra params
         counts = self.read_tasks()  # new, changed, deleted; judges changed annotations
         due = self.follow_reference(at_once=at_once)  # chooses, waits for quiet, adopts, queues what is missing
@@ -109,6 +112,8 @@ class ProjectSync:
         if delivery.reopen_deleted(counts):
             self._changed()
         delivery.remove_duplicates(counts)
+        if not self._connection.is_settled and due.sync_in is None and not self.is_connected():
+            due = replace(due, sync_in=self._connection.next_pause())
         self._store.projects.mark_synced(self.project)
         return replace(due, confirm=delivery.is_waiting)
 

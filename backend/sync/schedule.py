@@ -11,6 +11,8 @@ SYNC_PAUSE = 15.0
 """Least seconds between two full syncs of a project that are due to calls without news (/setup, /predict)."""
 SYNC_SHARE = 20.0
 """...and at least that many times what the last one took."""
+DOUBT_PAUSE = 5.0
+"""Least seconds between two full syncs that are due to events that anybody may have sent; or `SYNC_SHARE`, as above."""
 CHANGE_PAUSE = 1.0
 """Seconds from a change to the full sync, for changes seldom come alone."""
 FOLLOW_UP_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -49,9 +51,11 @@ class Schedule:
     push_at: float | None = None
     confirm_at: float | None = None
     failures: int = 0
+    """Failures in a row."""
     gone: list[float] = field(default_factory=list)
     """When Label Studio said that it has no such project, since it last had one."""
-    """Failures in a row."""
+    doubtful: bool = False
+    """Whether an event came that did not show to be Label Studio's."""
     at_once: bool = False
     """Whether somebody wants a changed reference to be learned from without a quiet period."""
 
@@ -63,7 +67,9 @@ class Schedule:
 
     def take(self, event: Event, now: float, push_interval: float) -> None:
         """Have done what an event asks for; `push_interval` is the seconds in which results gather for one push."""
-        if event.kind == "finished":
+        if event.doubtful:
+            self._take_doubtful(event, now)
+        elif event.kind == "finished":
             self.push_at = sooner(self.push_at, now + push_interval)
         elif event.kind == "touched":
             for task in event.tasks:
@@ -81,6 +87,15 @@ class Schedule:
         else:
             self.sync_at = now
             self.at_once = self.at_once or event.kind == "train"
+
+    def _take_doubtful(self, event: Event, now: float) -> None:
+        """Synchronise for it if the last sync is some time ago; while Label Studio is away, that is planned anyway."""
+        self.doubtful = True
+        self.at_once = self.at_once or event.kind == "train"
+        if not self.failures:
+            pause = max(DOUBT_PAUSE, SYNC_SHARE * self.sync_took)
+            earliest = now if self.synced_at is None else max(now, self.synced_at + pause)
+            self.sync_at = sooner(self.sync_at, earliest)
 
     def task_was_read(self, task: int, missing: frozenset[int], now: float) -> None:
         """Read a task again if annotations are still `missing`, up to the last of `FOLLOW_UP_PAUSES`."""
@@ -100,6 +115,7 @@ class Schedule:
     def was_synced(self, started: float, now: float, interval: float) -> None:
         """Push what waits now; sync again after `interval` seconds, later if that takes long."""
         self.touched.clear()
+        self.doubtful = False
         self.synced_at, self.sync_took = now, now - started
         self.push_at = sooner(self.push_at, now)
         self.sync_at = sooner(self.sync_at, now + max(interval, self.sync_took * SYNC_SHARE / 4))

@@ -17,8 +17,8 @@ from backend.sync.schedule import CONFIRM_PAUSE, Schedule, is_due, sooner
 
 log = logging.getLogger(__name__)
 
-LONGEST_PAUSE = 30.0
-"""Seconds without anything due after which all schedules are looked through again."""
+LONGEST_PAUSE = 5.0
+"""Seconds without anything due after which it is looked again whether something is, or the store was replaced."""
 
 
 class Turns:
@@ -62,10 +62,23 @@ class Turns:
         self._store.annotations(refusal.project).refuse(refusal, self._base_version)
         self.take(Event(refusal.project))
 
+    def follow_models(self, base_version: str) -> None:
+        """Have every known project synchronised under another version."""
+        self._base_version = base_version
+        self._syncs.clear()
+        for project in self._store.projects.all():
+            self.take(Event(project.id, "train"))
+
     def take(self, event: Event) -> None:
         """Have done what an event asks for."""
         schedule = self._schedules.setdefault(event.project, Schedule())
         schedule.take(event, self._clock(), self._settings.push_interval)
+
+    def begin_anew(self) -> None:
+        """Have every project read anew that was worked on: the store is an empty one in place of a damaged one."""
+        projects = set(self._schedules) | set(self._clients.granted())
+        self._syncs.clear()
+        self._schedules = {project: Schedule(sync_at=self._clock()) for project in projects}
 
     def _sync_of(self, project: int) -> ProjectSync:
         """The project's sync, a new one if Label Studio is reached in another way now."""
@@ -141,7 +154,11 @@ class Turns:
         started = self._clock()
         schedule.sync_at = None
         before = self._store.projects.find(sync.project)
-        due = sync.run(at_once=schedule.at_once, extra_params=self.extra_params.get(sync.project))
+        due = sync.run(
+            at_once=schedule.at_once,
+            extra_params=self.extra_params.get(sync.project),
+            check_webhook=schedule.doubtful,
+        )
         self._clients.keep(sync.project)
         schedule.plan(due, self._clock())
         schedule.was_synced(started, self._clock(), self._settings.sync_interval)

@@ -28,7 +28,7 @@ from backend.service import Service
 from backend.settings import Settings
 from backend.text import read_json
 from backend.web.metrics import Metrics
-from backend.web.security import may_read, secure
+from backend.web.security import is_from_label_studio, may_read, secure
 from backend.web.status_page import create_page
 
 log = logging.getLogger(__name__)
@@ -118,11 +118,18 @@ def create_app(settings: Settings, service: Service) -> Flask:
 
     @app.post("/webhook")
     def webhook() -> tuple[Response, int]:
-        raw = request.get_data(cache=False)
-        if len(raw) > EVENT_READ_NOW:
-            service.coordinator.take_webhook_later(raw)
-        else:
-            service.coordinator.take_webhook(read_webhook(raw))
+        small = request.content_length is not None and request.content_length <= EVENT_READ_NOW
+        match small, is_from_label_studio(service.settings):
+            case True, True:
+                service.coordinator.take_webhook(read_webhook(request.get_data(cache=False)))
+            case False, True:
+                service.coordinator.take_webhook_later(request.get_data(cache=False))
+            case True, False:
+                service.coordinator.take_doubtful_webhook(read_webhook(request.get_data(cache=False)))
+            case False, False:
+                while request.stream.read(EVENT_READ_NOW):
+                    pass  # nobody should have us hold it in memory
+                service.coordinator.take_doubtful_webhook(None)
         return jsonify({"status": "ok"}), 201
 
     @app.get("/versions")

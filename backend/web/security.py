@@ -15,10 +15,11 @@ from urllib.parse import urlsplit
 from flask import Flask, Response, jsonify, request
 
 from backend.errors import CrossSiteRequest
+from backend.labelstudio import webhook_secret
 from backend.settings import Settings
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/webhook"})
-"""Called without basic auth: by health checks, and by Label Studio's webhooks, which only bring about a look."""
+"""Called without basic auth: by health checks, and by Label Studio's webhooks, which carry a secret of their own."""
 READING = ("GET", "HEAD", "OPTIONS")
 PRIVATE_DOMAINS = (".localhost", ".local", ".internal", ".home.arpa")
 """Never given to anybody by the public DNS."""
@@ -47,6 +48,14 @@ def secure(app: Flask, settings: Settings) -> None:
         answer.headers["Referrer-Policy"] = "same-origin"
         answer.headers.setdefault("Cache-Control", "no-store")
         return answer
+
+
+def is_from_label_studio(settings: Settings) -> bool:
+    """Whether an event carries the webhook's secret, or the password: that is how *Start Training* comes."""
+    given = request.headers.get(webhook_secret.HEADER, "")
+    return webhook_secret.is_webhook_secret(given, settings) or (
+        bool(settings.basic_auth_user) and _has_password(settings)
+    )
 
 
 def refuse_other_sites() -> None:

@@ -19,6 +19,10 @@ from backend.store.jobs import TaskFilter, TaskOrder
 
 PER_PAGE = 20
 MOST_PER_PAGE = 500
+DAMAGED = (
+    "The ledger was damaged and is kept as {} in the data folder; what the backend knows was read from Label Studio "
+    "anew. Look after the disk, and delete the file when nobody wants to look into it."
+)
 STATES = {None: "not queued", "queued": "queued", "running": "running", "done": "done", "failed": "failed"}
 
 
@@ -27,13 +31,14 @@ def backend_status(service: Service) -> dict[str, Any]:
 
     Returns:
         `problems` (what keeps the backend from working, the one to mend first at the head), `hint` (why no project may
-        be there yet), `work` (what the model does now), `model`, `projects`.
+        be there yet), `notices`, `work` (what the model does now), `model`, `projects`.
     """
     work, projects = asdict(service.worker.activity), project_states(service)
     del work["since"]
     return {
         "problems": [asdict(problem) for problem in problems(service) if problem.message != LOADING],
         "hint": None if projects else _why_no_project(service),
+        "notices": [DAMAGED.format(name) for name in service.store.kept_files()],
         "work": work,
         "model": model_status(service),
         "projects": projects,

@@ -31,6 +31,8 @@ from backend.labelstudio.images import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig, image_url, parse_label_config
 from backend.labelstudio.regions import Rectangle, Region, Slot, read_regions, region_id
 from backend.store.store import Store
+from backend.supervision import EndProcess, LastingThread, end_process
+from backend.worker.decisions import MODEL_DELAYS
 from backend.worker.messages import CorrectMask, Example, Job, Result, SegmentTask
 from backend.worker.model_process import ModelProcess
 
@@ -40,6 +42,8 @@ PATIENCE = 60.0
 """Seconds that a click waits for those before it."""
 DRAFT_DELAY = 10.0
 """Seconds after which a draft surely shows whether a suggestion was accepted; the editor saves one within five."""
+WATCH_PAUSE = 5.0
+"""Seconds after which it is looked whether the process has ended."""
 IMAGES_KEPT = 16
 ANSWERS_KEPT = 256
 POINTS = ("keypointlabels", "keypoint")
@@ -133,27 +137,42 @@ def stored_regions(task: Mapping[str, Any], slot: Slot, config: LabelConfig) -> 
 class Interactive:
     """Answers clicks with a process of its own, so that nobody waits for the model process. For any thread."""
 
-    def __init__(self, store: Store, clients: Clients, images: ImageFolder, process: ModelProcess):
-        self._store, self._clients, self._images, self._process = store, clients, images, process
+    def __init__(
+        self,
+        store: Store,
+        clients: Clients,
+        images: ImageFolder,
+        process: ModelProcess,
+        *,
+        most_at_once: int = 4,
+        give_up: EndProcess = end_process,
+    ):
+        self._store, self._clients, self._images, self.process = store, clients, images, process
         self._paths: OrderedDict[str, None] = OrderedDict()
         self._answered: OrderedDict[tuple[int, int, Slot], _Answered] = OrderedDict()
         self._lock = threading.Lock()  # guards all of these; one click at a time
-        self._prepared = False
+        self._seats = threading.BoundedSemaphore(most_at_once)
+        self._prepared = threading.Lock()  # held once the thread was started
+        self._stopping = threading.Event()
+        self.thread = LastingThread("smart tools", self._keep_loaded, self._stopping, give_up=give_up)
 
     def prepare(self, xml: str) -> None:
-        """Start the process ahead of the first click, where a labelling configuration has smart tools."""
-        if self._prepared:
-            return  # where it could not be started, the next click tries again, and not every /setup
+        """Start the process ahead of the first click if a labelling configuration has smart tools; from then on it is
+        started again whenever it ends.
+        """
+        if self._prepared.locked():
+            return
         try:
-            self._prepared = bool(parse_label_config(xml).prompts)
+            has_tools = bool(parse_label_config(xml).prompts)
         except LabelConfigError:
             return  # told where the project is looked at
-        if self._prepared:
-            threading.Thread(target=self._load, name="clicks-start", daemon=True).start()
+        if has_tools and self._prepared.acquire(blocking=False):
+            self.thread.start()
 
     def stop(self) -> None:
         """End the process; a click that is being answered gets an error."""
-        self._process.stop()
+        self._stopping.set()
+        self.process.stop()
 
     def answer(self, project: int, task: Mapping[str, Any], xml: str, context: Any) -> tuple[list[Any], float]:
         """Regions and score (0..1) for what was clicked on a task that Label Studio sent; no regions where nothing was.
@@ -174,7 +193,24 @@ class Interactive:
         slot = slot_of(pointing, config)
         images = self._config(project) or config
         known = self._store.tasks(project).find(int(task["id"])) or _sent(project, task, slot.to_name, images)
-        image = self._fetch(known, slot.to_name, images)
+        if not self._seats.acquire(blocking=False):
+            raise TooBusy("Too many clicks are waiting; try again in a moment.")
+        try:
+            image = self._fetch(known, slot.to_name, images)
+            return self._correct(known, task, slot, config, pointing, image)
+        finally:
+            self._seats.release()
+
+    def _correct(
+        self,
+        known: Task,
+        task: Mapping[str, Any],
+        slot: Slot,
+        config: LabelConfig,
+        pointing: Pointing,
+        image: str,
+    ) -> tuple[list[Any], float]:
+        """What `answer` gives, once it is this click's turn."""
         if not self._lock.acquire(timeout=PATIENCE):
             raise TooBusy("Too many clicks are waiting; try again in a moment.")
         try:
@@ -184,14 +220,16 @@ class Interactive:
             result = self._run(job, {image: known.id})
             regions = [region | {"origin": "prediction-changed"} for region in result.regions]
             made, _ = read_regions(regions, config)
-            self._answered[project, known.id, slot] = _Answered(pointing.ids, stored, start, made, time.monotonic())
+            self._answered[known.project, known.id, slot] = _Answered(
+                pointing.ids, stored, start, made, time.monotonic()
+            )
             while len(self._answered) > ANSWERS_KEPT:
                 self._answered.popitem(last=False)
         finally:
             self._lock.release()
         log.info(
             "Project %d, task %d: %r corrected by %d clicks and %d boxes, score %.2f, %.2f s.",
-            project,
+            known.project,
             known.id,
             slot.label,
             len(pointing.clicks),
@@ -263,7 +301,7 @@ class Interactive:
         return None, []
 
     def _run(self, job: Job, copies: Mapping[str, int]) -> Result:
-        answer = self._process.run(job, _no_progress)
+        answer = self.process.run(job, _no_progress)
         if not isinstance(answer, Result):
             raise NotCorrected(name_tasks(answer.message, copies))
         return answer
@@ -283,12 +321,22 @@ class Interactive:
         while len(self._paths) > IMAGES_KEPT:
             self._images.discard([self._paths.popitem(last=False)[0]])
 
-    def _load(self) -> None:
+    def _keep_loaded(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            failures = 0 if self._load() else failures + 1
+            self._stopping.wait(MODEL_DELAYS[min(failures, len(MODEL_DELAYS)) - 1] if failures else WATCH_PAUSE)
+
+    def _load(self) -> bool:
+        """Start the process unless it runs; returns whether it does."""
+        if self.process.is_running:
+            return True
         with self._lock:
             try:
-                self._process.load(_no_progress)
+                self.process.load(_no_progress)
             except BackendError as error:
                 log.warning("Smart tools: %s", error)  # said again to whoever clicks
+        return self.process.is_running
 
 
 def _no_progress(step: str, done: int, total: int) -> None:

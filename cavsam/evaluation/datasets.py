@@ -50,7 +50,7 @@ SUIM_COLOURS: dict[str, Colour] = {
 class Sample:
     """One object: paths relative to the set's folder; `colour` picks the class in a colour-coded mask.
 
-    The domain is empty in a set of one domain.
+    The domain is empty in a set of one domain; the mask is empty if the image is known not to show the class.
     """
 
     image: str
@@ -63,6 +63,8 @@ class Sample:
 def read_sample(root: Path, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Image uint8 (H, W, 3) and mask bool (H, W); raises `CavSamError` when they cannot be read or do not fit."""
     image = read_image(root / sample.image)
+    if not sample.mask:
+        return image, np.zeros(image.shape[:2], dtype=bool)
     if sample.colour is None:
         mask = read_mask(root / sample.mask)
     else:
@@ -287,10 +289,65 @@ def draw_far_episodes(
                     f"needs {shots + 1} that show the object."
                 )
             drawn.append((turn, own[target], tuple(own[i] for i in others[:shots])))
-    drawn.sort(key=lambda entry: entry[0])
+    return _in_turns(drawn, per_domain)
+
+
+def draw_absent_episodes(
+    root: Path,
+    samples: Sequence[Sample],
+    shots: int,
+    per_class: int,
+    seed: int,
+    per_domain: int | None = None,
+) -> list[ListedEpisode]:
+    """A seeded list of targets that do not show their class: pictures of other domains.
+
+    Nobody looked at these pictures for the class. So classes with a word of their names in common lend each other no
+    picture (`car` and `car-shadow`); that of a street may still show the sky.
+
+    Args:
+        root: the set's folder, for the masks.
+        samples: as `read_folder` gives them.
+        shots: references per episode, drawn from all pictures that show the class.
+        per_class: targets of each class.
+        seed: of every draw.
+        per_domain: targets of each domain at most, its classes in turn; None for no bound.
+
+    Raises:
+        CavSamError: there are no pictures of other domains, or a class has too few references.
+    """
+    classes = defaultdict(list)
+    for sample in samples:
+        classes[sample.domain, sample.class_name].append(sample)
+    drawn = []
+    for (domain, name), own in classes.items():
+        rng = np.random.default_rng([seed, zlib.crc32(f"{domain}/{name}/absent".encode())])
+        others: dict[str, list[Sample]] = defaultdict(list)
+        for sample in samples:
+            if sample.domain != domain and not _words(name) & _words(sample.class_name):
+                others[sample.domain].append(sample)
+        shown = [sample for sample in own if read_mask(root / sample.mask).any()]
+        if not others:
+            raise CavSamError(f"No other domain has a picture without {name!r}; targets that lack it come from there.")
+        if len(shown) < shots:
+            raise CavSamError(f"The class {name!r} of {domain!r} has too few pictures for {shots} references.")
+        for turn in range(per_class):
+            lender = others[str(rng.choice(sorted(others)))]  # a domain counts as much as another, whatever its size
+            lent = lender[rng.integers(len(lender))]
+            references = tuple(shown[i] for i in rng.choice(len(shown), size=shots, replace=False))
+            drawn.append((turn, Sample(lent.image, "", name, domain=domain), references))
+    return _in_turns(drawn, per_domain)
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall(r"[^\W_]+", name.lower()))
+
+
+def _in_turns(drawn: list[tuple[int, Sample, tuple[Sample, ...]]], per_domain: int | None) -> list[ListedEpisode]:
+    """Order (turn, target, references) by the turn, and keep `per_domain` of each domain."""
     kept = []
     of_domain: dict[str, int] = defaultdict(int)
-    for _, target, references in drawn:
+    for _, target, references in sorted(drawn, key=lambda entry: entry[0]):
         of_domain[target.domain] += 1
         if per_domain is None or of_domain[target.domain] <= per_domain:
             kept.append((target, references))

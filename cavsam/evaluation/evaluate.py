@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cavsam.evaluation import runs
 from cavsam.evaluation.datasets import (
     READERS,
     ListedEpisode,
+    draw_absent_episodes,
     draw_episodes,
     draw_far_episodes,
     list_text,
@@ -53,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how many, of each class of a folder; with --list, the first N (default: each object is a target once)",
     )
     group.add_argument("--per-domain", type=int, metavar="N", help="folder: at most N of a domain, its classes in turn")
+    group.add_argument(
+        "--absent",
+        type=int,
+        metavar="N",
+        help="folder: and N targets for each class that lack it, pictures of other domains (default: none)",
+    )
     group.add_argument("--list", type=Path, metavar="FILE", help="a list of episodes written by an earlier run")
     group.add_argument("--list-seed", type=int, help="seed of the list that is drawn (default: that of --seed)")
     group.add_argument("--every", type=int, default=1, metavar="K", help="video: every K-th frame (default: 1)")
@@ -70,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
     for name, least in (
         ("episodes", 1),
         ("per_domain", 1),
+        ("absent", 1),
         ("shots", 1),
         ("every", 1),
         ("at_most", 2),
@@ -150,7 +159,12 @@ def _episodes(options: argparse.Namespace) -> list[ListedEpisode]:
         return episodes
     samples = read_dataset(options.dataset, options.root)
     if options.dataset == FOLDER:
-        return draw_far_episodes(options.root, samples, options.shots, options.episodes, seed, options.per_domain)
+        bound = options.per_domain
+        shown = draw_far_episodes(options.root, samples, options.shots, options.episodes, seed, bound)
+        if not options.absent:
+            return shown
+        lacking = draw_absent_episodes(options.root, samples, options.shots, options.absent, seed, bound)
+        return [replace(episode, index=index) for index, episode in enumerate([*shown, *lacking])]
     return draw_episodes(samples, options.shots, options.episodes, seed)
 
 

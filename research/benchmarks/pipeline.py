@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -28,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from cavsam.recipe import Recipe
 from cavsam.types import Reference
-from cavsam.weights.sources import NANO, ModelSources
+from cavsam.weights.sources import ModelSources
 from research import synth
 
 if TYPE_CHECKING:
@@ -77,15 +75,12 @@ def measure_method(options: argparse.Namespace) -> dict[str, Any]:
 
     import torch
 
-    from cavsam.pipeline import CavSam
+    from research.benchmarks.models import describe_machine, load
 
     whole = whole_recipe(options)
     recipe = whole.replace(**{name: max(1, getattr(whole, name) // options.cut) for name in REPEATED.values()})
     started = time.perf_counter()
-    if options.sizes == "nano":
-        model = CavSam.from_pretrained("nano", device=options.device, recipe=recipe)
-    else:
-        model = random_paper_model(recipe, options.device)
+    model = load(options.sizes, recipe, options.device)
     loading = time.perf_counter() - started
     names = synth.classes("cells", "dev")[: options.labels]
     pictures = [synth.generate("cells", names, seed=synth.seed_of("dev", number)) for number in range(64)]
@@ -100,63 +95,13 @@ def measure_method(options: argparse.Namespace) -> dict[str, Any]:
     if torch.cuda.is_available():
         memory["GPU, allocated by torch"] = torch.cuda.max_memory_allocated() / MEGABYTE
     return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, {model.tracker.device}",
+        "machine": describe_machine(model.device),
         "loading": loading,
         "reference": adapted.timings,
         "targets": [result.timings for result in results],
         "seconds": [result.seconds for result in results],
         "memory_mb": memory,
     }
-
-
-def random_paper_model(recipe: Recipe, device: str) -> Any:
-    """SAM2.1 hiera-tiny and a diffusion model of SD 2.1-base's shape, both with random weights."""
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    from cavsam.diffusion import LatentDiffusion, ddim_schedule
-    from cavsam.pipeline import CavSam
-    from cavsam.tracking import Tracker
-    from cavsam.transition import DiffusionTransition
-    from cavsam.weights.loading import SAM2_CHECKPOINTS, SAM2_PACKAGE, autocast, build_sam2, select_device
-
-    torch.manual_seed(0)
-    where = select_device(device)
-    context = autocast(where, recipe.precision)
-    predictor = build_sam2(SAM2_PACKAGE / SAM2_CHECKPOINTS["sam2.1_hiera_tiny"], None).to(where)
-    if not recipe.generates_frames:
-        return CavSam(Tracker(predictor, context), None, recipe)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        latent_channels=4,
-        sample_size=768,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        attention_head_dim=(5, 10, 20, 20),
-        cross_attention_dim=1024,
-        use_linear_projection=True,
-    )
-    text: Any = CLIPTextModel(
-        CLIPTextConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_attention_heads=16,
-            num_hidden_layers=23,
-            hidden_act="gelu",
-        )
-    )
-    for part in (vae, unet, text):
-        part.to(where).eval().requires_grad_(False)
-    tokenizer = CLIPTokenizer.from_pretrained(NANO / "diffusion" / "tokenizer")
-    schedule = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    diffusion = LatentDiffusion(vae, unet, text, tokenizer, ddim_schedule(dict(schedule.config)), context)
-    return CavSam(Tracker(predictor, context), DiffusionTransition(diffusion, recipe), recipe)
 
 
 def measure_backend(options: argparse.Namespace) -> dict[str, float]:

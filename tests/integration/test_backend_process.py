@@ -20,8 +20,8 @@ import requests
 
 from backend.settings import Settings
 from backend.store.store import Store
-from tests.support.backend import wait_for
-from tests.support.backend_process import ENDLESS, ROOT, SLOW, BackendProcess, family, running
+from tests.support.backend import THRESHOLD, wait_for
+from tests.support.backend_process import ENDLESS, ROOT, SERVE, SLOW, BackendProcess, family, running
 from tests.support.fake_label_studio import FakeLabelStudio, brush, picture, png
 from tests.support.threshold import DEADLY_ONCE
 
@@ -129,6 +129,27 @@ def test_a_killed_model_process_is_replaced_and_nothing_is_lost(
     assert backend.model_process != first
     assert backend.health()["status"] == "UP"
     assert all(len(label_studio.versions_of(task)) <= 1 for task in label_studio.tasks_of(project))
+
+
+def test_a_process_whose_thread_keeps_failing_is_replaced_by_gunicorn(
+    serve: Callable[..., BackendProcess], label_studio: FakeLabelStudio, project: int, tmp_path: Path
+):
+    fault = tmp_path / "fault"
+    fault.touch()
+    code = (
+        "import pathlib, sys; import backend.supervision as s; s.PAUSES = (0.1, 0.1)\n"
+        "from backend.worker.worker import Worker; real = Worker.work_once\n"
+        f"Worker.work_once = lambda self: 1 / 0 if pathlib.Path({str(fault)!r}).exists() else real(self)\n"
+    )
+    backend = serve(command=[sys.executable, "-c", code + SERVE.format(segmenter=THRESHOLD)])
+    wait_for(lambda: "exited with code 70" in backend.log.read_text(), "the process to give itself up")
+    assert "The worker failed 3 times within 10 minutes, the last time by ZeroDivisionError" in backend.log.read_text()
+    fault.unlink()
+    wait_for(lambda: backend.answers("/ready") == 200, "another worker process to be ready")
+    label_studio.connect(project, backend.url)
+    annotate(label_studio, project)
+    wait_for(lambda: predicted(label_studio, project) == 5, "all predictions")
+    assert backend.stop() == 0
 
 
 @pytest.mark.parametrize("victim", ["master", "worker"])

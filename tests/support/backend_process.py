@@ -81,6 +81,13 @@ class BackendProcess:
     def health(self) -> dict:
         return requests.get(f"{self.url}/health", timeout=1).json()
 
+    def answers(self, path: str) -> int | None:
+        """The status of an answer; `None` if there is none."""
+        try:
+            return requests.get(self.url + path, timeout=1).status_code
+        except requests.RequestException:
+            return None
+
     def wait_until_idle(self) -> None:
         wait_for(lambda: self.health()["work"] == "idle", "the model", 180)
 

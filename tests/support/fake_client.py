@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from backend.errors import LabelStudioError, LabelStudioNotFound
@@ -110,9 +110,14 @@ class FakeClient(LabelStudio):
         self._ask("webhooks")
         return self.hooks
 
-    def add_webhook(self, project: int, url: str) -> None:
+    def add_webhook(self, project: int, url: str, headers: Mapping[str, str]) -> None:
         self._ask("add_webhook")
-        self.hooks.append({"url": url})
+        self.hooks.append({"id": self._next(), "url": url, "headers": dict(headers), "actions": []})
+
+    def set_webhook_headers(self, webhook: Mapping[str, Any], headers: Mapping[str, str]) -> None:
+        self._ask("set_webhook_headers")
+        (found,) = (hook for hook in self.hooks if hook["id"] == webhook["id"])
+        found["headers"] = dict(headers)
 
     def import_predictions(self, project: int, body: str) -> int:
         self._ask("import_predictions")

@@ -104,9 +104,11 @@ class FakeLabelStudio:
         self.connected: dict[int, str] = {}
         self.extra_params: dict[int, Any] = {}
         self.backend_state = "CO"
+        self.sets_up_when_listed = False  # as the real one does, which calls each backend that it lists
         self.missing_paths: set[str] = set()
         self.forbidden_paths: set[str] = set()
         self.webhooks: list[dict[str, Any]] = []
+        self.makes_webhooks = True  # when a backend is connected; a real one does not for a name without a dot
         self.failures = Failures()
         self.calls: list[tuple[str, str, str]] = []  # method, path, authorization
         self.exchanges = 0
@@ -177,13 +179,26 @@ class FakeLabelStudio:
     def _event(self, project: int, body: dict[str, Any]) -> None:
         url = self.connected.get(project)
         if url:
-            requests.post(f"{url}/webhook", json=body | {"project": self.projects[project]}, timeout=5)
+            described = body | {"project": self.projects[project]}
+            requests.post(f"{url}/webhook", json=described, headers=self.webhook_headers(project), timeout=5)
+
+    def webhook_headers(self, project: int) -> dict[str, str]:
+        """What the project's webhook to its backend sends, once it was told to."""
+        url = f"{self.connected.get(project)}/webhook"
+        found = [hook for hook in self.webhooks if (hook.get("project"), hook["url"]) == (project, url)]
+        return found[0].get("headers") or {} if found else {}
 
     def connect(self, project: int, url: str) -> dict[str, Any]:
         answer = self.setup(project, url)
         self.connected[project] = url
         self.projects[project]["model_version"] = self.projects[project]["model_version"] or BACKEND_TITLE
+        if self.makes_webhooks:
+            self._add_webhook({"project": project, "url": f"{url}/webhook", "is_active": True, "headers": {}})
         return answer
+
+    def _add_webhook(self, hook: dict[str, Any]) -> dict[str, Any]:
+        self.webhooks.append({"id": self._number(), "actions": []} | hook)
+        return self.webhooks[-1]
 
     def setup(self, project: int, url: str | None = None) -> dict[str, Any]:
         created = int(datetime.fromisoformat(self.projects[project]["created_at"]).timestamp())
@@ -309,6 +324,10 @@ class FakeLabelStudio:
             self.access_tokens.add(token)
             return jsonify({"access": token})
 
+        @app.get("/api/projects/")
+        def list_projects() -> Any:
+            return jsonify({"count": len(self.projects), "results": list(self.projects.values())})
+
         @app.get("/api/projects/<int:project>/")
         def get_project(project: int) -> Any:
             if project not in self.projects:
@@ -325,19 +344,27 @@ class FakeLabelStudio:
             project = int(request.args["project"])
             if project not in self.connected:
                 return jsonify([])
+            if self.sets_up_when_listed:
+                self.setup(project)
             backend = {"id": 1, "project": project, "url": self.connected[project], "state": self.backend_state}
             return jsonify([backend | {"model_version": "cavsam-0", "title": BACKEND_TITLE}])
 
         @app.get("/api/webhooks/")
         def webhooks() -> Any:
-            return jsonify(self.webhooks)
+            project = int(request.args["project"])
+            return jsonify([hook for hook in self.webhooks if hook.get("project", project) == project])
 
         @app.post("/api/webhooks/")
         def add_webhook() -> Any:
             if "." not in request.get_json()["url"].split("/")[2]:
                 return jsonify({"validation_errors": {"url": ["Enter a valid URL."]}}), 400
-            self.webhooks.append(request.get_json())
-            return jsonify(request.get_json()), 201
+            return jsonify(self._add_webhook(request.get_json())), 201
+
+        @app.patch("/api/webhooks/<int:number>/")
+        def set_webhook(number: int) -> Any:
+            (found,) = (hook for hook in self.webhooks if hook["id"] == number)
+            found |= {"actions": []} | request.get_json()
+            return jsonify(found)
 
         @app.get("/api/version")
         def version() -> Any:

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 
 from backend.entities import Refusal
+from backend.labelstudio.webhook_secret import HEADER
 from backend.settings import Settings
 from backend.store.store import Store
 from backend.sync.connection import CONNECT_PAUSES
 from backend.sync.project_sync import Due, ProjectSync
-from tests.support.fake_client import FakeClient, FakeClock
+from tests.support.fake_client import BACKEND, FakeClient, FakeClock
 
 PROJECT = 5
 BASE = "cavsam-0"
@@ -163,7 +164,22 @@ def test_without_a_backend_nothing_is_queued_and_it_is_looked_for_for_a_while(
     client.connected = connected
     assert sync.run() == Due()
     assert store.queue.length() == 3
-    assert client.hooks == [{"url": f"{connected[0]['url']}/webhook"}]
+    assert [hook["url"] for hook in client.hooks] == [f"{connected[0]['url']}/webhook"]
+
+
+def test_the_webhook_carries_the_secret_beside_what_else_it_sends(store: Store, client: FakeClient, clock: FakeClock):
+    sync = sync_of(store, client, clock, webhook_secret="0123456789abcdef")
+    other = {"id": 1, "url": "http://elsewhere.example/webhook", "headers": {}, "actions": []}
+    ours = {"id": 2, "url": f"{BACKEND['url']}/webhook", "headers": {"X-Route": "a"}, "actions": ["TASKS_CREATED"]}
+    client.hooks = [dict(other), dict(ours)]
+    sync.run()
+    assert client.hooks == [other, ours | {"headers": {"X-Route": "a", HEADER: "0123456789abcdef"}}]
+    sync.run()
+    assert client.asked.count("set_webhook_headers") == client.asked.count("webhooks") == 1
+    client.hooks = [dict(ours)]  # somebody made it anew, and an event came without the secret
+    sync.run(check_webhook=True)
+    assert client.hooks[0]["headers"][HEADER] == "0123456789abcdef"
+    assert client.asked.count("add_webhook") == 0
 
 
 def test_a_project_that_predicts_automatically_is_not_waited_for_while_its_tasks_are_listed(

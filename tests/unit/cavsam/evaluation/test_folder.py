@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,14 @@ from PIL import Image
 
 from cavsam.errors import CavSamError
 from cavsam.evaluation import evaluate, runs
-from cavsam.evaluation.datasets import draw_far_episodes, load_episode, read_dataset, read_list, write_list
+from cavsam.evaluation.datasets import (
+    draw_absent_episodes,
+    draw_far_episodes,
+    load_episode,
+    read_dataset,
+    read_list,
+    write_list,
+)
 from research import synth
 
 
@@ -257,7 +265,52 @@ def test_a_video_must_show_its_object_at_first(tmp_path: Path) -> None:
         evaluate.run(parse(str(tmp_path / "videos"), "--dataset", "video", "--out", str(tmp_path / "out")))
 
 
-@pytest.mark.parametrize("option", [("--episodes", "0"), ("--shots", "0"), ("--every", "0"), ("--at-most", "1")])
+@pytest.mark.parametrize(
+    "option", [("--episodes", "0"), ("--absent", "0"), ("--shots", "0"), ("--every", "0"), ("--at-most", "1")]
+)
 def test_numbers_that_mean_nothing_are_refused(option: tuple[str, str], tmp_path: Path) -> None:
     with pytest.raises(CavSamError, match=rf"{option[0]} must be at least"):
         evaluate.run(parse(str(tmp_path), *option, "--out", str(tmp_path / "out")))
+
+
+def test_absent_targets_come_from_other_domains_and_other_words(tmp_path: Path) -> None:
+    for folder in ("street/car", "street/sky", "video/car_shadow", "video/dog", "cells/nucleus"):
+        add_class(tmp_path / folder, 4)
+    samples = read_dataset("folder", tmp_path)
+    episodes = draw_absent_episodes(tmp_path, samples, 2, 12, seed=0)
+    assert len(episodes) == 5 * 12
+    lenders: dict[str, set[str]] = {}
+    for episode in episodes:
+        lender, name, *_ = Path(episode.target.image).parts
+        lenders.setdefault(episode.target.class_name, set()).add(f"{lender}/{name}")
+        assert lender != episode.target.domain
+        assert {(s.domain, s.class_name) for s in episode.references} == {
+            (episode.target.domain, episode.target.class_name)
+        }
+        loaded = load_episode("folder", tmp_path, episode)
+        assert loaded.absent
+        assert loaded.truth.shape == loaded.image.shape[:2]
+    assert lenders["car"] == {"video/dog", "cells/nucleus"}
+    assert lenders["car_shadow"] == {"street/sky", "cells/nucleus"}
+    assert draw_absent_episodes(tmp_path, samples, 2, 12, seed=0) == episodes
+    assert draw_absent_episodes(tmp_path, samples, 2, 12, seed=1) != episodes
+    assert len(draw_absent_episodes(tmp_path, samples, 2, 12, seed=0, per_domain=3)) == 3 * 3
+    write_list(tmp_path / "list.jsonl", episodes)
+    assert read_list(tmp_path / "list.jsonl") == episodes
+    alone = [sample for sample in samples if sample.domain == "street"]
+    with pytest.raises(CavSamError, match="No other domain"):
+        draw_absent_episodes(tmp_path, alone, 1, 1, seed=0)
+
+
+def test_a_run_says_how_often_a_mode_abstains(cells: Path, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(cells, root)
+    add_class(root / "grey" / "square", 3)
+    arguments = ("--mode", "concat", "--episodes", "1", "--absent", "2", "--out", str(tmp_path / "out"))
+    assert evaluate.run(parse(str(root), *arguments)) == 0
+    records = runs.all_records(tmp_path / "out")
+    assert sum(record.absent for record in records) == 6
+    assert sum(not record.absent for record in records) == 3
+    assert len({(record.domain, record.index) for record in records}) == 9
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["modes"]["concat"]["abstained_on_absent"]["of"] == 6
