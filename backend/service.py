@@ -21,6 +21,7 @@ from backend.clients import Clients
 from backend.errors import (
     BackendError,
     DataFolderBusy,
+    LabelStudioDenied,
     LabelStudioError,
     LedgerError,
 )
@@ -163,10 +164,16 @@ class Service:
 
         `extra_params` are settings of this project alone, see `Settings.for_project`; they stay as they are where the
         caller does not say.
+
+        Raises:
+            LabelStudioDenied: the key was not taken when it was tried last, so nothing can be predicted.
         """
         if hostname and token:
             self.clients.grant(project, hostname, token)
         self.coordinator.seen(project, extra_params)
+        refusal = self.reachability.refusal(project)
+        if refusal:
+            raise LabelStudioDenied(refusal)
         return self.version_of(project)
 
     def version_of(self, project: int) -> str:
