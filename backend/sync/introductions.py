@@ -15,8 +15,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from backend.clients import Clients
 from backend.errors import LabelStudioError, LabelStudioNotFound, LedgerError
-from backend.labelstudio.clients import Clients
 from backend.store.store import Store
 
 log = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from backend.clients import Clients
 from backend.entities import ReferenceAnnotation, Task
 from backend.errors import (
     BackendError,
@@ -27,8 +28,7 @@ from backend.errors import (
     NotKnown,
     TooBusy,
 )
-from backend.labelstudio.clients import Clients
-from backend.labelstudio.images import ImageFolder, name_tasks
+from backend.image_folder import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig, image_url, parse_label_config
 from backend.labelstudio.regions import FARTHEST, Rectangle, Region, Slot, read_regions, region_id
 from backend.store.store import Store
@@ -185,6 +185,7 @@ class Interactive:
         config = parse_label_config(xml)
         pointing = read_context(context, config)
         if pointing is None:
+            self._forget(project, int(task["id"]))
             return [], 0.0
         slot = slot_of(pointing, config)
         images = self._config(project) or config
@@ -234,6 +235,12 @@ class Interactive:
             result.seconds,
         )
         return regions, result.score
+
+    def _forget(self, project: int, task: int) -> None:
+        """All clicks were taken back: what they led to is not what the next ones start from."""
+        with self._lock:
+            for known in [one for one in self._answered if one[:2] == (project, task)]:
+                del self._answered[known]
 
     def _start(
         self,

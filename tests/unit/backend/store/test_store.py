@@ -313,6 +313,11 @@ def test_a_ledger_of_the_first_schema_is_taken_over(tmp_path: Path):
             DROP TABLE notices;
             DROP INDEX jobs_overview;
             ALTER TABLE jobs DROP COLUMN remarks;
+            ALTER TABLE jobs DROP COLUMN lesson;
+            DROP TABLE candidates;
+            DROP TABLE reviews;
+            DROP TABLE lessons;
+            DROP TABLE evaluations;
             UPDATE meta SET value = '1' WHERE name = 'schema';
             """
         )
@@ -327,7 +332,7 @@ def test_a_ledger_of_the_first_schema_is_taken_over(tmp_path: Path):
         store.close()
 
 
-V4 = """
+V6 = """
     CREATE TABLE old (id INTEGER PRIMARY KEY, project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
         task INTEGER NOT NULL, created_at TEXT NOT NULL, key TEXT NOT NULL, reason TEXT NOT NULL,
         labels TEXT NOT NULL DEFAULT '[]', ground_truth INTEGER NOT NULL DEFAULT 0);
@@ -336,28 +341,28 @@ V4 = """
     CREATE TABLE old (annotation INTEGER NOT NULL, key TEXT NOT NULL, reason TEXT NOT NULL,
         project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE, PRIMARY KEY (annotation, key));
     INSERT INTO old SELECT * FROM refusals; DROP TABLE refusals; ALTER TABLE old RENAME TO refusals;
-    UPDATE meta SET value = '4' WHERE name = 'schema';
+    UPDATE meta SET value = '6' WHERE name = 'schema';
 """
 
 
-def test_a_ledger_of_the_fourth_schema_is_taken_over_in_the_middle_of_its_jobs(tmp_path: Path):
+def test_a_ledger_of_the_sixth_schema_is_taken_over_in_the_middle_of_its_jobs(tmp_path: Path):
     path = tmp_path / "ledger.sqlite3"
-    fourth = Store(path)
-    fill(fourth, 6)
+    sixth = Store(path)
+    fill(sixth, 6)
     judged = JudgedAnnotation(9, 1, "2026-01-01", "r1", labels=frozenset({("tag", "image", "cat")}), ground_truth=True)
-    fourth.annotations(1).replace(1, [judged], "read")
-    fourth.annotations(1).replace(2, [JudgedAnnotation(10, 2, "2026-01-02", "r2")], "read")
-    fourth.annotations(1).refuse(Refusal(1, 10, "r2", "its mask is empty"), VERSION)
-    fourth.projects.set_grant(1, "http://first.example", "a token")
+    sixth.annotations(1).replace(1, [judged], "read")
+    sixth.annotations(1).replace(2, [JudgedAnnotation(10, 2, "2026-01-02", "r2")], "read")
+    sixth.annotations(1).refuse(Refusal(1, 10, "r2", "its mask is empty"), VERSION)
+    sixth.projects.set_grant(1, "http://first.example", "a token")
     for _ in range(2):
-        finish_next(fourth)
-    assert [job.task for job in fourth.deliveries(1, VERSION).claim(1)] == [2]
-    running = fourth.queue.take_next()
+        finish_next(sixth)
+    assert [job.task for job in sixth.deliveries(1, VERSION).claim(1)] == [2]
+    running = sixth.queue.take_next()
     assert running is not None
-    before = fourth.annotations(1).judged(), fourth.annotations(1).references(), fourth.jobs(1, VERSION).all()
-    fourth.close()
+    before = sixth.annotations(1).judged(), sixth.annotations(1).references(), sixth.jobs(1, VERSION).all()
+    sixth.close()
     with closing(sqlite3.connect(path)) as db:
-        db.executescript(V4)
+        db.executescript(V6)
     store = Store(path)
     assert (store.annotations(1).judged(), store.annotations(1).references(), store.jobs(1, VERSION).all()) == before
     assert store.projects.grants() == {1: ("http://first.example", "a token")}
