@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import IO, Any
 
+from backend.entities import REQUESTED
 from backend.errors import (
     BackendError,
     DataFolderBusy,
@@ -33,7 +34,6 @@ from backend.supervision import EndProcess, LastingThread, end_process
 from backend.sync.coordinator import NOT_SAID, Coordinator
 from backend.sync.delivery import prediction_text
 from backend.sync.policy import why_no_reference
-from backend.sync.project_sync import REQUESTED
 from backend.sync.reachability import Reachability
 from backend.sync.rebuild import have_projects_named
 from backend.version import base_version, model_version

@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from backend.entities import ALL_PROJECTS, Job, JudgedAnnotation, ReferenceAnnotation, References, Refusal, Task
+from backend.entities import (
+    ALL_PROJECTS,
+    ANNOTATED,
+    REQUESTED,
+    Job,
+    JudgedAnnotation,
+    ReferenceAnnotation,
+    References,
+    Refusal,
+    Task,
+)
 from backend.errors import BackendError, LedgerDamaged, LedgerError
 from backend.labelstudio.regions import Brush, Region
 from backend.store.database import DAMAGED_KEPT, ledger_error
@@ -586,3 +596,68 @@ def test_only_the_last_damaged_files_are_kept(tmp_path: Path):
         path.write_bytes(bytes(range(256)) * 64)
         Store(path, now=lambda second=second: 1e9 + second).close()
     assert len(list(tmp_path.glob("ledger-damaged-*"))) == DAMAGED_KEPT
+
+
+def queue_in(store: Store, project: int, tasks: range) -> None:
+    store.projects.add(project, f"{project}")
+    store.tasks(project).replace([Task(project, n, {}, False, "") for n in tasks])
+    store.annotations(project).set_references(VERSION, learned_from(ReferenceAnnotation(project, "r1", 9, 1, REGIONS)))
+    store.jobs(project, VERSION).queue(tasks)
+
+
+def take(store: Store, count: int) -> list[tuple[int, int]]:
+    """Project and task of the next jobs; each is announced before it is taken."""
+    taken = []
+    for _ in range(count):
+        peeked, job = store.queue.peek_next(), store.queue.take_next()
+        assert (peeked.project, peeked.task) == (job.project, job.task)
+        taken.append((job.project, job.task))
+    return taken
+
+
+def test_projects_take_turns_and_what_a_person_opens_comes_before_all(store: Store):
+    queue_in(store, 1, range(1, 101))
+    assert take(store, 2) == [(1, 1), (1, 2)]
+    queue_in(store, 2, range(201, 204))
+    queue_in(store, 3, range(301, 303))
+    assert take(store, 6) == [(2, 201), (3, 301), (1, 3), (2, 202), (3, 302), (1, 4)]
+    store.jobs(1, VERSION).raise_priority([90, 91], REQUESTED)
+    store.jobs(2, VERSION).raise_priority([203], REQUESTED)
+    assert take(store, 4) == [(2, 203), (1, 90), (1, 91), (1, 5)]
+
+
+def test_what_is_annotated_waits_for_the_rest_of_its_own_project_only(store: Store):
+    queue_in(store, 1, range(1, 4))
+    queue_in(store, 2, range(11, 12))
+    store.tasks(2).replace([Task(2, n, {}, n == 12, "") for n in (11, 12)])
+    store.jobs(2, VERSION).queue([12], priority=ANNOTATED)
+    assert take(store, 5) == [(1, 1), (2, 11), (1, 2), (2, 12), (1, 3)]
+
+
+def test_a_paused_project_has_no_turn(store: Store):
+    queue_in(store, 1, range(1, 4))
+    queue_in(store, 2, range(11, 14))
+    store.projects.set_paused(1, True)
+    assert take(store, 2) == [(2, 11), (2, 12)]
+    store.projects.set_paused(1, False)
+    assert take(store, 2) == [(1, 1), (2, 13)]
+    store.projects.set_paused(ALL_PROJECTS, True)
+    assert store.queue.take_next() is None
+
+
+def test_tasks_without_a_job_are_found_under_each_version(store: Store):
+    store.projects.add(1, "x")
+    store.tasks(1).replace([Task(1, n, {}, n == 3, "") for n in (1, 2, 3)])
+    store.jobs(1, VERSION).queue([2])
+    assert store.tasks(1).without_job(VERSION) == {1: False, 3: True}
+    assert store.tasks(1).without_job("another") == {1: False, 2: False, 3: True}
+
+
+def test_listing_the_same_tasks_again_changes_no_row(store: Store):
+    tasks = [Task(1, n, {"image": f"{n}.png"}, False, "") for n in range(1, 50)]
+    store.projects.add(1, "x")
+    store.tasks(1).replace(tasks)
+    store.annotations(1).clear({7: "read"})
+    assert store.tasks(1).replace([*tasks[:-1], replace(tasks[-1], annotated=True)]) == 0
+    assert store.tasks(1).annotations_read()[7] == "read"
+    assert [task.id for task in store.tasks(1).all() if task.annotated] == [49]
