@@ -22,6 +22,7 @@ from backend.errors import (
     BackendError,
     DataFolderBusy,
     LabelStudioError,
+    LedgerDamaged,
     LedgerError,
 )
 from backend.labelstudio.clients import Clients
@@ -88,7 +89,8 @@ class Service:
 
     def start(self) -> None:
         """Go on where the last process stopped."""
-        resume(self.store, self.settings, self.base_version)
+        with suppress(LedgerDamaged):  # found only now; the empty one that took its place has nothing to go on with
+            resume(self.store, self.settings, self.base_version)
         if self.trial_models:
             log.warning("The bundled nano models are for trying out only; set CAVSAM_MODEL=default for real work.")
         self.coordinator.start()

@@ -26,13 +26,13 @@ STATES = {None: "not queued", "queued": "queued", "running": "running", "done": 
 
 
 def backend_status(service: Service) -> dict[str, Any]:
-    """Collect all there is to say but the single tasks: `work` (what the model does now), `notices`, `model`,
+    """Collect all there is to say but the single tasks: `work` (what the model does now), `warnings`, `model`,
     `projects`.
     """
     work = asdict(service.worker.activity)
     del work["since"]
-    notices = [DAMAGED.format(name) for name in service.store.kept_files()]
-    return {"work": work, "notices": notices, "model": model_status(service), "projects": project_states(service)}
+    warnings = [DAMAGED.format(name) for name in service.store.kept_files()]
+    return {"work": work, "warnings": warnings, "model": model_status(service), "projects": project_states(service)}
 
 
 def model_status(service: Service) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def _picture(project: int, task: int, kind: str, state: str) -> str:
 
 
 def _warnings(service: Service, project: int) -> list[str]:
-    """What the configuration holds that is not supported, and what else was noted (`Store.set_notices`)."""
+    """What the configuration holds that is not supported, and what else was noted (`Projects.set_warnings`)."""
     config = service.store.projects.config(project)
     noted = [text for texts in service.store.projects.warnings(project).values() for text in texts]
     return list(dict.fromkeys([*(config.warnings if config else ()), *noted]))

@@ -543,6 +543,29 @@ def test_a_damaged_file_is_kept_and_an_empty_one_takes_its_place(tmp_path: Path)
     assert len(list(tmp_path.glob("ledger-damaged-*"))) == 1
 
 
+@pytest.mark.parametrize("page", [2, 5, 9])
+def test_damage_inside_a_file_is_found_when_it_is_opened(tmp_path: Path, page: int):
+    path = tmp_path / "ledger.sqlite3"
+    with closing(Store(path)) as store:
+        fill(store, 200)
+    content = bytearray(path.read_bytes())
+    content[page * 4096 : (page + 1) * 4096] = b"\xff" * 4096
+    path.write_bytes(content)
+    with closing(Store(path)) as store:
+        assert store.damaged_file()
+        assert store.projects.all() == []
+
+
+def test_a_file_that_does_not_say_which_release_wrote_it_counts_as_damaged(tmp_path: Path):
+    path = tmp_path / "ledger.sqlite3"
+    Store(path).close()
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("DELETE FROM meta")
+        other.commit()
+    with closing(Store(path)) as store:
+        assert store.damaged_file()
+
+
 def test_a_file_that_is_damaged_while_it_is_used_costs_one_call(tmp_path: Path):
     path = tmp_path / "ledger.sqlite3"
     with closing(Store(path)) as store:
