@@ -17,6 +17,10 @@ ALL_PROJECTS = 0
 """Stands for the whole backend in place of a project's number (Label Studio's begin at 1)."""
 
 
+UNANNOTATED, ANNOTATED, REQUESTED = 0, -10, 10
+"""Priorities of jobs: what nobody has annotated comes before what somebody has, and before both what a person opens."""
+
+
 class JobState(StrEnum):
     """How far the model is with a task under one version."""
 

@@ -19,11 +19,13 @@ from dataclasses import asdict, replace
 from typing import IO, Any
 
 from backend.clients import Clients
+from backend.entities import REQUESTED
 from backend.errors import (
     BackendError,
     DataFolderBusy,
     LabelStudioDenied,
     LabelStudioError,
+    LedgerDamaged,
     LedgerError,
     NotKnown,
 )
@@ -39,7 +41,6 @@ from backend.sync.coordinator import Coordinator
 from backend.sync.delivery import prediction_text
 from backend.sync.introductions import Introductions, Offer
 from backend.sync.policy import why_no_reference
-from backend.sync.project_sync import REQUESTED
 from backend.sync.reachability import Reachability
 from backend.sync.rebuild import have_projects_named
 from backend.sync.reviews import forget_lesson
@@ -103,7 +104,8 @@ class Service:
 
     def start(self) -> None:
         """Go on where the last process stopped."""
-        resume(self.store, self.settings, self.base_version)
+        with suppress(LedgerDamaged):  # found only now; the empty one that took its place has nothing to go on with
+            resume(self.store, self.settings, self.base_version)
         if self.trial_models:
             log.warning("The bundled nano models are for trying out only; set CAVSAM_MODEL=default for real work.")
         self.coordinator.start()
