@@ -47,7 +47,7 @@ bench:  ## measure the modes of the method on generated episodes (ARGS="..." goe
 	@tools/setup.sh main
 	@$(PYTHON_BIN) -m research.bench $(ARGS)
 
-rehearsal:  ## the pair of full size with random weights in its published layouts: seconds and memory (11 GB of disk)
+rehearsal:  ## the pair of full size with random weights in its published layouts: seconds and memory (6 GB of disk)
 	@tools/setup.sh main
 	@$(PYTHON_BIN) -m research.rehearsal
 

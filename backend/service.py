@@ -13,18 +13,20 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import IO, Any
 
+from backend.clients import Clients
 from backend.errors import (
     BackendError,
     DataFolderBusy,
+    LabelStudioDenied,
     LabelStudioError,
     LedgerError,
 )
-from backend.labelstudio.clients import Clients
+from backend.image_folder import ImageFolder
 from backend.labelstudio.events import Event
-from backend.labelstudio.images import ImageFolder
 from backend.labelstudio.webhook_secret import with_webhook_secret
 from backend.settings import Settings
 from backend.store.store import Store
@@ -34,6 +36,7 @@ from backend.sync.delivery import prediction_text
 from backend.sync.policy import why_no_reference
 from backend.sync.project_sync import REQUESTED
 from backend.sync.reachability import Reachability
+from backend.sync.rebuild import have_projects_named
 from backend.sync.reviews import forget_lesson
 from backend.version import base_of, base_version, model_version, taught_version
 from backend.worker.interactive import Interactive
@@ -57,13 +60,14 @@ class Service:
         self.base_version = base_version(settings)
         self.trial_models = settings.sources().is_nano
         self.store = Store.of(settings)
-        self.model_process = ModelProcess(model_spec(settings, segmenter))
+        self.model_process = ModelProcess(model_spec(settings, segmenter), self._models_loaded)
         self.clients = Clients(settings, self.store)
         self.interactive = Interactive(
             self.store,
             self.clients,
             ImageFolder(settings.data_dir / "clicked", int(settings.max_image_mb * 1e6)),
             ModelProcess(replace(model_spec(settings, SAM2), runner=CLICKS)),
+            most_at_once=max(2, settings.threads // 4),
             give_up=give_up,
         )
         self.coordinator = Coordinator(
@@ -79,7 +83,7 @@ class Service:
         self.reachability = Reachability(self.clients.in_use)
         self._asking = LastingThread("reachability", self._ask, self.coordinator.stopping, give_up=give_up)
         self._started = self._stopped = False
-        # however many tasks are opened at once, some threads stay free to answer /health and /setup in time
+        # however many tasks are opened at once, some threads stay free to answer /setup and /webhook in time
         self._waiters = threading.BoundedSemaphore(max(1, settings.threads // 2))
 
     # life
@@ -111,6 +115,19 @@ class Service:
             self.store.close()  # else a call to Label Studio is still waited for, and ends with the process
         self._folder_lock.close()
 
+    def _models_loaded(self) -> None:
+        """Name the version anew: only now it is sure what the hub's weights hold, which loading may have fetched."""
+        try:
+            present = base_version(self.settings)
+            if present == self.base_version:
+                return
+            log.info("The weights were fetched: the model version is %s now, not %s.", present, self.base_version)
+            self.base_version = present
+            self.coordinator.models_changed(present)
+            adopt_version(self.store, present)  # at once, so that no job of the former one is begun
+        except BackendError as error:
+            log.warning("The model version stays as it is. %s", error)
+
     # what HTTP asks
 
     def threads(self) -> list[LastingThread]:
@@ -119,7 +136,22 @@ class Service:
 
     def _ask(self) -> None:
         while not self.coordinator.is_stopping:
-            self.coordinator.stopping.wait(self.reachability.ask())
+            pause = self.reachability.ask()
+            with suppress(LedgerError):  # the coordinator meets it, too
+                self._rebuild()
+            self.coordinator.stopping.wait(pause)
+
+    def _rebuild(self) -> None:
+        """Fill a store that took a damaged one's place, as far as Label Studio can be reached."""
+        if self.store.damaged_file() is None or self.reachability.trouble:
+            return
+        try:
+            for connection in self.clients.in_use():
+                have_projects_named(connection)
+        except LabelStudioError as error:
+            log.warning("The projects of the damaged ledger are looked for again later. %s", error)
+        else:
+            self.store.mark_rebuilt()
 
     def dead_threads(self) -> list[str]:
         """The threads that should be at work and have ended, by name; empty as long as all is well."""
@@ -132,10 +164,16 @@ class Service:
 
         `extra_params` are settings of this project alone, see `Settings.for_project`; they stay as they are where the
         caller does not say.
+
+        Raises:
+            LabelStudioDenied: the key was not taken when it was tried last, so nothing can be predicted.
         """
         if hostname and token:
             self.clients.grant(project, hostname, token)
         self.coordinator.seen(project, extra_params)
+        refusal = self.reachability.refusal(project)
+        if refusal:
+            raise LabelStudioDenied(refusal)
         return self.version_of(project)
 
     def version_of(self, project: int) -> str:
@@ -169,7 +207,9 @@ class Service:
             if version is None:
                 return ["[]"] * len(tasks)
             self._request(project, version, tasks)
-            mine = self._reserve(project, version, tasks, owner)
+            if waits:
+                self._reopen_deleted(project, version, tasks)
+            mine = self.store.deliveries(project, version).reserve(tasks, owner)
             self._await_results(project, version, mine, deadline)
             if self._version(project) != version:
                 log.info("Project %d: the reference changed while /predict waited; nothing is answered.", project)
@@ -239,22 +279,25 @@ class Service:
         self.store.jobs(project, version).retry_failed(wanted, older_than=FAILED_PAUSE)
         self.worker.wake()
 
-    def _reserve(self, project: int, version: str, tasks: Sequence[int], owner: str) -> set[int]:
-        """The tasks whose result this request may give."""
+    def _reopen_deleted(self, project: int, version: str, tasks: Sequence[int]) -> None:
+        """Have given again what Label Studio was given, and asks for because it was deleted there.
+
+        It may also have asked before what it was given was stored. The look-up takes as long as Label Studio likes, so
+        only a request that may wait does it; a full sync finds the same.
+        """
         jobs = self.store.jobs(project, version).all(tasks)
         delivered = [task for task, job in jobs.items() if job.delivery == "delivered"]
-        if delivered:
-            # Label Studio asks for what it was given: either it asked before that was stored, or it was deleted there
-            try:
-                there = self.clients.of(project).tasks_with_prediction(
-                    project, version, between=(min(delivered), max(delivered)), timeout=LOOKUP_TIMEOUT
-                )
-            except LabelStudioError as error:
-                log.warning("Project %d: cannot look up what Label Studio has stored. %s", project, error)
-            else:
-                self.store.deliveries(project, version).mark_open([task for task in delivered if task not in there])
-                self.worker.wake()
-        return self.store.deliveries(project, version).reserve(tasks, owner)
+        if not delivered:
+            return
+        try:
+            there = self.clients.of(project).tasks_with_prediction(
+                project, version, between=(min(delivered), max(delivered)), timeout=LOOKUP_TIMEOUT
+            )
+        except LabelStudioError as error:
+            log.warning("Project %d: cannot look up what Label Studio has stored. %s", project, error)
+        else:
+            self.store.deliveries(project, version).mark_open([task for task in delivered if task not in there])
+            self.worker.wake()
 
     def _await_results(self, project: int, version: str, tasks: set[int], deadline: float) -> None:
         """Wait until the reserved tasks are over, or nothing more can be finished before the deadline."""
@@ -321,13 +364,19 @@ def resume(store: Store, settings: Settings, base_version: str) -> None:
     requeued = store.recover(settings.answer_lease)
     if requeued:
         log.info("%d tasks that were in work when the backend stopped are queued again.", requeued)
+    adopt_version(store, base_version)
+    for project in store.projects.all():
+        if project.settings(settings).learn == "off":
+            forget_lesson(store, project)
+
+
+def adopt_version(store: Store, base_version: str) -> None:
+    """Have every project's references lead to another version, under which nothing is queued yet."""
     for project in store.projects.all():
         version = model_version(base_version, project.reference_key)
         if version != project.version:
             annotations = store.annotations(project.id)
             annotations.set_references(version, annotations.references())
-        if project.settings(settings).learn == "off":
-            forget_lesson(store, project)
 
 
 def lock_data_folder(settings: Settings) -> IO[str]:

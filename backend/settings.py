@@ -19,6 +19,7 @@ from backend.logs import FORMATS
 from backend.text import read_json
 from cavsam.errors import CavSamError
 from cavsam.recipe import Recipe
+from cavsam.scoring.calibration import Calibration
 from cavsam.weights.sources import ModelSources
 
 PREFIX = "CAVSAM_"
@@ -87,6 +88,11 @@ class Settings:
         "Diffusion weights instead of the pair's, such as a model of your domain: hub id, folder or checkpoint file.",
     )
     diffusion_revision: str = _setting("", "Revision of `CAVSAM_DIFFUSION` on the hub, to pin it.")
+    calibration: str = _setting(
+        "",
+        "File that makes estimates of the IoU of the scores, for whoever fitted one to their weights "
+        "(`research.fit_calibration`). Without it `calibration.json` beside local SAM2 weights counts.",
+    )
     device: str = _setting(
         "auto", "Where the model runs, to choose among several GPUs: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`."
     )
@@ -315,6 +321,7 @@ class Settings:
             sam2_config=self.sam2_config or None,
             diffusion=self.diffusion or None,
             diffusion_revision=self.diffusion_revision or None,
+            calibration=self.calibration or None,
         )
 
     def address(self, host: str | None = None) -> str:
@@ -392,6 +399,11 @@ class Settings:
             return [str(error)]
         except ValueError:
             return [f'CAVSAM_RECIPE must be a JSON object such as {{"lora_steps": 100}}, not {self.recipe!r}.']
+        try:
+            if self.calibration:
+                Calibration.load(Path(self.calibration), must_exist=True)
+        except CavSamError as error:
+            return [f"CAVSAM_CALIBRATION: {error}"]
         return []
 
 

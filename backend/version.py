@@ -5,17 +5,29 @@ from __future__ import annotations
 import re
 
 import cavsam
+from backend.errors import BackendError
 from backend.settings import Settings
+from cavsam.errors import ModelError
 from cavsam.weights.sources import fingerprint
 
 VERSION_PREFIX = "cavsam-"
 
 
 def base_version(settings: Settings) -> str:
-    """Code, models, mode and a hash of models and recipe: `cavsam-0.1.0-nano-full-3f2a9c1b`."""
+    """Code, models, mode and a hash of models and recipe: `cavsam-0.1.0-nano-full-3f2a9c1b`.
+
+    Models that are not on this machine yet have another version once they are fetched.
+
+    Raises:
+        BackendError: a file of the models cannot be read.
+    """
     sources, recipe = settings.sources(), settings.method()
     name = "nano" if sources.is_nano else sources.name
-    return f"{VERSION_PREFIX}{cavsam.__version__}-{name}-{recipe.mode}-{fingerprint(sources, recipe)}"
+    try:
+        models = fingerprint(sources, recipe)
+    except (ModelError, OSError) as error:
+        raise BackendError(str(error)) from error
+    return f"{VERSION_PREFIX}{cavsam.__version__}-{name}-{recipe.mode}-{models}"
 
 
 def model_version(base: str, reference_key: str | None) -> str:

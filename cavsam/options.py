@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any, get_args
 
 from cavsam.errors import RecipeError
 from cavsam.recipe import PRESETS, Mode, Recipe, choices_of
+from cavsam.scoring.calibration import Calibration
 from cavsam.weights.sources import NAMES, ModelSources
 
 MODES: tuple[str, ...] = get_args(Mode)
 
-_SOURCES = ("sam2", "sam2_revision", "sam2_config", "diffusion", "diffusion_revision")
+_SOURCES = ("sam2", "sam2_revision", "sam2_config", "diffusion", "diffusion_revision", "calibration")
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +27,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sam2-config", metavar="YAML", help="configuration of a SAM2 checkpoint file")
     group.add_argument("--diffusion", metavar="SOURCE", help="diffusion model: hub id, folder or checkpoint file")
     group.add_argument("--diffusion-revision", metavar="REV", help="revision of the hub id")
+    group.add_argument("--calibration", metavar="FILE", help="of the scores (default: beside SAM2's checkpoint)")
 
 
 def add_method_arguments(parser: argparse.ArgumentParser, *, several_modes: bool = False) -> None:
@@ -81,3 +84,5 @@ def announce(sources: ModelSources, recipe: Recipe) -> None:
             "cavsam: These are the bundled try-out models: they show how the method works, they are not for real work.",
             file=sys.stderr,
         )
+    if sources.calibration and (doubts := Calibration.load(Path(sources.calibration)).doubts(recipe)):
+        print(f"cavsam: {doubts}", file=sys.stderr)

@@ -21,7 +21,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,18 @@ def read_samples(folders: Sequence[Path]) -> tuple[list[Sample], dict[str, Any]]
                     key = one["kind"], record.domain, record.index
                     samples[key] = Sample(one["kind"], record.domain, one["cues"], iou, not record.absent)
     return list(samples.values()), {name: first[name] for name in RECIPE}
+
+
+def sam2_of(folders: Sequence[Path]) -> str:
+    """The digest of the SAM2 weights that runs were made with; empty in runs from before it was written.
+
+    Raises:
+        CavSamError: they were made with different weights.
+    """
+    found = {str(json.loads((folder / "setting.json").read_text()).get("sam2", "")) for folder in folders}
+    if len(found) > 1:
+        raise CavSamError("The runs were made with different SAM2 weights; fit on runs of the same.")
+    return found.pop()
 
 
 def fit_logistics(
@@ -196,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise CavSamError(f"--out must name a file in a folder that is there, not {options.out}.")
         samples, recipe = read_samples(options.runs)
         described = ", ".join(folder.name for folder in options.runs)
-        fitted = fit(samples, f"{len(samples)} masks of {described}", recipe)
+        fitted = replace(fit(samples, f"{len(samples)} masks of {described}", recipe), sam2=sam2_of(options.runs))
         if not fitted.overlap:
             raise CavSamError("These runs hold too few masks to fit anything; run more episodes.")
     except CavSamError as error:

@@ -1,12 +1,13 @@
 """A dress rehearsal: the pair of full size, in the file layouts in which it is published, without its weights.
 
-    python -m research.rehearsal        (or `make rehearsal`)
+    python -m research.rehearsal                    (or `make rehearsal`)
+    python -m research.rehearsal --layout fp16      (one layout only)
 
 Weights are drawn at random and written under the published names: SAM2.1 tiny and SAM2 tiny as Meta stores them, and
-Stable Diffusion 2.1-base as a diffusers folder, as one with fp16 weights only, and as a single file. `cavsam segment`
-runs with each, with as few steps as there can be, and one task goes through the backend's model process. It proves that
-files of these layouts load, and shows how much memory they need; masks of random weights say nothing. It needs 11 GB of
-disk.
+Stable Diffusion 2.1-base as a diffusers folder, as one with fp16 weights only, and as a single file. On each layout
+`cavsam segment` runs, with as few steps as there can be, and one task goes through the backend's model process. It
+proves that files of these layouts load, and shows how much memory they need; masks of random weights say nothing. The
+weights of a layout are deleted before the next is written: 6 GB of disk are enough, 3 GB without the layout `folder`.
 """
 
 from __future__ import annotations
@@ -34,8 +35,6 @@ from tools.servers import unwinding_on_signals
 QUICK: dict[str, Any] = {"mode": "full", "lora_steps": 1, "ttga_steps": 1, "ddim_steps": 2, "frames": 1}
 SMALL = 256
 """Side in pixels at which diffusion runs in every layout but the first, which shows the memory of the model's own."""
-SAM2 = {"sam2.1": "sam2.1_hiera_tiny.pt", "sam2": "sam2_hiera_tiny.pt"}
-FOLDER, HALF, FILE = "stable-diffusion-2-1-base", "stable-diffusion-2-1-base-fp16", "v2-1_512-ema-pruned.safetensors"
 GIGABYTE = 1e9
 
 
@@ -50,27 +49,61 @@ class Measured:
     peak_bytes: int
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How the pair's weights lie in files.
+
+    Attributes:
+        words: what it is.
+        sam2: name of SAM2's checkpoint.
+        diffusion: name of the diffusion model's folder or file.
+        half: whether the diffusion model's weights are in float16.
+        size: side in pixels at which diffusion runs; 0 for the model's own.
+    """
+
+    words: str
+    sam2: str
+    diffusion: str
+    half: bool
+    size: int
+
+
+LAYOUTS = {
+    "folder": Layout("SAM2.1, folder, 512 pixels", "sam2.1_hiera_tiny.pt", "stable-diffusion-2-1-base", False, 0),
+    "fp16": Layout("SAM2, fp16 folder, 256 pixels", "sam2_hiera_tiny.pt", "stable-diffusion-2-1-base", True, SMALL),
+    "file": Layout(
+        "SAM2.1, single file, 256 pixels", "sam2.1_hiera_tiny.pt", "v2-1_512-ema-pruned.safetensors", True, SMALL
+    ),
+}
+
+
 def main() -> int:
-    """Write the weights, rehearse each layout, print the figures."""
+    """Write the weights of each layout, rehearse it, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scratch", type=Path, help="where the weights are written; they are deleted at the end")
+    parser.add_argument("--layout", action="append", choices=LAYOUTS, help="repeatable (default: all)")
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    names = options.layout or list(LAYOUTS)
     if options.write:
-        write_weights(options.write)
+        write_weights(options.write, LAYOUTS[names[0]])
         return 0
-    # however it ends, the gigabytes go
-    with unwinding_on_signals(), tempfile.TemporaryDirectory(prefix="cavsam-rehearsal-", dir=options.scratch) as name:
-        folder = Path(name)
-        # in a process of its own, whose memory is free again when the rehearsal begins
-        show(run("weights written", [sys.executable, "-m", "research.rehearsal", "--write", name]))
-        pictures = write_pictures(folder)
-        show(segment(folder, pictures, "SAM2.1, folder, 512 pixels", SAM2["sam2.1"], FOLDER, 0))
-        show(segment(folder, pictures, f"SAM2, fp16 folder, {SMALL} pixels", SAM2["sam2"], HALF, SMALL))
-        show(segment(folder, pictures, f"SAM2.1, single file, {SMALL} pixels", SAM2["sam2.1"], FILE, SMALL))
-        sources = ModelSources(sam2=str(folder / SAM2["sam2.1"]), diffusion=str(folder / HALF))
-        show(backend_task(folder, sources, f"backend, SAM2.1, fp16 folder, {SMALL} pixels"))
+    for name in names:
+        # however it ends, the gigabytes go
+        with unwinding_on_signals(), tempfile.TemporaryDirectory(prefix="cavsam-", dir=options.scratch) as folder:
+            # in a process of its own, whose memory is free again when the rehearsal begins
+            writing = [sys.executable, "-m", "research.rehearsal", "--layout", name, "--write", folder]
+            show(run(f"weights written: {name}", writing))
+            rehearse(Path(folder), LAYOUTS[name])
     return 0
+
+
+def rehearse(folder: Path, layout: Layout) -> None:
+    """Run the command and a task of the backend on weights in `folder`."""
+    sources = ModelSources(sam2=str(folder / layout.sam2), diffusion=str(folder / layout.diffusion))
+    recipe = Recipe(**QUICK, diffusion_size=layout.size)
+    show(segment(folder, write_pictures(folder), layout.words, sources, recipe))
+    show(backend_task(folder, sources, f"backend, {layout.words}", recipe))
 
 
 def show(measured: Measured) -> None:
@@ -109,14 +142,13 @@ def write_pictures(folder: Path) -> list[Path]:
     return files
 
 
-def segment(folder: Path, pictures: list[Path], what: str, sam2: str, diffusion: str, size: int) -> Measured:
+def segment(folder: Path, pictures: list[Path], what: str, sources: ModelSources, recipe: Recipe) -> Measured:
     """Segment the target with `cavsam segment`."""
-    out = folder / f"out-{diffusion}"
-    options = {**QUICK, "diffusion_size": size}
-    mode = str(options.pop("mode"))
-    command = [sys.executable, "-m", "cavsam.cli", "segment", *map(str, pictures), "--out", str(out), "--mode", mode]
-    command += ["--sam2", str(folder / sam2), "--diffusion", str(folder / diffusion), "--class-name", "cell"]
-    command += [part for name, value in options.items() for part in ("--set", f"{name}={value}")]
+    out = folder / "out"
+    command = [sys.executable, "-m", "cavsam.cli", "segment", *map(str, pictures), "--out", str(out)]
+    command += ["--sam2", sources.sam2, "--diffusion", sources.diffusion, "--class-name", "cell", "--mode", recipe.mode]
+    chosen = {name: getattr(recipe, name) for name in (*QUICK, "diffusion_size") if name != "mode"}
+    command += [part for name, value in chosen.items() for part in ("--set", f"{name}={value}")]
     measured = run(what, command)
     (result,) = json.loads((out / "results.json").read_text())
     if result["error"] or not (out / "target.png").is_file():
@@ -124,14 +156,14 @@ def segment(folder: Path, pictures: list[Path], what: str, sam2: str, diffusion:
     return measured
 
 
-def backend_task(folder: Path, sources: ModelSources, what: str) -> Measured:
+def backend_task(folder: Path, sources: ModelSources, what: str, recipe: Recipe) -> Measured:
     """Have the backend's model process do one task."""
     import psutil
 
     from research.benchmarks.pipeline import one_job, peak_memory
 
     begun = time.monotonic()
-    with one_job(folder, sources, Recipe(**QUICK, diffusion_size=SMALL), "auto", labels=1, size=512) as process:
+    with one_job(folder, sources, recipe, "auto", labels=1, size=512) as process:
         seconds, peak = time.monotonic() - begun, peak_memory(process.pid or 0)
         times = psutil.Process(process.pid).cpu_times()
     return Measured(what, seconds, times.user + times.system, round(peak * 1e6))
@@ -140,27 +172,29 @@ def backend_task(folder: Path, sources: ModelSources, what: str) -> Measured:
 # ---- the files ----
 
 
-def write_weights(folder: Path) -> None:
-    """Write both SAM2 models and the three layouts of the diffusion model, all with random weights."""
+def write_weights(folder: Path, layout: Layout) -> None:
+    """Write SAM2 and the diffusion model in one layout, with random weights."""
     import torch
 
-    from cavsam.weights.loading import SAM2_CHECKPOINTS, SAM2_PACKAGE, build_sam2
+    from cavsam.weights.files import SAM2_CHECKPOINTS
+    from cavsam.weights.loading import SAM2_PACKAGE, build_sam2
     from research.original_names import original_checkpoint
 
     torch.manual_seed(0)
-    for file in SAM2.values():
-        model = build_sam2(SAM2_PACKAGE / SAM2_CHECKPOINTS[Path(file).stem], None)
-        torch.save({"model": model.state_dict()}, folder / file)
+    model = build_sam2(SAM2_PACKAGE / SAM2_CHECKPOINTS[Path(layout.sam2).stem], None)
+    torch.save({"model": model.state_dict()}, folder / layout.sam2)
     weights = {name: part.state_dict() for name, part in random_parts().items()}
-    write_folder(folder / FOLDER, weights, half=False)
-    for name, tensors in weights.items():
-        weights[name] = {key: tensor.half() for key, tensor in tensors.items()}
-    write_folder(folder / HALF, weights, half=True)
+    if layout.half:
+        for name, tensors in weights.items():
+            weights[name] = {key: tensor.half() for key, tensor in tensors.items()}
+    if not layout.diffusion.endswith(".safetensors"):
+        write_folder(folder / layout.diffusion, weights, half=layout.half)
+        return
     tensors = original_checkpoint(weights["unet"], weights["vae"], weights["text_encoder"], layers_per_block=2)
     # the published text encoder has one more layer, which Stable Diffusion 2 does not use
     last = "cond_stage_model.model.transformer.resblocks.22."
     tensors |= {name.replace(".22.", ".23."): tensor.clone() for name, tensor in tensors.items() if last in name}
-    _save(tensors, folder / FILE)
+    _save(tensors, folder / layout.diffusion)
 
 
 def random_parts() -> dict[str, Any]:

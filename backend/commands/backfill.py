@@ -8,9 +8,9 @@ from contextlib import closing
 from queue import SimpleQueue
 from typing import Any
 
+from backend.clients import Clients
 from backend.entities import ALL_PROJECTS, Job, Refusal
 from backend.errors import BackendError, LabelStudioNotFound
-from backend.labelstudio.clients import Clients
 from backend.service import image_folder, lock_data_folder, model_spec, resume
 from backend.settings import Settings
 from backend.store.store import Store
@@ -20,6 +20,7 @@ from backend.sync.schedule import CONFIRM_PAUSE
 from backend.version import base_version
 from backend.worker.model_process import CAVSAM, ModelProcess
 from backend.worker.worker import Hooks, Worker
+from cavsam.weights.sources import are_here
 
 PAUSE = 0.3
 """Seconds until it is asked again what the worker has finished."""
@@ -36,6 +37,9 @@ def backfill(
         DataFolderBusy: a server runs with the same data folder; it predicts everything by itself.
         BackendError: there is no reference, no model, or no way to Label Studio.
     """
+    process = ModelProcess(model_spec(settings, segmenter))
+    if not are_here(settings.sources()):
+        process.load(lambda *_: None)  # the version says what the weights hold, so they are fetched first
     base = base_version(settings)
     refusals: SimpleQueue[Refusal] = SimpleQueue()
     with closing(lock_data_folder(settings)), closing(Store.of(settings)) as store:
@@ -50,7 +54,7 @@ def backfill(
             refusals.put,
             lambda project: store.projects.settings(project, settings).review_below,
         )
-        worker = Worker(store, ModelProcess(model_spec(settings, segmenter)), image_folder(settings), hooks)
+        worker = Worker(store, process, image_folder(settings), hooks)
         _queue_all(sync, limit)
         worker.start()
         try:

@@ -71,6 +71,9 @@ SELECT name, value FROM meta WHERE name LIKE 'grant:%';
 -- wanted_again: The projects whose predictions are to be replaced.
 SELECT name FROM meta WHERE name LIKE 'again:%';
 
+-- value: One value.
+SELECT value FROM meta WHERE name = ?;
+
 -- set_value: One value.
 INSERT OR REPLACE INTO meta VALUES (?, ?);
 

@@ -1,7 +1,8 @@
 -- The ledger's schema, number 6. `upgrades.sql` turns a file of an earlier one into this.
 
 -- Values by name: the schema's number; `paused`; `grant:<project>`, the address and key that Label Studio handed over;
--- `again:<project>`, whose predictions are to be replaced.
+-- `again:<project>`, whose predictions are to be replaced; `rebuild`, the name under which a damaged file is kept
+-- whose projects were not looked for yet.
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 
 -- `uid` is the moment of creation as Label Studio writes it. `version` and `reference_key` are what is predicted under

@@ -15,14 +15,14 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from backend.clients import Clients
 from backend.entities import Refusal
 from backend.errors import InvalidRequest, LedgerError
-from backend.labelstudio.clients import Clients
 from backend.labelstudio.events import Event, doubted, read_webhook, webhook_events
 from backend.settings import Settings
 from backend.store.store import Store
 from backend.supervision import EndProcess, LastingThread, end_process
-from backend.sync.inbox import Inbox
+from backend.sync.inbox import Inbox, NewModels
 from backend.sync.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class Coordinator:
         self._settings, self._store, self._wake = settings, store, wake
         self._inbox = Inbox()
         self._turns = Turns(settings, store, clients, base_version, clock, self._tell_others)
+        self._generation = store.generation
         self._in_doubt = False  # whether the outcome of an import may not have been stored
         self._unreleased: deque[tuple[int, str]] = deque()  # project and owner of reservations
         self._changed = threading.Condition()
@@ -160,6 +161,10 @@ class Coordinator:
         """Have an annotation left out that teaches nothing."""
         self._inbox.put(refusal)
 
+    def models_changed(self, base_version: str) -> None:
+        """Have every project predicted under another version."""
+        self._inbox.put(NewModels(base_version))
+
     def release_later(self, project: int, owner: str) -> None:
         """Release a request's reservations once the ledger can be written again."""
         self._unreleased.append((project, owner))
@@ -214,6 +219,9 @@ class Coordinator:
         Raises:
             LedgerError: the ledger cannot be read or written; what is due stays due.
         """
+        if self._generation != self._store.generation:
+            self._generation = self._store.generation
+            self._turns.begin_anew()
         if self._in_doubt:
             self._store.doubt_pushing(self._settings.answer_lease)
             self._in_doubt = False
@@ -228,6 +236,8 @@ class Coordinator:
                     self._turns.take(message)
                 case Refusal():
                     self._turns.refuse(message)
+                case NewModels(base_version):
+                    self._turns.follow_models(base_version)
                 case bytes():
                     self._read(message)
         self._turns.attend(self.stopping.is_set)

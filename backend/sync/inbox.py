@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from dataclasses import dataclass
 
 from backend.entities import Refusal
 from backend.labelstudio.events import Event
@@ -11,7 +12,15 @@ from backend.labelstudio.events import Event
 UNREAD_LIMIT = 64_000_000
 """Bytes of large webhooks that may wait to be read."""
 
-Message = Event | Refusal | bytes
+
+@dataclass(frozen=True)
+class NewModels:
+    """The models are others than those known so far: from now on this is the version without a reference."""
+
+    base_version: str
+
+
+Message = Event | Refusal | NewModels | bytes
 
 
 class Inbox:
@@ -23,7 +32,7 @@ class Inbox:
         self._unread = 0
         self._doubtful: set[Event] = set()
 
-    def put(self, message: Event | Refusal) -> None:
+    def put(self, message: Event | Refusal | NewModels) -> None:
         """Leave a message; returns at once. A doubtful event is left once, however often it comes meanwhile."""
         if isinstance(message, Event) and message.doubtful:
             with self._lock:

@@ -11,8 +11,10 @@ from urllib.parse import unquote, urlsplit
 
 from backend.entities import ALL_PROJECTS, Project, References, Task, TaskState
 from backend.errors import InvalidRequest, LabelStudioError, NotKnown
+from backend.labelstudio.address_guard import SWITCHES, has_guard, listens_privately
 from backend.labelstudio.label_config import LabelConfig, image_url
 from backend.learning.evaluation import summary
+from backend.readiness import LOADING, problems
 from backend.service import Service
 from backend.settings import Settings
 from backend.store.jobs import TaskFilter, TaskOrder
@@ -20,14 +22,37 @@ from backend.version import base_of
 
 PER_PAGE = 20
 MOST_PER_PAGE = 500
+DAMAGED = (
+    "The ledger was damaged and is kept as {} in the data folder; what the backend knows was read from Label Studio "
+    "anew. Look after the disk, and delete the file when nobody wants to look into it."
+)
 STATES = {None: "not queued", "queued": "queued", "running": "running", "done": "done", "failed": "failed"}
 
 
 def backend_status(service: Service) -> dict[str, Any]:
-    """Collect all there is to say but the single tasks: `work` (what the model does now), `model`, `projects`."""
-    work = asdict(service.worker.activity)
+    """Collect all there is to say but the single tasks.
+
+    Returns:
+        `problems` (what keeps the backend from working, the one to mend first at the head), `hint` (why no project may
+        be there yet), `warnings` (what else concerns the whole backend), `work` (what the model does now), `model`,
+        `projects`.
+    """
+    work, projects = asdict(service.worker.activity), project_states(service)
     del work["since"]
-    return {"work": work, "model": model_status(service), "projects": project_states(service)}
+    return {
+        "problems": [asdict(problem) for problem in problems(service) if problem.message != LOADING],
+        "hint": None if projects else _why_no_project(service),
+        "warnings": [DAMAGED.format(name) for name in service.store.kept_files()],
+        "work": work,
+        "model": model_status(service),
+        "projects": projects,
+    }
+
+
+def _why_no_project(service: Service) -> str | None:
+    """Say what keeps Label Studio from connecting this backend, as far as it can be seen from here."""
+    guarded = has_guard(service.reachability.release) and listens_privately(service.settings.host)
+    return f"This backend listens on a private address. {SWITCHES}" if guarded else None
 
 
 def model_status(service: Service) -> dict[str, Any]:

@@ -53,8 +53,9 @@ class _Running:
 class ModelProcess:
     """The model's process; started with the first job and again after it ended. Jobs come from one thread only."""
 
-    def __init__(self, spec: ModelSpec):
-        self._spec = spec
+    def __init__(self, spec: ModelSpec, loaded: Callable[[], None] = lambda: None):
+        """Take which model is opened, and who is told whenever it has been loaded; nothing is started yet."""
+        self._spec, self._loaded = spec, loaded
         self._running: _Running | None = None
         self._stopped = False
         self._lock = threading.Lock()  # guards the three above; `stop` comes from another thread
@@ -113,6 +114,7 @@ class ModelProcess:
             case Loaded(seconds, device, gpu_bytes):
                 self.device, self.gpu_bytes = device, gpu_bytes
                 log.info("The model is loaded (process %d, %.1f s).", self.pid or 0, seconds)
+                self._loaded()
             case NotLoaded(message):
                 self._end()
                 raise ModelUnavailable(message)

@@ -22,8 +22,8 @@ from backend.errors import (
     ModelProcessStopped,
     ModelUnavailable,
 )
+from backend.image_folder import ImageFolder, name_tasks
 from backend.labelstudio.client import LabelStudio
-from backend.labelstudio.images import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig
 from backend.learning.candidates import seconds_of
 from backend.store.store import Store

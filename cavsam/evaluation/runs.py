@@ -26,7 +26,7 @@ from cavsam.images import Mask, resize_mask
 from cavsam.options import MODES, add_method_arguments, announce, recipe_of, sources_of
 from cavsam.recipe import Recipe
 from cavsam.types import CandidateMask
-from cavsam.weights.sources import ModelSources, fingerprint
+from cavsam.weights.sources import ModelSources, fingerprint, sam2_digest
 
 if TYPE_CHECKING:
     from cavsam.adapted import AdaptedReference
@@ -89,6 +89,7 @@ class Method:
             "models": self.sources.name,
             "recipe": {name: value for name, value in self.recipe.to_dict().items() if name != "mode"},
             "fingerprint": fingerprint(self.sources, self.recipe),
+            "sam2": sam2_digest(self.sources),
         }
 
     def load(self) -> dict[str, CavSam]:

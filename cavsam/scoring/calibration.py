@@ -65,12 +65,14 @@ class Calibration:
         presence: kind -> estimate of the probability that the object is on the target.
         fitted: on what, in words.
         recipe: the options of the recipe whose masks it was fitted on.
+        sam2: `sources.sam2_digest` of the weights it was fitted for; empty if it does not say.
     """
 
     overlap: dict[str, Logistic] = field(default_factory=dict)
     presence: dict[str, Logistic] = field(default_factory=dict)
     fitted: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
+    sam2: str = ""
 
     def knows(self, kind: str) -> bool:
         """Tell whether the scores of a kind of candidate were fitted, under this recipe or another."""
@@ -88,6 +90,20 @@ class Calibration:
         names = {*OPTIONS[kind], *OPTIONS[presence_of or kind]}
         return self.knows(kind) and all(self.recipe.get(name) == options[name] for name in names)
 
+    def doubts(self, recipe: Recipe) -> str:
+        """Say which scores under a recipe are a bare order, and why, in one sentence; empty if all estimate an IoU."""
+        kinds = tried_by(recipe)
+        doubted = [kind for kind in kinds if not self.holds(kind, recipe)]
+        if not doubted:
+            return ""
+        if not any(self.knows(kind) for kind in kinds):
+            return "There is no calibration for this mode: scores are an order, not estimates of the IoU."
+        options = recipe.to_dict()
+        names = dict.fromkeys(name for kind in doubted if self.knows(kind) for name in OPTIONS[kind])
+        changed = [f"{n}={self.recipe.get(n)}, not {options[n]}" for n in names if self.recipe.get(n) != options[n]]
+        why = f"was fitted for another recipe ({'; '.join(changed)})" if changed else "does not know all candidates"
+        return f"The calibration {why}: the scores of {', '.join(doubted)} are an order, not estimates of the IoU."
+
     def score(self, kind: str, features: Features) -> float:
         """Estimate the IoU of a mask, 0..1; uncalibrated: backward consistency times SAM2's object probability."""
         if self.knows(kind):
@@ -101,30 +117,40 @@ class Calibration:
     def save(self, path: Path) -> None:
         """Write it as JSON."""
         stored: dict[str, Any] = {"format": FORMAT, "fitted": self.fitted, "recipe": self.recipe}
+        stored |= {"sam2": self.sam2} if self.sam2 else {}
         for name, fits in (("overlap", self.overlap), ("presence", self.presence)):
             stored |= {name: {kind: vars(fit) for kind, fit in sorted(fits.items())}}
         path.write_text(json.dumps(stored, indent=2) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> Calibration:
-        """Read what `save` wrote; the identity if there is no such file.
+    def load(cls, path: Path, *, must_exist: bool = False) -> Calibration:
+        """Read what `save` wrote; the identity if there is no such file, and none must be.
 
         Raises:
-            ModelError: the file is damaged or of another kind.
+            ModelError: the file is damaged or of another kind, or is not there though it must be.
         """
         if not path.exists():
+            if must_exist:
+                raise ModelError(f"There is no calibration {path}; name the file, or none to go without.")
             return cls()
         try:
             stored = json.loads(path.read_text())
             if stored["format"] != FORMAT:
                 raise ValueError(f"format {stored['format']!r}")
             fits = _fits(stored["overlap"]), _fits(stored["presence"])
-            return cls(*fits, str(stored["fitted"]), dict(stored["recipe"]))
+            return cls(*fits, str(stored["fitted"]), dict(stored["recipe"]), str(stored.get("sam2", "")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(
                 f"{path} is not a calibration that can be read ({error}); fit it again with "
                 "research/fit_calibration.py, or delete it to go without."
             ) from error
+
+
+def tried_by(recipe: Recipe) -> tuple[str, ...]:
+    """List the kinds of candidates whose scores a recipe goes by."""
+    if recipe.mode == "auto":
+        return ("concat", "ttga", "activation", "linear", "full")
+    return (recipe.mode, "activation") if recipe.region_fallback and recipe.aligns else (recipe.mode,)
 
 
 def _fits(stored: Mapping[str, Any]) -> dict[str, Logistic]:

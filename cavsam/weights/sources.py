@@ -12,6 +12,8 @@ from typing import Any
 from cavsam.errors import ModelError
 from cavsam.recipe import FRAME_OPTIONS, Mode, Recipe
 from cavsam.scoring.calibration import FILE as CALIBRATION_FILE
+from cavsam.weights.digests import content_digest
+from cavsam.weights.files import diffusion_files, sam2_files
 
 PACKAGE = Path(__file__).parent
 NANO = PACKAGE / "nano"
@@ -25,6 +27,8 @@ class ModelSources:
     (`.pt` or `.safetensors`); for the diffusion model a single checkpoint file (`.safetensors` or `.ckpt`) works too.
     `sam2_config` names a configuration of the sam2 package (`configs/sam2.1/sam2.1_hiera_t.yaml`) or a YAML file; it
     is only needed when the checkpoint's file name does not tell. `None` for a revision means the hub's default branch.
+    `calibration` is a file that `research.fit_calibration` wrote; without it, `calibration.json` beside SAM2's
+    checkpoint counts.
     `preset` and `mode` are the recipe that the pair runs with if nobody chooses another: the published one for every
     pair but the bundled one, for which alone the preset `bundled` was measured.
     """
@@ -34,6 +38,7 @@ class ModelSources:
     sam2_revision: str | None = None
     sam2_config: str | None = None
     diffusion_revision: str | None = None
+    calibration: str | None = None
     name: str = "custom"
     preset: str = "published"
     mode: Mode = "full"
@@ -56,17 +61,17 @@ class ModelSources:
     def replace(self, **changes: str | None) -> ModelSources:
         """Copy it with some sources changed; `None` leaves one as it is.
 
-        What differs from this pair is named `custom` and has the published recipe.
+        What has other weights than this pair is named `custom` and has the published recipe.
         """
         given: dict[str, str | None] = {key: value for key, value in changes.items() if value is not None}
         if "sam2" in given and given["sam2"] != self.sam2:
-            # a revision or configuration belongs to the checkpoint it was chosen for
-            given = {"sam2_revision": None, "sam2_config": None, **given}
+            # a revision, configuration or calibration belongs to the checkpoint it was chosen for
+            given = {"sam2_revision": None, "sam2_config": None, "calibration": None, **given}
         if "diffusion" in given and given["diffusion"] != self.diffusion:
             given = {"diffusion_revision": None, **given}
         changed = dataclasses.replace(self, **given)  # type: ignore[arg-type]
-        if changed == self:
-            return self
+        if dataclasses.replace(changed, calibration=self.calibration) == self:
+            return changed
         return dataclasses.replace(changed, name="custom", preset=ModelSources.preset, mode=ModelSources.mode)
 
     @property
@@ -85,18 +90,44 @@ NAMES: dict[str, ModelSources] = {
 
 
 def fingerprint(sources: ModelSources, recipe: Recipe) -> str:
-    """Eight hex digits that change when the models or the recipe change, and with nothing else.
+    """Eight hex digits that change when the models, their calibration or the recipe change, and with nothing else.
 
-    Local weights count by name, size and the ends of each file, so that the same files in another place give the
-    same fingerprint and a large checkpoint costs no time.
+    Weights count by their content, so that the same files in another place give the same fingerprint. Those of the hub
+    that are not on this machine yet count by id and revision: the fingerprint is another one once they are fetched.
+
+    Raises:
+        ModelError: a file cannot be read.
     """
+    config, calibration = Path(sources.sam2_config or ""), calibration_file(sources)
     identity = {
-        "sam2": _identity(sources.sam2, sources.sam2_revision),
-        "sam2_config": Path(sources.sam2_config).name if sources.sam2_config else None,
-        "diffusion": _identity(sources.diffusion, sources.diffusion_revision),
+        "sam2": _identity(sam2_files(sources.sam2, sources.sam2_revision), sources.sam2, sources.sam2_revision),
+        "sam2_config": [config.name, content_digest(config) if config.is_file() else ""],
+        "diffusion": _diffusion_identity(sources),
+        "calibration": content_digest(calibration) if calibration and calibration.is_file() else None,
         "recipe": recipe.to_dict(),
     }
     return _digest(identity)
+
+
+def calibration_file(sources: ModelSources) -> Path | None:
+    """Name the file that holds the calibration, there or not; None before SAM2's checkpoint is on this machine."""
+    if sources.calibration:
+        return Path(sources.calibration)
+    found = sam2_files(sources.sam2, sources.sam2_revision)
+    return found[0].parent / CALIBRATION_FILE if found else None
+
+
+def sam2_digest(sources: ModelSources) -> str:
+    """Sixteen hex digits that stand for the content of SAM2's checkpoint; empty before it is on this machine."""
+    found = sam2_files(sources.sam2, sources.sam2_revision)
+    return content_digest(found[0])[:16] if found else ""
+
+
+def are_here(sources: ModelSources) -> bool:
+    """Tell whether both models are on this machine, so that nothing has to be fetched to know their content."""
+    return bool(sam2_files(sources.sam2, sources.sam2_revision)) and bool(
+        diffusion_files(sources.diffusion, sources.diffusion_revision)
+    )
 
 
 def recipe_digest(recipe: Recipe) -> str:
@@ -107,29 +138,18 @@ def recipe_digest(recipe: Recipe) -> str:
 def frames_fingerprint(sources: ModelSources, recipe: Recipe) -> str:
     """Eight hex digits that change when the diffusion model or an option of the generated frames changes."""
     options = {name: value for name, value in recipe.to_dict().items() if name in FRAME_OPTIONS}
-    identity = [_identity(sources.diffusion, sources.diffusion_revision), options]
-    return _digest(identity)
+    return _digest([_diffusion_identity(sources), options])
 
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _identity(source: str, revision: str | None) -> list[str]:
-    path = Path(source)
-    if not path.exists():
-        return [source, revision or ""]
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-    else:
-        files = [p for p in (path, path.with_suffix(".yaml"), path.parent / CALIBRATION_FILE) if p.exists()]
-    return [f"{file.name} {file.stat().st_size} {_ends_digest(file)}" for file in files]
+def _diffusion_identity(sources: ModelSources) -> list[str]:
+    found = diffusion_files(sources.diffusion, sources.diffusion_revision)
+    return _identity(found, sources.diffusion, sources.diffusion_revision)
 
 
-def _ends_digest(file: Path, size: int = 1 << 20) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        digest.update(stream.read(size))
-        stream.seek(max(0, file.stat().st_size - size))
-        digest.update(stream.read(size))
-    return digest.hexdigest()
+def _identity(files: list[Path], source: str, revision: str | None) -> list[str]:
+    """Name files by their content, or a source that is not on this machine."""
+    return [f"{file.name} {content_digest(file)}" for file in files] or [source, revision or ""]

@@ -15,7 +15,8 @@ from cavsam.pipeline import CavSam
 from cavsam.recipe import Recipe
 from cavsam.tracking import Tracker
 from cavsam.transition import DiffusionTransition
-from cavsam.weights.loading import SAM2_CHECKPOINTS, SAM2_PACKAGE, autocast, build_sam2, select_device
+from cavsam.weights.files import SAM2_CHECKPOINTS
+from cavsam.weights.loading import SAM2_PACKAGE, autocast, build_sam2, select_device
 from cavsam.weights.sources import NANO
 
 

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from backend.clients import Clients
 from backend.errors import LabelStudioError, LabelStudioNotFound
 from backend.labelstudio.client import LabelStudio
-from backend.labelstudio.clients import Clients
 from tests.support.fake_label_studio import CONFIG, brush
 
 BOX = (8, 30, 20, 50)

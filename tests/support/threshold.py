@@ -87,6 +87,10 @@ def open_slow(options: Mapping[str, Any]) -> ThresholdSegmenter:
     return ThresholdSegmenter(pause=1.0)
 
 
+def open_unhurried(options: Mapping[str, Any]) -> ThresholdSegmenter:
+    return ThresholdSegmenter(pause=0.2)
+
+
 def open_logged(options: Mapping[str, Any]) -> ThresholdSegmenter:
     """Writes a line per adaptation into the file that the environment names."""
     return ThresholdSegmenter(pause=0.3, adapted_log=Path(os.environ["ADAPTED_LOG"]))
@@ -120,3 +124,10 @@ def open_once_allowed(options: Mapping[str, Any]) -> ThresholdSegmenter:
 
 def open_missing(options: Mapping[str, Any]) -> ThresholdSegmenter:
     raise ModelError("There is no checkpoint; set CAVSAM_MODEL to a pair that is installed.")
+
+
+def open_fetching(options: Mapping[str, Any]) -> ThresholdSegmenter:
+    """Fetches its weights while it is loaded, as from the hub: small files where the sources say."""
+    for name in ("sam2", "diffusion"):
+        Path(options["sources"][name]).write_bytes(b"weights")
+    return ThresholdSegmenter()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from backend.entities import ALL_PROJECTS
 from backend.errors import BackendError, DataFolderBusy
 from backend.settings import Settings
 from backend.store.store import Store
+from backend.version import base_version
 from tests.support.backend import THRESHOLD
 from tests.support.fake_label_studio import LEGACY_KEY, FakeLabelStudio, brush, picture
 
@@ -117,3 +119,14 @@ def test_the_command_shows_a_bar_and_a_line_per_task(
     broken = label_studio.add_task(project, b"no picture")
     assert main(["backfill", str(project)]) == 1
     assert f": failed The image of task {broken} is not a picture" in capsys.readouterr().out
+
+
+def test_weights_are_fetched_before_their_version_is_named(
+    make_settings: MakeSettings, label_studio: FakeLabelStudio, project: int, tmp_path: Path
+):
+    weights = {"sam2": str(tmp_path / "sam2.pt"), "diffusion": str(tmp_path / "sd.safetensors")}
+    settings = make_settings(**weights)
+    for _ in backfill(settings, project, segmenter="tests.support.threshold:open_fetching"):
+        pass
+    (version,) = label_studio.versions_of(label_studio.tasks_of(project)[1])
+    assert version.startswith(f"{base_version(settings)}-r")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from backend.cli import main
 from backend.commands.doctor import Finding, examine
 from backend.labelstudio.webhook_secret import HEADER
 from backend.settings import Settings
+from cavsam.scoring.calibration import Calibration
+from cavsam.weights.sources import NANO
 from tests.support.backend import THRESHOLD
 from tests.support.fake_label_studio import LEGACY_KEY, PERSONAL_TOKEN, FakeLabelStudio
 
@@ -29,7 +32,7 @@ def test_all_is_well(make_settings: MakeSettings, label_studio: FakeLabelStudio)
     project = label_studio.add_project()
     label_studio.connected[project] = "http://127.0.0.1:9090"
     label_studio.webhooks = [{"url": "http://127.0.0.1:9090/webhook", "is_active": True}]
-    found = findings(make_settings(), project, segmenter=THRESHOLD)
+    found = findings(make_settings(preset="quick"), project, segmenter=THRESHOLD)
     assert texts(found, "fail") == ""
     good = texts(found, "ok")
     for words in ("release 1.23.2", "legacy token of admin@example.com", "labels cat, dog", "is connected", "loads in"):
@@ -160,3 +163,15 @@ def test_the_command_prints_a_line_each_and_ends_with_a_status(
     assert all(line.split()[0] in ("ok", "note", "fail") for line in lines)
     assert main(["doctor", "--skip-model", "--data-dir", folder, "--project", "99"]) == 1
     assert LEGACY_KEY not in "".join(lines)
+
+
+def test_says_what_the_scores_are_worth(make_settings: MakeSettings, tmp_path: Path):
+    known = Calibration.load(NANO / "sam2" / "calibration.json")
+    file = tmp_path / "mine.json"
+    replace(known, recipe=make_settings().method().to_dict()).save(file)
+    settings = make_settings(calibration=str(file), mode="concat")
+    assert f"calibration: {file}" in texts(findings(settings), "ok")
+    replace(known, recipe=make_settings(recipe='{"reference_prompt": "box"}').method().to_dict()).save(file)
+    assert "reference_prompt=box, not mask" in texts(findings(settings), "note")
+    file.write_text("{}")
+    assert "not a calibration" in texts(findings(settings), "fail")

@@ -8,6 +8,8 @@ import pytest
 
 from backend.errors import SettingsError
 from backend.settings import Settings, setting_rows, settings_table, unknown_variables
+from backend.version import base_version
+from cavsam.scoring.calibration import Calibration
 
 
 def test_defaults_are_valid_and_complete():
@@ -187,3 +189,17 @@ def test_no_network_is_listened_on_without_a_password_unless_told_to(host: str):
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "[::1]", "localhost"])
 def test_this_machine_alone_needs_no_password(host: str):
     Settings(host=host).check_listening()
+
+
+def test_a_calibration_is_read_at_the_start(tmp_path: Path):
+    file = tmp_path / "mine.json"
+    with pytest.raises(SettingsError, match=r"CAVSAM_CALIBRATION: There is no calibration .*mine\.json"):
+        Settings.from_environment({"CAVSAM_CALIBRATION": str(file)})
+    file.write_text("{}")
+    with pytest.raises(SettingsError, match="not a calibration that can be read"):
+        Settings.from_environment({"CAVSAM_CALIBRATION": str(file)})
+    Calibration(fitted="here").save(file)
+    settings = Settings.from_environment({"CAVSAM_CALIBRATION": str(file), "CAVSAM_MODEL": "nano"})
+    assert settings.sources().calibration == str(file)
+    assert settings.method() == Settings(model="nano").method()
+    assert base_version(settings) != base_version(Settings(model="nano"))

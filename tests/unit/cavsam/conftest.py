@@ -23,6 +23,12 @@ def tracker() -> Tracker:
 
 
 @pytest.fixture(scope="session")
+def small_tracker() -> Tracker:
+    """The tracker of the tests that run the whole method: half the side, a third of the time."""
+    return make_tracker(image_size=128)
+
+
+@pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP tokenizer of single letters."""
     folder = tmp_path_factory.mktemp("tokenizer")
@@ -40,3 +46,10 @@ def diffusion(tokenizer_folder: Path) -> LatentDiffusion:
 def rng() -> np.random.Generator:
     """A fresh numpy generator with a fixed seed."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine that has nothing of the hub and cannot reach it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))

@@ -74,7 +74,9 @@ def test_fingerprint_follows_the_weights_and_not_their_place(tmp_path: Path) -> 
     for folder in (here, there):
         folder.mkdir(parents=True)
         (folder / "weights.safetensors").write_bytes(b"weights" * 1000)
-    first, second = (ModelSources(sam2=str(folder), diffusion=str(folder)) for folder in (here, there))
+    first, second = (
+        ModelSources(sam2=str(folder), diffusion=str(folder / "weights.safetensors")) for folder in (here, there)
+    )
     assert fingerprint(first, Recipe()) == fingerprint(second, Recipe())
     (there / "weights.safetensors").write_bytes(b"weightz" * 1000)
     assert fingerprint(first, Recipe()) != fingerprint(second, Recipe())
@@ -92,6 +94,26 @@ def test_fingerprint_follows_the_calibration_beside_a_checkpoint(tmp_path: Path)
         assert fingerprint(sources, Recipe()) != before
 
 
+def test_fingerprint_follows_a_chosen_calibration_and_a_configuration(tmp_path: Path) -> None:
+    calibration, config = tmp_path / "mine.json", tmp_path / "mine.yaml"
+    sources = ModelSources.named("nano").replace(calibration=str(calibration), sam2_config=str(config))
+    seen = set()
+    for text in ("one", "two"):
+        Calibration(fitted=text).save(calibration)
+        for line in ("model: 1", "model: 2"):
+            config.write_text(line)
+            seen.add(fingerprint(sources, Recipe()))
+    assert len(seen) == 4
+
+
+def test_a_calibration_leaves_the_pair_its_recipe_and_goes_with_its_weights() -> None:
+    calibrated = ModelSources.named("nano").replace(calibration="mine.json")
+    assert (calibrated.name, calibrated.preset, calibrated.mode) == ("nano", "bundled", "auto")
+    assert calibrated.replace(diffusion="someone/model").calibration == "mine.json"
+    assert calibrated.replace(sam2="facebook/sam2.1-hiera-large").calibration is None
+
+
+@pytest.mark.usefixtures("offline")
 def test_fingerprint_follows_hub_id_and_revision() -> None:
     base = ModelSources.named("default")
     variants = [base, base.replace(sam2="facebook/sam2.1-hiera-small"), base.replace(diffusion_revision="main")]

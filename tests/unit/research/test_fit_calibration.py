@@ -201,6 +201,18 @@ def test_a_file_that_cannot_be_written_is_told_before_the_fit(
     assert "cannot be written" in capsys.readouterr().err
 
 
+def test_the_weights_that_it_was_fitted_for_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, digest in enumerate(("aa", "aa", "bb")):
+        write_run(tmp_path / f"run{number}", "dev", seed=number)
+        setting = json.loads((tmp_path / f"run{number}" / "setting.json").read_text())
+        (tmp_path / f"run{number}" / "setting.json").write_text(json.dumps({**setting, "sam2": digest}))
+    out = tmp_path / "calibration.json"
+    assert main([str(tmp_path / "run0"), str(tmp_path / "run1"), "--out", str(out)]) == 0
+    assert Calibration.load(out).sam2 == "aa"
+    assert main([str(tmp_path / "run0"), str(tmp_path / "run2"), "--out", str(out)]) == 2
+    assert "different SAM2 weights" in capsys.readouterr().err
+
+
 def test_one_domain_cannot_be_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "dev", "dev", domains=1)
     out = tmp_path / "calibration.json"

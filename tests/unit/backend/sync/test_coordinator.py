@@ -249,3 +249,15 @@ def test_nothing_is_begun_once_it_stops(known: Scene, call: Callable[[Coordinato
     assert known.turn() == []
     assert known.coordinator.is_stopping
     assert not known.coordinator.thread.is_alive
+
+
+def test_other_models_have_every_task_predicted_under_their_version(known: Scene):
+    first = known.store.projects.find(PROJECT)
+    assert first is not None
+    known.coordinator.models_changed("cavsam-1")
+    known.turn()  # at once: nobody is drawing
+    present = known.store.projects.find(PROJECT)
+    assert present is not None
+    assert present.version == first.version.replace(BASE, "cavsam-1")
+    assert known.learned_from()
+    assert known.store.jobs(PROJECT, present.version).counts()["queued"] > 0

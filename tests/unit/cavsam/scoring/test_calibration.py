@@ -87,3 +87,15 @@ def test_a_damaged_file_is_refused(fitted: Calibration, tmp_path: Path, change: 
     path.write_text("{")
     with pytest.raises(ModelError, match=r"calibration\.json"):
         Calibration.load(path)
+
+
+def test_doubts_name_what_the_scores_of_a_recipe_were_not_fitted_for() -> None:
+    curve = Logistic(0.0, {}, {})
+    known = Calibration({"concat": curve, "ttga": curve}, {}, "", Recipe().to_dict())
+    assert known.doubts(Recipe(mode="concat", ttga_steps=3)) == ""
+    assert known.doubts(Recipe(mode="ttga")) == ""
+    assert "ttga_steps=100, not 3" in known.doubts(Recipe(mode="ttga", ttga_steps=3))
+    assert "no calibration" in known.doubts(Recipe(mode="full"))
+    beside = known.doubts(Recipe(mode="ttga", region_fallback=True))
+    assert "does not know all candidates" in beside
+    assert "the scores of activation are an order" in beside

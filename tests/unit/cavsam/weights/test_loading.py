@@ -15,8 +15,8 @@ from cavsam.diffusion import LatentDiffusion
 from cavsam.errors import ModelError
 from cavsam.scoring.calibration import Calibration, Logistic
 from cavsam.tracking import Tracker
+from cavsam.weights.files import SAM2_CHECKPOINTS
 from cavsam.weights.loading import (
-    SAM2_CHECKPOINTS,
     SAM2_PACKAGE,
     build_sam2,
     download,
@@ -27,7 +27,7 @@ from cavsam.weights.loading import (
     load_tracker,
     select_device,
 )
-from cavsam.weights.sources import NANO, ModelSources
+from cavsam.weights.sources import NANO, ModelSources, sam2_digest
 from research.rehearsal import published_names
 from tests.support.tiny_models import Touch, save_diffusion
 
@@ -240,7 +240,7 @@ def test_of_a_hub_repository_no_more_is_fetched_than_is_read(
         (hub / name).parent.mkdir(exist_ok=True)
         (hub / name).write_bytes(b"gigabytes")
 
-    def snapshot_download(hub_id: str, revision: str | None, allow_patterns: list[str]) -> str:
+    def snapshot_download(hub_id: str, revision: str | None, allow_patterns: list[str], local_files_only: bool) -> str:
         names = [file.relative_to(hub).as_posix() for file in hub.rglob("*") if file.is_file()]
         for name in filter_repo_objects(names, allow_patterns=allow_patterns):
             (cache / name).parent.mkdir(parents=True, exist_ok=True)
@@ -282,6 +282,23 @@ def test_the_calibration_lies_beside_the_checkpoint(tmp_path: Path) -> None:
     fitted.save(tmp_path / "calibration.json")
     for sources in (ModelSources(sam2=str(checkpoint)), ModelSources(sam2=str(tmp_path))):
         assert load_calibration(sources) == fitted
+    other = tmp_path / "other.json"
+    Calibration(fitted="there").save(other)
+    assert load_calibration(ModelSources(sam2=str(checkpoint), calibration=str(other))).fitted == "there"
     (tmp_path / "calibration.json").write_text("[]")
     with pytest.raises(ModelError, match="calibration"):
         load_calibration(ModelSources(sam2=str(tmp_path)))
+
+
+def test_a_calibration_of_other_weights_or_of_none_is_refused(tmp_path: Path) -> None:
+    checkpoint, file = tmp_path / "sam2.1_hiera_tiny.pt", tmp_path / "mine.json"
+    checkpoint.write_bytes(b"weights")
+    sources = ModelSources(sam2=str(checkpoint), calibration=str(file))
+    with pytest.raises(ModelError, match=r"no calibration .*mine\.json"):
+        load_calibration(sources)
+    fitted = Calibration(fitted="here", sam2=sam2_digest(sources))
+    fitted.save(file)
+    assert load_calibration(sources) == fitted
+    checkpoint.write_bytes(b"other weights")
+    with pytest.raises(ModelError, match="fitted for other weights"):
+        load_calibration(sources)
