@@ -8,6 +8,7 @@ from typing import Any
 
 from backend.errors import LabelConfigError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
+from backend.labelstudio.project_keys import number_of
 from backend.labelstudio.regions import Region
 from backend.settings import Settings
 from backend.version import taught_version
@@ -46,7 +47,7 @@ class DeliveryState(StrEnum):
 
 @dataclass(frozen=True)
 class Project:
-    """A project that Label Studio has named to us.
+    """A project that Label Studio has named to us; `id` is its key (`labelstudio/project_keys.py`).
 
     `extra_params` is the JSON text of what its connection was given; `shown_version` the version of ours that Label
     Studio was last told to show, sort and sample by.
@@ -64,6 +65,11 @@ class Project:
     reference_shots: int = 0
     extra_params: str = ""
     shown_version: str = ""
+
+    @property
+    def number(self) -> int:
+        """The project's number in its Label Studio."""
+        return number_of(self.id)
 
     @property
     def config(self) -> LabelConfig | None:

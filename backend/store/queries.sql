@@ -14,6 +14,9 @@ SELECT * FROM projects ORDER BY id;
 -- project_numbers: The numbers of all projects.
 SELECT id FROM projects ORDER BY id;
 
+-- projects_of_number: Those of one number, whichever their Label Studio; the first value is `project_keys.SPAN`.
+SELECT id, uid FROM projects WHERE id % ? = ? ORDER BY id;
+
 -- project_uid: The moment of creation, as Label Studio writes it, tells two projects of one number apart.
 SELECT uid FROM projects WHERE id = ?;
 
@@ -125,12 +128,12 @@ UPDATE tasks SET annotations_read = '' WHERE project = ?;
 
 -- annotations: As they were judged, and with the reason for which the model refused one as it is now.
 SELECT a.*, r.reason AS refused FROM annotations a
-LEFT JOIN refusals r ON r.annotation = a.id AND r.key = a.key
+LEFT JOIN refusals r ON r.project = a.project AND r.annotation = a.id AND r.key = a.key
 WHERE a.project = ?;
 
 -- annotations_of_task: The same of one task.
 SELECT a.*, r.reason AS refused FROM annotations a
-LEFT JOIN refusals r ON r.annotation = a.id AND r.key = a.key
+LEFT JOIN refusals r ON r.project = a.project AND r.annotation = a.id AND r.key = a.key
 WHERE a.project = ? AND a.task = ?;
 
 -- refuse_annotation: It taught nothing as it is now; an edit changes its key and gives it another try.

@@ -162,7 +162,9 @@ class ProjectSync:
             self._store.annotations(self.project).judge_again()
         self._store.projects.describe(self.project, str(found.get("title") or ""), xml)
         self._asks_meanwhile = bool(found.get("evaluate_predictions_automatically"))
-        if extra_params is not None:
+        if extra_params is None:
+            return
+        if extra_params == known.extra_params or self._connection.has_extra_params(extra_params):
             self._keep(extra_params, known)
 
     def _keep(self, extra_params: str, known: Project) -> None:

@@ -13,6 +13,7 @@ from backend.entities import ALL_PROJECTS, Project, References, Task, TaskState
 from backend.errors import InvalidRequest, LabelStudioError, NotKnown
 from backend.labelstudio.address_guard import SWITCHES, has_guard, listens_privately
 from backend.labelstudio.label_config import LabelConfig, image_url
+from backend.labelstudio.project_keys import number_of
 from backend.learning.evaluation import summary
 from backend.readiness import LOADING, problems
 from backend.service import Service
@@ -122,6 +123,7 @@ def _project_state(service: Service, project: Project, ahead: float) -> dict[str
     ]
     return {
         "id": project.id,
+        "number": project.number,
         "title": project.title,
         "version": service.version_of(project.id),
         "reviews": _reviews(service, project, settings),
@@ -276,4 +278,4 @@ def _link(service: Service, project: int, task: int | None = None) -> str | None
     address = client.public_url or client.url
     if urlsplit(address).scheme not in ("http", "https"):
         return None
-    return f"{address}/projects/{project}/data" + (f"?task={task}" if task is not None else "")
+    return f"{address}/projects/{number_of(project)}/data" + (f"?task={task}" if task is not None else "")
