@@ -267,5 +267,5 @@ class Delivery:
 
 def delete_predictions(store: Store, client: LabelStudio, project: int, version: str) -> int:
     """Delete a version's predictions in Label Studio, whatever lesson they were made with; returns how many."""
-    lessons = store.jobs(project, version).lessons()
+    lessons = dict.fromkeys(["", *store.jobs(project, version).lessons()])
     return sum(client.delete_version(project, taught_version(version, lesson)) for lesson in lessons)
