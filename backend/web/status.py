@@ -100,8 +100,8 @@ def _project_state(service: Service, project: Project, ahead: float) -> dict[str
     jobs = store.jobs(project.id, project.version).counts()
     jobs["low"] = store.jobs(project.id, project.version).to_check(settings.review_below)
     waiting = jobs["queued"] + jobs["running"]
-    mean = store.jobs(project.id, project.version).mean_seconds()
-    work = None if mean is None or not waiting else mean * waiting
+    times = store.jobs(project.id, project.version).times()
+    work = times.left(waiting) if times and waiting else None
     held = project.paused or store.projects.is_paused(ALL_PROJECTS)
     config = store.projects.config(project.id)
     tasks = {number: store.tasks(project.id).find(number) for number in (references.tasks if references else ())}
@@ -132,9 +132,10 @@ def _project_state(service: Service, project: Project, ahead: float) -> dict[str
         "total": waiting + jobs["done"] + jobs["failed"],
         "over": jobs["done"] + jobs["failed"],
         "low_score": settings.review_below,
-        "seconds_per_task": None if mean is None else round(mean, 2),
+        "seconds_per_task": round(times.mean, 2) if times else None,
         "seconds_of_work": None if work is None else round(work, 1),
         "seconds_left": None if work is None or held else round(ahead + work, 1),
+        "seconds_left_at_most": round(ahead + times.at_most(waiting), 1) if times and waiting and not held else None,
         "link": _link(service, project.id),
     }
 

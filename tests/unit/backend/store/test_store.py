@@ -8,9 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from backend.entities import ALL_PROJECTS, Job, JudgedAnnotation, ReferenceAnnotation, References, Refusal, Task
+from backend.entities import (
+    ALL_PROJECTS,
+    Job,
+    JobTimes,
+    JudgedAnnotation,
+    ReferenceAnnotation,
+    References,
+    Refusal,
+    Task,
+)
 from backend.errors import BackendError, LedgerDamaged, LedgerError
 from backend.labelstudio.regions import Brush, Region
 from backend.store.database import DAMAGED_KEPT, ledger_error
@@ -586,3 +596,33 @@ def test_only_the_last_damaged_files_are_kept(tmp_path: Path):
         path.write_bytes(bytes(range(256)) * 64)
         Store(path, now=lambda second=second: 1e9 + second).close()
     assert len(list(tmp_path.glob("ledger-damaged-*"))) == DAMAGED_KEPT
+
+
+class TestJobTimes:
+    def test_none_before_the_first_is_finished(self, store: Store):
+        fill(store, 4)
+        assert store.jobs(1, VERSION).times() is None
+
+    def test_mean_and_deviation_are_those_of_another_library(self, store: Store):
+        fill(store, 6)
+        seconds = [0.2, 25.0, 0.3, 0.25, 21.5]
+        for one in seconds:
+            store.queue.finish(store.queue.take_next(), "[]", 0.5, one)
+        times = store.jobs(1, VERSION).times()
+        assert (times.count, times.mean) == (5, pytest.approx(np.mean(seconds)))
+        assert times.deviation == pytest.approx(np.std(seconds))
+        assert times.left(3) == pytest.approx(3 * np.mean(seconds))
+
+    def test_equal_tasks_leave_no_doubt(self):
+        assert JobTimes(9, 2.0, 0.0).at_most(10) == JobTimes(9, 2.0, 0.0).left(10) == 20
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_what_is_left_hardly_exceeds_the_bound_where_some_cost_a_hundred_times_others(self, seed: int):
+        generator = np.random.default_rng(seed)
+        exceeded = 0
+        for _ in range(400):
+            seconds = np.where(generator.random(120) < 0.3, 25.0, 0.25)
+            seen, coming = seconds[:20], seconds[20:]
+            times = JobTimes(20, float(seen.mean()), float(seen.std()))
+            exceeded += coming.sum() > times.at_most(100)
+        assert exceeded < 0.08 * 400
