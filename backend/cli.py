@@ -52,6 +52,8 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
             return _backfill(settings, options.project, options.dry_run, as_json=options.json)
         if options.command == "export":
             return _export(settings, options)
+        if options.command == "evaluate":
+            return _evaluate(settings, options)
         from backend.server import serve
 
         return serve(settings)
@@ -155,6 +157,18 @@ def _export(settings: Settings, options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _evaluate(settings: Settings, options: argparse.Namespace) -> int:
+    """Print what a project's annotations say of its predictions, in words or as one JSON object."""
+    from backend.commands.evaluate import evaluate, lines
+
+    found = evaluate(settings, options.project, fetch=not options.offline)
+    if options.json:
+        print(json.dumps({"project": options.project} | found.to_json()))
+    else:
+        print("\n".join(lines(found)))
+    return 0
+
+
 def _count(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -193,7 +207,15 @@ def _parser() -> argparse.ArgumentParser:
         help="best: of each task its annotation, else its prediction (default: predictions)",
     )
     exporting.add_argument("--data-dir", help=OPTIONS["data_dir"])
-    for command in (checking, asking, filling, exporting):
+    evaluating = commands.add_parser(
+        "evaluate",
+        help="say how good a project's predictions are by its annotations",
+        description="docs/learning.md explains the figures.",
+    )
+    evaluating.add_argument("project", type=int, help="number of the project")
+    evaluating.add_argument("--offline", action="store_true", help="only what a running backend has measured already")
+    evaluating.add_argument("--data-dir", help=OPTIONS["data_dir"])
+    for command in (checking, asking, filling, exporting, evaluating):
         command.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     for command in (serving, checking, filling):
         for name, description in OPTIONS.items():

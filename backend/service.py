@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import IO, Any
 
+from backend.clients import Clients
 from backend.errors import (
     BackendError,
     DataFolderBusy,
@@ -24,9 +25,8 @@ from backend.errors import (
     LabelStudioError,
     LedgerError,
 )
-from backend.labelstudio.clients import Clients
+from backend.image_folder import ImageFolder
 from backend.labelstudio.events import Event
-from backend.labelstudio.images import ImageFolder
 from backend.labelstudio.webhook_secret import with_webhook_secret
 from backend.settings import Settings
 from backend.store.store import Store
@@ -37,7 +37,8 @@ from backend.sync.policy import why_no_reference
 from backend.sync.project_sync import REQUESTED
 from backend.sync.reachability import Reachability
 from backend.sync.rebuild import have_projects_named
-from backend.version import base_version, model_version
+from backend.sync.reviews import forget_lesson
+from backend.version import base_of, base_version, model_version, taught_version
 from backend.worker.interactive import Interactive
 from backend.worker.messages import ModelSpec
 from backend.worker.model_process import CAVSAM, CLICKS, SAM2, ModelProcess
@@ -176,13 +177,19 @@ class Service:
         return self.version_of(project)
 
     def version_of(self, project: int) -> str:
-        """The version that predictions for the project carry now."""
+        """The version that predictions for the project carry now, with what was learned."""
+        version = self._version(project)
+        lesson = self.store.learning(project).lesson(base_of(version))
+        return taught_version(version, lesson.name if lesson else "")
+
+    def _version(self, project: int) -> str:
+        """The version that the project's jobs have now."""
         known = self.store.projects.find(project)
         return known.version if known and known.version else self.base_version
 
     def versions(self) -> list[str]:
         """All versions there are predictions of."""
-        return self.store.queue.versions() or [self.base_version]
+        return self.store.queue.carried_versions() or [self.base_version]
 
     def predict(self, project: int, tasks: Sequence[int]) -> list[str]:
         """One JSON text per task, in order: a prediction, or `[]` where Label Studio shall store nothing now.
@@ -204,7 +211,7 @@ class Service:
                 self._reopen_deleted(project, version, tasks)
             mine = self.store.deliveries(project, version).reserve(tasks, owner)
             self._await_results(project, version, mine, deadline)
-            if self.version_of(project) != version:
+            if self._version(project) != version:
                 log.info("Project %d: the reference changed while /predict waited; nothing is answered.", project)
                 return ["[]"] * len(tasks)
             return self._answer(project, version, tasks, mine, owner)
@@ -298,7 +305,7 @@ class Service:
             jobs = self.store.jobs(project, version).all(tasks)
             if not any(job.state in ("queued", "running") for job in jobs.values()):
                 return
-            if self.version_of(project) != version or time.monotonic() >= deadline:
+            if self._version(project) != version or time.monotonic() >= deadline:
                 return
             if self.store.projects.is_paused(project):
                 log.info("Project %d is paused: /predict does not wait.", project)
@@ -359,6 +366,9 @@ def resume(store: Store, settings: Settings, base_version: str) -> None:
     if requeued:
         log.info("%d tasks that were in work when the backend stopped are queued again.", requeued)
     adopt_version(store, base_version)
+    for project in store.projects.all():
+        if project.settings(settings).learn == "off":
+            forget_lesson(store, project)
 
 
 def adopt_version(store: Store, base_version: str) -> None:

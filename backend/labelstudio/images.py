@@ -1,14 +1,13 @@
-"""Images of tasks: fetched from Label Studio or from where its tasks say, as files that the model process can open."""
+"""Images of tasks: fetched from Label Studio or from where its tasks say, each into a file."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +17,6 @@ import requests
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
-from backend.entities import Task
 from backend.errors import (
     BackendError,
     ImageNotKept,
@@ -28,7 +26,6 @@ from backend.errors import (
     LabelStudioUnreachable,
 )
 from backend.labelstudio.client import LabelStudio
-from backend.labelstudio.label_config import LabelConfig, image_url
 from backend.labelstudio.transport import RETRIED_STATUSES, cause, shown
 from backend.text import whole
 
@@ -40,52 +37,6 @@ HOW_LOCAL_FILES_ARE_SERVED = (
     "Label Studio must be started with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and with "
     "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT, a folder above the storage's own path"
 )
-
-
-class ImageFolder:
-    """A folder of fetched images, emptied at each start; a file is there or is whole."""
-
-    def __init__(self, folder: Path, limit: int):
-        self._folder, self._limit = folder, limit
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)  # images may be of people
-        for leftover in folder.iterdir():
-            leftover.unlink()
-
-    def fetch(self, client: LabelStudio, config: LabelConfig, task: Task, to_names: Iterable[str]) -> dict[str, str]:
-        """Paths of a task's images by the name of their tag; fetched where they are not there yet.
-
-        An image that the task does not have is left out. Raises as `fetch_image`, and `ImageUnavailable`
-        where the task has none of the images.
-        """
-        paths = {}
-        for to_name in sorted(set(to_names)):
-            address = image_url(config.images.get(to_name, ""), task.data)
-            if address is None:
-                continue
-            path = self._path(task, address)
-            if not path.exists():
-                fetch_image(client, address, path, self._limit)
-            paths[to_name] = str(path)
-        if not paths:
-            raise ImageUnavailable("The task's data has no image for the configuration's image tags.", permanent=True)
-        return paths
-
-    def discard(self, paths: Iterable[str]) -> None:
-        """Remove files that are not needed any more."""
-        for path in paths:
-            Path(path).unlink(missing_ok=True)
-
-    def _path(self, task: Task, address: str) -> Path:
-        digest = hashlib.sha256(address.encode()).hexdigest()[:16]
-        return self._folder / f"{task.project}-{task.id}-{digest}"
-
-
-def name_tasks(message: str, tasks: Mapping[str, int]) -> str:
-    """A message with the paths of our copies replaced by the tasks whose images they are: those people know."""
-    for path, task in tasks.items():
-        message = message.replace(path, f"The image of task {task}")
-    return message
 
 
 def fetch_image(client: LabelStudio, address: str, path: Path, limit: int) -> None:

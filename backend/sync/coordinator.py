@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from backend.clients import Clients
 from backend.entities import Refusal
 from backend.errors import InvalidRequest, LedgerError
-from backend.labelstudio.clients import Clients
 from backend.labelstudio.events import Event, doubted, read_webhook, webhook_events
 from backend.settings import Settings
 from backend.store.store import Store

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from backend.clients import Clients
 from backend.entities import ReferenceAnnotation, Task
 from backend.errors import (
     BackendError,
@@ -26,8 +27,7 @@ from backend.errors import (
     NotKnown,
     TooBusy,
 )
-from backend.labelstudio.clients import Clients
-from backend.labelstudio.images import ImageFolder, name_tasks
+from backend.image_folder import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig, image_url, parse_label_config
 from backend.labelstudio.regions import Rectangle, Region, Slot, read_regions, region_id
 from backend.store.store import Store
