@@ -16,6 +16,9 @@ from backend.version import taught_version
 ALL_PROJECTS = 0
 """Stands for the whole backend in place of a project's number (Label Studio's begin at 1)."""
 
+ODD_REFERENCES = "odd references"
+"""Topic of a project's warnings about the masks that it is learned from."""
+
 
 class JobState(StrEnum):
     """How far the model is with a task under one version."""
