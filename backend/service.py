@@ -162,7 +162,7 @@ class Service:
         if self.store.damaged_file() is None or self.reachability.trouble:
             return
         try:
-            for connection in self.clients.in_use():
+            for connection in set(self.clients.in_use().values()):
                 have_projects_named(connection)
         except LabelStudioError as error:
             log.warning("The projects of the damaged ledger are looked for again later. %s", error)
@@ -362,9 +362,10 @@ class Service:
 
     def _seconds_to_next_result(self, project: int, version: str, tasks: set[int]) -> float:
         """An estimate of when the first of some tasks is finished; 0 where there is nothing to go by."""
-        mean = self.store.jobs(project, version).mean_seconds()
-        if mean is None:
+        times = self.store.jobs(project, version).times()
+        if times is None:
             return 0.0
+        mean = times.mean
         activity = self.worker.activity
         if activity.task is None:
             return mean
