@@ -26,7 +26,6 @@ from backend.errors import (
 )
 from backend.image_folder import ImageFolder
 from backend.labelstudio.events import Event
-from backend.labelstudio.webhook_secret import with_webhook_secret
 from backend.settings import Settings
 from backend.store.store import Store
 from backend.supervision import EndProcess, LastingThread, end_process
@@ -37,6 +36,7 @@ from backend.sync.project_sync import REQUESTED
 from backend.sync.reachability import Reachability
 from backend.sync.rebuild import have_projects_named
 from backend.version import base_version, model_version
+from backend.webhook_secret import with_webhook_secret
 from backend.worker.interactive import Interactive
 from backend.worker.messages import ModelSpec
 from backend.worker.model_process import CAVSAM, CLICKS, SAM2, ModelProcess

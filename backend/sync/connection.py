@@ -8,8 +8,8 @@ from typing import Any
 
 from backend.errors import LabelStudioDenied, LabelStudioNotFound, LabelStudioRejected
 from backend.labelstudio.client import LabelStudio
-from backend.labelstudio.webhook_secret import HEADER
 from backend.version import VERSION_PREFIX
+from backend.webhook_secret import HEADER
 
 log = logging.getLogger(__name__)
 
