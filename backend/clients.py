@@ -40,11 +40,11 @@ class Clients:
         if granted is not None and granted != self._store.projects.grants().get(project):
             self._store.projects.set_grant(project, *granted)
 
-    def in_use(self) -> list[LabelStudio]:
-        """The connections that work needs: the configured one, or those that /setup handed over."""
+    def in_use(self) -> dict[int, LabelStudio]:
+        """The connections that work needs: the configured one, for all projects, or those that /setup handed over."""
         if self._settings.label_studio_url and self._settings.label_studio_api_key:
-            return [self.of(ALL_PROJECTS)]
-        return list(dict.fromkeys(self.of(project) for project in self.granted()))
+            return {ALL_PROJECTS: self.of(ALL_PROJECTS)}
+        return {project: self.of(project) for project in self.granted()}
 
     def of(self, project: int) -> LabelStudio:
         """A connection for a project; raises `LabelStudioDenied` where there is no address or key for one."""

@@ -10,6 +10,7 @@ from backend.errors import LabelConfigError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.labelstudio.regions import Region
 from backend.settings import Settings
+from backend.version import taught_version
 
 ALL_PROJECTS = 0
 """Stands for the whole backend in place of a project's number (Label Studio's begin at 1)."""
@@ -157,7 +158,8 @@ class Refusal:
 class Job:
     """One task under one version.
 
-    `result` is the JSON text of its regions once it is done, `remarks` what a person should look at in them.
+    `result` is the JSON text of its regions once it is done, `remarks` what a person should look at in them. `lesson`
+    names what the project had learned when it was made; it is empty before anything is learned.
     """
 
     project: int
@@ -172,11 +174,20 @@ class Job:
     delivery: DeliveryState
     updated_at: float
     remarks: tuple[str, ...] = ()
+    lesson: str = ""
+
+    @property
+    def carried_version(self) -> str:
+        """The version that the prediction carries in Label Studio, which names the lesson too."""
+        return taught_version(self.version, self.lesson)
 
 
 @dataclass(frozen=True)
 class TaskState:
-    """One task of a project and what became of it under a version; `state` is `None` if it has no job."""
+    """One task of a project and what became of it under a version; `state` is `None` if it has no job.
+
+    `verdict` and `iou` say what a person made of its prediction; `None` if nobody has reviewed it.
+    """
 
     task: int
     state: JobState | None = None
@@ -188,6 +199,8 @@ class TaskState:
     has_result: bool = False
     updated_at: float | None = None
     remarks: tuple[str, ...] = ()
+    verdict: str | None = None
+    iou: float | None = None
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,10 @@ class DataFolderBusy(BackendError):
     """Another backend process works with the same data folder."""
 
 
+class PortBusy(BackendError):
+    """The address that the backend should listen on cannot be had."""
+
+
 class ModelProcessDied(BackendError):
     """The model's process ended in the middle of a job."""
 

@@ -21,6 +21,7 @@ from backend.clients import Clients
 from backend.errors import (
     BackendError,
     DataFolderBusy,
+    LabelStudioDenied,
     LabelStudioError,
     LedgerError,
 )
@@ -35,7 +36,8 @@ from backend.sync.policy import why_no_reference
 from backend.sync.project_sync import REQUESTED
 from backend.sync.reachability import Reachability
 from backend.sync.rebuild import have_projects_named
-from backend.version import base_version, model_version
+from backend.sync.reviews import forget_lesson
+from backend.version import base_of, base_version, model_version, taught_version
 from backend.webhook_secret import with_webhook_secret
 from backend.worker.interactive import Interactive
 from backend.worker.messages import ModelSpec
@@ -162,20 +164,32 @@ class Service:
 
         `extra_params` are settings of this project alone, see `Settings.for_project`; they stay as they are where the
         caller does not say.
+
+        Raises:
+            LabelStudioDenied: the key was not taken when it was tried last, so nothing can be predicted.
         """
         if hostname and token:
             self.clients.grant(project, hostname, token)
         self.coordinator.seen(project, extra_params)
+        refusal = self.reachability.refusal(project)
+        if refusal:
+            raise LabelStudioDenied(refusal)
         return self.version_of(project)
 
     def version_of(self, project: int) -> str:
-        """The version that predictions for the project carry now."""
+        """The version that predictions for the project carry now, with what was learned."""
+        version = self._version(project)
+        lesson = self.store.learning(project).lesson(base_of(version))
+        return taught_version(version, lesson.name if lesson else "")
+
+    def _version(self, project: int) -> str:
+        """The version that the project's jobs have now."""
         known = self.store.projects.find(project)
         return known.version if known and known.version else self.base_version
 
     def versions(self) -> list[str]:
         """All versions there are predictions of."""
-        return self.store.queue.versions() or [self.base_version]
+        return self.store.queue.carried_versions() or [self.base_version]
 
     def predict(self, project: int, tasks: Sequence[int]) -> list[str]:
         """One JSON text per task, in order: a prediction, or `[]` where Label Studio shall store nothing now.
@@ -197,7 +211,7 @@ class Service:
                 self._reopen_deleted(project, version, tasks)
             mine = self.store.deliveries(project, version).reserve(tasks, owner)
             self._await_results(project, version, mine, deadline)
-            if self.version_of(project) != version:
+            if self._version(project) != version:
                 log.info("Project %d: the reference changed while /predict waited; nothing is answered.", project)
                 return ["[]"] * len(tasks)
             return self._answer(project, version, tasks, mine, owner)
@@ -291,7 +305,7 @@ class Service:
             jobs = self.store.jobs(project, version).all(tasks)
             if not any(job.state in ("queued", "running") for job in jobs.values()):
                 return
-            if self.version_of(project) != version or time.monotonic() >= deadline:
+            if self._version(project) != version or time.monotonic() >= deadline:
                 return
             if self.store.projects.is_paused(project):
                 log.info("Project %d is paused: /predict does not wait.", project)
@@ -351,6 +365,9 @@ def resume(store: Store, settings: Settings, base_version: str) -> None:
     if requeued:
         log.info("%d tasks that were in work when the backend stopped are queued again.", requeued)
     adopt_version(store, base_version)
+    for project in store.projects.all():
+        if project.settings(settings).learn == "off":
+            forget_lesson(store, project)
 
 
 def adopt_version(store: Store, base_version: str) -> None:

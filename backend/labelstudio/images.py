@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote_to_bytes, urlsplit
 
 import requests
 from urllib3.exceptions import LocationParseError
@@ -26,8 +27,16 @@ from backend.errors import (
 )
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.transport import RETRIED_STATUSES, cause, shown
+from backend.text import whole
 
 CHUNK = 1 << 16
+PASSWORD_FIELD = re.compile(rb"""type\s*=\s*["']?password""", re.IGNORECASE)
+LOCAL_FILES = "/data/local-files"
+"""Label Studio's path for files of its own machine; which file is in the query."""
+HOW_LOCAL_FILES_ARE_SERVED = (
+    "Label Studio must be started with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and with "
+    "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT, a folder above the storage's own path"
+)
 
 
 def fetch_image(client: LabelStudio, address: str, path: Path, limit: int) -> None:
@@ -60,7 +69,7 @@ def _fetch_file(client: LabelStudio, address: str, path: Path, limit: int) -> No
         try:
             _stream(response, path, limit, ours)
         except requests.RequestException as error:
-            raise _image_away(f"The image {shown(url)} broke off: {cause(error)}.", ours) from error
+            raise _image_away(f"The image {_named(url)} broke off: {cause(error)}.", ours) from error
 
 
 def _resolve(client: LabelStudio, address: str) -> tuple[str, bool]:
@@ -94,7 +103,7 @@ def _download(client: LabelStudio, url: str, ours: bool) -> requests.Response:
     try:
         return client.open(url, with_key=ours)
     except (requests.ConnectionError, requests.Timeout) as error:
-        raise _image_away(f"The image {shown(url)} cannot be fetched: {cause(error)}.", ours) from error
+        raise _image_away(f"The image {_named(url)} cannot be fetched: {cause(error)}.", ours) from error
     except (requests.RequestException, UnicodeError) as error:
         raise ImageUnavailable(f"The image address {shown(url)} is not valid.", permanent=True) from error
 
@@ -134,18 +143,43 @@ def _image_away(message: str, ours: bool) -> BackendError:
 
 
 def _check_download(response: requests.Response, url: str, ours: bool) -> None:
-    status = response.status_code
-    if ours and (status in (401, 403) or "/user/login" in response.url):
+    status, local = response.status_code, ours and _is_local_file(url)
+    if local and status == 403:  # whose key it is makes no difference
         raise LabelStudioDenied(
-            f"The API key does not open the image {shown(url)} ({status}); use a key of a member of the project."
+            f"Label Studio does not serve the local file {_named(url)} (403). {HOW_LOCAL_FILES_ARE_SERVED}."
         )
-    if status in RETRIED_STATUSES:
-        raise _image_away(f"The image {shown(url)} cannot be fetched: status {status}.", ours)
-    if status >= 400:
+    if local and status in (400, 404):
         raise ImageUnavailable(
-            f"The image {shown(url)} cannot be fetched: status {status}. Check the address in the task's data.",
+            f"Label Studio does not have the local file {_named(url)} ({status}), or its storage is not connected to "
+            f"a project of the key's user. {HOW_LOCAL_FILES_ARE_SERVED}.",
             permanent=True,
         )
+    if ours and "/user/login" in response.url:
+        raise LabelStudioDenied(
+            f"Instead of the image {_named(url)} came Label Studio's log-in page: the API key does not open it; use "
+            "a key of a member of the project."
+        )
+    if ours and status in (401, 403):
+        raise LabelStudioDenied(
+            f"The API key does not open the image {_named(url)} ({status}); use a key of a member of the project."
+        )
+    if status in RETRIED_STATUSES:
+        raise _image_away(f"The image {_named(url)} cannot be fetched: status {status}.", ours)
+    if status >= 400:
+        raise ImageUnavailable(
+            f"The image {_named(url)} cannot be fetched: status {status}. Check the address in the task's data.",
+            permanent=True,
+        )
+
+
+def _is_local_file(url: str) -> bool:
+    return _split(url).path.rstrip("/").endswith(LOCAL_FILES)
+
+
+def _named(url: str) -> str:
+    """An image's address without its query, which may hold a signature, but for the name of a local file."""
+    files = parse_qs(_split(url).query).get("d", []) if _is_local_file(url) else []
+    return shown(url) + (f"?d={whole(files[0][:200])}" if files else "")
 
 
 def _stream(response: requests.Response, path: Path, limit: int, ours: bool) -> None:
@@ -153,7 +187,7 @@ def _stream(response: requests.Response, path: Path, limit: int, ours: bool) -> 
     with _writing(path.parent), _private(path) as file:
         for chunk in response.iter_content(CHUNK):
             if not size and _is_web_page(chunk):
-                raise _page_instead(response.url, ours)
+                raise _page_instead(response.url, chunk, ours)
             size += len(chunk)
             if size > limit:
                 raise ImageUnavailable(
@@ -173,12 +207,12 @@ def _is_web_page(start: bytes) -> bool:
     return text.startswith((b"<!doctype html", b"<html", b"<head", b"<body"))
 
 
-def _page_instead(url: str, ours: bool) -> BackendError:
+def _page_instead(url: str, page: bytes, ours: bool) -> BackendError:
     """A page of a log-in, a proxy or an ingress has status 200 and says nothing of the image behind it."""
-    message = (
-        f"Instead of the image {shown(url)} came a web page, such as a log-in page or that of a server that is being "
-        "started; open the address in a browser."
+    kind = (
+        "a log-in page" if PASSWORD_FIELD.search(page) else "a web page, such as that of a server that is being started"
     )
+    message = f"Instead of the image {_named(url)} came {kind}; open the address in a browser."
     return LabelStudioUnreachable(message) if ours else ImageServerFault(message)
 
 

@@ -188,6 +188,7 @@ class Interactive:
         config = parse_label_config(xml)
         pointing = read_context(context, config)
         if pointing is None:
+            self._forget(project, int(task["id"]))
             return [], 0.0
         slot = slot_of(pointing, config)
         images = self._config(project) or config
@@ -237,6 +238,12 @@ class Interactive:
             result.seconds,
         )
         return regions, result.score
+
+    def _forget(self, project: int, task: int) -> None:
+        """All clicks were taken back: what they led to is not what the next ones start from."""
+        with self._lock:
+            for known in [one for one in self._answered if one[:2] == (project, task)]:
+                del self._answered[known]
 
     def _start(
         self,

@@ -715,8 +715,8 @@ def test_a_ledger_that_is_damaged_in_the_middle_of_the_work_is_filled_again(
     assert [len(label_studio.versions_of(task)) for task in label_studio.tasks_of(project)[1:]] == [1] * 19
     jobs = service.store.jobs(project, service.version_of(project)).all()
     assert {job.state for job in jobs.values()} == {"done"}
-    (notice,) = requests.get(f"{backend.url}/api/status", timeout=5).json()["notices"]
-    assert "ledger-damaged" in notice
+    (warning,) = requests.get(f"{backend.url}/api/status", timeout=5).json()["warnings"]
+    assert "ledger-damaged" in warning
 
 
 def test_a_ledger_that_was_damaged_before_the_start_is_filled_again(

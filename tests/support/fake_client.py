@@ -90,7 +90,7 @@ class FakeClient(LabelStudio):
         self, project: int, version: str, *, between: tuple[int, int] | None = None, timeout: float | None = None
     ) -> set[int]:
         self._ask("tasks_with_prediction")
-        return {number for number in self.rows if version in self.versions_of(number)}
+        return {number for number in self.rows if any(version in one for one in self.versions_of(number))}
 
     def annotations(self, task: int) -> list[dict[str, Any]]:
         self._ask("annotations")

@@ -29,6 +29,7 @@ from cavsam.errors import CavSamError, ImageError, InvalidReference, ModelError,
 from cavsam.recipe import Mode
 from cavsam.scoring import appearance
 from cavsam.scoring.calibration import Calibration, Logistic
+from cavsam.scoring.experience import Correction, Experience
 from cavsam.tracking import Prompt, Tracker
 from cavsam.transition import DiffusionTransition, Frames
 from cavsam.video import picture_square
@@ -211,6 +212,30 @@ def test_auto_generates_frames_only_where_no_cheap_candidate_is_trusted(
             assert result.scores[label] == pytest.approx(chosen.score, abs=1e-6)
             if label in result.masks:
                 assert result.sources[label] == chosen.kind
+
+
+def test_experience_ends_the_ladder_and_corrects_the_scores(
+    build: Build, reference: Reference, targets: list[np.ndarray]
+) -> None:
+    model = build(mode="auto", auto_threshold=1.0)
+    adapted = model.adapt([reference])
+    (whole,) = model.segment(adapted, targets[:1])
+    taught = Correction(0.5, 0.5)
+    (short,) = model.segment(adapted, targets[:1], experience=Experience({"concat": taught}, "activation"))
+    for label, tried in short.candidates.items():
+        before = whole.candidates[label]
+        assert [one.kind for one in tried] == [one.kind for one in before][: len(tried)]
+        assert tried[-1].kind == "activation"
+        assert len(tried) < len(before)
+        assert (
+            [one.own for one in tried]
+            == [one.own for one in before[: len(tried)]]
+            == [one.score for one in before[: len(tried)]]
+        )
+        for one in tried:
+            expected = taught(one.own, one.cues) if one.kind == "concat" and one.mask.any() else one.own
+            assert one.score == pytest.approx(expected)
+    assert 0 < sum(one.seconds for one in next(iter(short.candidates.values()))) < short.seconds
 
 
 def test_candidates_of_auto_are_those_of_the_modes(

@@ -312,6 +312,11 @@ def test_a_ledger_of_the_first_schema_is_taken_over(tmp_path: Path):
             DROP TABLE notices;
             DROP INDEX jobs_overview;
             ALTER TABLE jobs DROP COLUMN remarks;
+            ALTER TABLE jobs DROP COLUMN lesson;
+            DROP TABLE candidates;
+            DROP TABLE reviews;
+            DROP TABLE lessons;
+            DROP TABLE evaluations;
             UPDATE meta SET value = '1' WHERE name = 'schema';
             """
         )
