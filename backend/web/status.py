@@ -34,7 +34,8 @@ def backend_status(service: Service) -> dict[str, Any]:
 
     Returns:
         `problems` (what keeps the backend from working, the one to mend first at the head), `hint` (why no project may
-        be there yet), `warnings` (what else concerns the whole backend), `work` (what the model does now), `model`, `projects`.
+        be there yet), `warnings` (what else concerns the whole backend), `work` (what the model does now), `model`,
+        `projects`.
     """
     work, projects = asdict(service.worker.activity), project_states(service)
     del work["since"]
