@@ -32,7 +32,6 @@ from backend.errors import (
 from backend.image_folder import ImageFolder
 from backend.labelstudio.events import Event
 from backend.labelstudio.project_keys import may_be_of
-from backend.labelstudio.webhook_secret import with_webhook_secret
 from backend.settings import Settings
 from backend.store.store import Store
 from backend.supervision import EndProcess, LastingThread, end_process
@@ -45,6 +44,7 @@ from backend.sync.reachability import Reachability
 from backend.sync.rebuild import have_projects_named
 from backend.sync.reviews import forget_lesson
 from backend.version import base_of, base_version, model_version, taught_version
+from backend.webhook_secret import with_webhook_secret
 from backend.worker.interactive import Interactive
 from backend.worker.messages import ModelSpec
 from backend.worker.model_process import CAVSAM, CLICKS, SAM2, ModelProcess
