@@ -20,7 +20,7 @@ LONGER_SIDE = 512
 
 
 def colour_contrast(episode: Episode, tracker: Tracker) -> Mask:
-    """Find the pixels whose colour (CIELAB) is nearer to the object's mean than to the background's, by Otsu's method."""
+    """Find the pixels whose colour (CIELAB) is nearer to the object's mean than the background's, by Otsu's method."""
     from skimage.color import rgb2lab
     from skimage.filters import threshold_otsu
 
