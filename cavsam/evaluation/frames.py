@@ -37,7 +37,7 @@ class FrameStore:
 
     @classmethod
     def of(cls, root: Path, episodes: str, sources: ModelSources, recipe: Recipe) -> FrameStore:
-        """The store below `root` of the set called `episodes`; another diffusion model or recipe has another one."""
+        """Name the store below `root` of the set called `episodes`; each diffusion model and recipe has its own."""
         return cls(root / f"{episodes}-{frames_fingerprint(sources, recipe)}")
 
     def frames(self, generator: DiffusionTransition, task: Episode, reference: int) -> tuple[Tensor, float]:

@@ -45,7 +45,7 @@ class WeightFormat:
     safetensors: bool
 
     def file(self, part: str) -> str:
-        """Name of the part's file in this format, relative to the folder; a large one may be split into several."""
+        """Name the part's file in this format, relative to the folder; a large one may be split into several."""
         stem = WEIGHTS[part] or ("model" if self.safetensors else "pytorch_model")
         variant = f".{self.variant}" if self.variant else ""
         return f"{part}/{stem}{variant}.{'safetensors' if self.safetensors else 'bin'}"
@@ -59,7 +59,7 @@ class WeightFormat:
         return file.is_file() or (file.parent / f"{index}.index{variant}.json").is_file()
 
     def patterns(self, part: str) -> list[str]:
-        """Patterns of the files that a hub repository may hold of a part in this format."""
+        """List patterns of the files that a hub repository may hold of a part in this format."""
         file = Path(self.file(part))
         stem, variant = file.name.split(".")[0], f".{self.variant}" if self.variant else ""
         return [str(file), f"{part}/{stem}{file.suffix}.index{variant}.json", f"{part}/{stem}{variant}-*{file.suffix}"]
@@ -101,7 +101,7 @@ def hub_checkpoint_stem(hub_id: str) -> str:
 
 
 def _stem_of(hub_id: str) -> str:
-    """`facebook/sam2.1-hiera-tiny` -> `sam2.1_hiera_tiny`, the name its checkpoint carries."""
+    """Name the checkpoint of a hub id: `facebook/sam2.1-hiera-tiny` -> `sam2.1_hiera_tiny`."""
     return hub_id.split("/")[-1].replace("-", "_")
 
 

@@ -55,7 +55,7 @@ HUB_PATIENCE = 4.0
 
 
 def select_device(name: str) -> torch.device:
-    """The torch device of "auto", "cpu", "cuda", "cuda:N" or "mps"; raises `ModelError` when it is not there."""
+    """Choose the torch device of "auto", "cpu", "cuda", "cuda:N" or "mps"; raises `ModelError` if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -73,7 +73,7 @@ def select_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, precision: Precision) -> Callable[[], AbstractContextManager[Any]]:
-    """Makes the context that the large networks run in: bfloat16, or nothing for float32."""
+    """Make the context that the large networks run in: bfloat16, or nothing for float32."""
     lower = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
     if not lower:
         return contextlib.nullcontext
@@ -106,7 +106,7 @@ def load_calibration(sources: ModelSources) -> Calibration:
 
 
 def find_sam2(sources: ModelSources) -> tuple[Path, Path]:
-    """Checkpoint and configuration file of a SAM2 source, fetched from the hub when it is an id there."""
+    """Find the checkpoint and the configuration of a SAM2 source; fetch them if it is an id of the hub."""
     path = Path(sources.sam2)
     if path.is_file():
         checkpoint = path
@@ -124,7 +124,7 @@ def find_sam2(sources: ModelSources) -> tuple[Path, Path]:
 
 
 def build_sam2(config: Path, checkpoint: Path | None) -> SAM2VideoPredictor:
-    """The video predictor of a configuration, float32 on the CPU; random weights when there is no checkpoint."""
+    """Build the video predictor of a configuration, float32 on the CPU; without a checkpoint, with random weights."""
     try:
         settings: Any = OmegaConf.to_container(OmegaConf.load(config), resolve=True)
         model = instantiate({**settings["model"], **SAM2_OVERRIDES}, _recursive_=True)
@@ -199,7 +199,7 @@ def load_diffusion(sources: ModelSources, device: torch.device, precision: Preci
 
 
 def find_diffusion(sources: ModelSources) -> Path:
-    """The local folder of a diffusion source, fetched from the hub when it is an id there."""
+    """Find the local folder of a diffusion source; fetch it if it is an id of the hub."""
     path = Path(sources.diffusion)
     if path.is_dir():
         return path
@@ -275,7 +275,7 @@ def _folder_from_hub(hub_id: str, revision: str | None) -> Path:
 
 
 def _hub_answers() -> bool:
-    """Whether the hub is there at all; its own client would try for minutes to find out."""
+    """Ask whether the hub is there at all; its own client would try for minutes to find out."""
     import requests
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 

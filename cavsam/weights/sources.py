@@ -45,7 +45,7 @@ class ModelSources:
 
     @classmethod
     def named(cls, name: str) -> ModelSources:
-        """One of the pairs in `NAMES`; raises `ModelError` on another name."""
+        """Choose one of the pairs in `NAMES`; raises `ModelError` on another name."""
         if name not in NAMES:
             raise ModelError(f"There is no model pair {name!r}; choose one of {', '.join(NAMES)}.")
         return NAMES[name]
@@ -90,7 +90,7 @@ NAMES: dict[str, ModelSources] = {
 
 
 def fingerprint(sources: ModelSources, recipe: Recipe) -> str:
-    """Eight hex digits that change when the models, their calibration or the recipe change, and with nothing else.
+    """Compute eight hex digits that change with the models, their calibration or the recipe, and with nothing else.
 
     Weights count by their content, so that the same files in another place give the same fingerprint. Those of the hub
     that are not on this machine yet count by id and revision: the fingerprint is another one once they are fetched.
@@ -118,7 +118,7 @@ def calibration_file(sources: ModelSources) -> Path | None:
 
 
 def sam2_digest(sources: ModelSources) -> str:
-    """Sixteen hex digits that stand for the content of SAM2's checkpoint; empty before it is on this machine."""
+    """Compute sixteen hex digits of the content of SAM2's checkpoint; empty before it is on this machine."""
     found = sam2_files(sources.sam2, sources.sam2_revision)
     return content_digest(found[0])[:16] if found else ""
 
@@ -131,12 +131,12 @@ def are_here(sources: ModelSources) -> bool:
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """Eight hex digits that change when the recipe changes: the fingerprint of models that have none."""
+    """Compute eight hex digits that change with the recipe: the fingerprint of models that have none."""
     return _digest(recipe.to_dict())
 
 
 def frames_fingerprint(sources: ModelSources, recipe: Recipe) -> str:
-    """Eight hex digits that change when the diffusion model or an option of the generated frames changes."""
+    """Compute eight hex digits that change with the diffusion model or an option of the generated frames."""
     options = {name: value for name, value in recipe.to_dict().items() if name in FRAME_OPTIONS}
     return _digest([_diffusion_identity(sources), options])
 

@@ -204,7 +204,9 @@ def test_full_precision_and_safetensors_go_first(diffusion: LatentDiffusion, tmp
                 kept = tmp_path / "all" / file.relative_to(tmp_path / "one")
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 file.rename(kept)
-    for wrong in (*(tmp_path / "all").rglob("*.bin"), *(tmp_path / "all").rglob("*.fp16.safetensors")):
+    worse = [*(tmp_path / "all").rglob("*.bin"), *(tmp_path / "all").rglob("*.fp16.safetensors")]
+    assert len(worse) == 9  # of three parts: fp16, pickled, and both
+    for wrong in worse:
         wrong.write_bytes(b"never read")
     assert_same_weights(load_diffusion(ModelSources(diffusion=str(tmp_path / "all")), CPU), diffusion, half=False)
 
