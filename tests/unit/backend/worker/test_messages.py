@@ -13,6 +13,7 @@ from backend.worker.messages import (
     EVENTS,
     BadReference,
     CorrectMask,
+    DrawThumbnail,
     Example,
     Failed,
     Loaded,
@@ -22,6 +23,7 @@ from backend.worker.messages import (
     Progress,
     Result,
     SegmentTask,
+    Thumbnail,
     read_message,
     write_message,
 )
@@ -38,6 +40,9 @@ MESSAGES: list[Message] = [
     CorrectMask(
         "/a", Slot("tag", "image", "cat", "brush", "names"), (DRAWN,), ((1.5, 2.0, True),), (Rectangle(1, 2, 3, 4, 90),)
     ),
+    DrawThumbnail("/a"),
+    DrawThumbnail("", "AAAA", (DRAWN, OUTLINED), "image", {"cat": "#ff0000", "dog": ""}),
+    Thumbnail("AAAA"),
     Loaded(1.5, "cuda:0", 10**10),
     NotLoaded("There is no checkpoint."),
     Progress("encode", 1, 4),
