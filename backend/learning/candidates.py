@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from backend.labelstudio.regions import Slot
 
 SIDE = 256
-"""Pixels of a kept mask's side: enough to measure an IoU to a hundredth, and some 500 bytes."""
+"""Pixels of a kept mask's side: enough to measure an IoU to a hundredth, and some 1 kB."""
 
 BoolMask = NDArray[np.bool_]
 
