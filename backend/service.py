@@ -19,18 +19,19 @@ from dataclasses import asdict, replace
 from typing import IO, Any
 
 from backend.clients import Clients
+from backend.entities import REQUESTED
 from backend.errors import (
     BackendError,
     DataFolderBusy,
     LabelStudioDenied,
     LabelStudioError,
+    LedgerDamaged,
     LedgerError,
     NotKnown,
 )
 from backend.image_folder import ImageFolder
 from backend.labelstudio.events import Event
 from backend.labelstudio.project_keys import may_be_of
-from backend.labelstudio.webhook_secret import with_webhook_secret
 from backend.settings import Settings
 from backend.store.store import Store
 from backend.supervision import EndProcess, LastingThread, end_process
@@ -39,11 +40,11 @@ from backend.sync.coordinator import Coordinator
 from backend.sync.delivery import prediction_text
 from backend.sync.introductions import Introductions, Offer
 from backend.sync.policy import why_no_reference
-from backend.sync.project_sync import REQUESTED
 from backend.sync.reachability import Reachability
 from backend.sync.rebuild import have_projects_named
 from backend.sync.reviews import forget_lesson
 from backend.version import base_of, base_version, model_version, taught_version
+from backend.webhook_secret import with_webhook_secret
 from backend.worker.interactive import Interactive
 from backend.worker.messages import ModelSpec
 from backend.worker.model_process import CAVSAM, CLICKS, SAM2, ModelProcess
@@ -103,7 +104,8 @@ class Service:
 
     def start(self) -> None:
         """Go on where the last process stopped."""
-        resume(self.store, self.settings, self.base_version)
+        with suppress(LedgerDamaged):  # found only now; the empty one that took its place has nothing to go on with
+            resume(self.store, self.settings, self.base_version)
         if self.trial_models:
             log.warning("The bundled nano models are for trying out only; set CAVSAM_MODEL=default for real work.")
         self.coordinator.start()
@@ -160,7 +162,7 @@ class Service:
         if self.store.damaged_file() is None or self.reachability.trouble:
             return
         try:
-            for connection in self.clients.in_use():
+            for connection in set(self.clients.in_use().values()):
                 have_projects_named(connection)
         except LabelStudioError as error:
             log.warning("The projects of the damaged ledger are looked for again later. %s", error)
@@ -360,9 +362,10 @@ class Service:
 
     def _seconds_to_next_result(self, project: int, version: str, tasks: set[int]) -> float:
         """An estimate of when the first of some tasks is finished; 0 where there is nothing to go by."""
-        mean = self.store.jobs(project, version).mean_seconds()
-        if mean is None:
+        times = self.store.jobs(project, version).times()
+        if times is None:
             return 0.0
+        mean = times.mean
         activity = self.worker.activity
         if activity.task is None:
             return mean
