@@ -86,6 +86,7 @@ class CandidateMask:
         cues: what speaks for the mask, by name; the higher the better.
         chosen: whether the result is this one.
         own: the score before the experience of a project corrected it, 0..1.
+        calibrated: whether `own` estimates an IoU, fitted for these models and this recipe, rather than give an order.
         seconds: time that all labels' masks of the candidate took.
     """
 
@@ -96,6 +97,7 @@ class CandidateMask:
     cues: dict[str, float]
     chosen: bool
     own: float = 0.0
+    calibrated: bool = False
     seconds: float = 0.0
 
 

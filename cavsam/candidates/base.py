@@ -179,8 +179,8 @@ class Candidate:
         logits = self.logits[label]
         return torch.where(self.masks[label], logits, -logits.abs())
 
-    def described(self, label: int, *, chosen: bool) -> CandidateMask:
-        """Describe what it came to for one label, as plain numpy."""
+    def described(self, label: int, *, chosen: bool, calibrated: bool) -> CandidateMask:
+        """Describe what it came to for one label, as plain numpy; see `CandidateMask` for the flags."""
         return CandidateMask(
             self.kind,
             self.masks[label].cpu().numpy(),
@@ -189,6 +189,7 @@ class Candidate:
             dict(self.cues[label]),
             chosen,
             self.own[label] if self.own else self.scores[label],
+            calibrated,
             self.seconds,
         )
 

@@ -32,7 +32,9 @@ from cavsam.scoring.experience import Correction, Experience
 DRAWN = Region("tag", "image", ("cat", "Katze"), (64, 96), Brush(bytes(range(256))))
 OUTLINED = Region("p", "second", ("dog",), (10, 20), Polygon(((0.5, 1.0), (9.25, 3.0), (4.0, 7.5))), "polygon", "names")
 SLOT = Slot("tag", "image", "cat", "brush", "names")
-TRIED = KeptCandidate(Place("tag", "image", "Köter"), "concat", 0.5, 1.0, {"a": 0.25}, False, False, 1.5, "8 mask")
+TRIED = KeptCandidate(
+    Place("tag", "image", "Köter"), "concat", 0.5, True, 1.0, {"a": 0.25}, False, False, 1.5, "8 mask"
+)
 MESSAGES: list[Message] = [
     ModelSpec("a.b:open", {"device": "cpu", "recipe": {"mode": "full"}}, "DEBUG", "a.b:Runner", "json"),
     SegmentTask("k", 3, (Example(7, (DRAWN, OUTLINED), {"image": "/a", "second": "/ü"}),), {"image": "/c"}),
