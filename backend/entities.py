@@ -8,8 +8,10 @@ from typing import Any
 
 from backend.errors import LabelConfigError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
+from backend.labelstudio.project_keys import number_of
 from backend.labelstudio.regions import Region
 from backend.settings import Settings
+from backend.version import taught_version
 
 ALL_PROJECTS = 0
 """Stands for the whole backend in place of a project's number (Label Studio's begin at 1)."""
@@ -49,7 +51,7 @@ class DeliveryState(StrEnum):
 
 @dataclass(frozen=True)
 class Project:
-    """A project that Label Studio has named to us.
+    """A project that Label Studio has named to us; `id` is its key (`labelstudio/project_keys.py`).
 
     `extra_params` is the JSON text of what its connection was given; `shown_version` the version of ours that Label
     Studio was last told to show, sort and sample by.
@@ -67,6 +69,11 @@ class Project:
     reference_shots: int = 0
     extra_params: str = ""
     shown_version: str = ""
+
+    @property
+    def number(self) -> int:
+        """The project's number in its Label Studio."""
+        return number_of(self.id)
 
     @property
     def config(self) -> LabelConfig | None:
@@ -161,7 +168,8 @@ class Refusal:
 class Job:
     """One task under one version.
 
-    `result` is the JSON text of its regions once it is done, `remarks` what a person should look at in them.
+    `result` is the JSON text of its regions once it is done, `remarks` what a person should look at in them. `lesson`
+    names what the project had learned when it was made; it is empty before anything is learned.
     """
 
     project: int
@@ -176,11 +184,20 @@ class Job:
     delivery: DeliveryState
     updated_at: float
     remarks: tuple[str, ...] = ()
+    lesson: str = ""
+
+    @property
+    def carried_version(self) -> str:
+        """The version that the prediction carries in Label Studio, which names the lesson too."""
+        return taught_version(self.version, self.lesson)
 
 
 @dataclass(frozen=True)
 class TaskState:
-    """One task of a project and what became of it under a version; `state` is `None` if it has no job."""
+    """One task of a project and what became of it under a version; `state` is `None` if it has no job.
+
+    `verdict` and `iou` say what a person made of its prediction; `None` if nobody has reviewed it.
+    """
 
     task: int
     state: JobState | None = None
@@ -192,6 +209,8 @@ class TaskState:
     has_result: bool = False
     updated_at: float | None = None
     remarks: tuple[str, ...] = ()
+    verdict: str | None = None
+    iou: float | None = None
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,10 @@ class TooBusy(BackendError):
     """No thread is free for this; the caller may try again in a moment."""
 
 
+class NotCorrected(BackendError):
+    """SAM2 or the method failed on a click; the message is its own sentence."""
+
+
 class LabelConfigError(BackendError):
     """A labelling configuration that cannot be read at all."""
 
@@ -96,6 +100,10 @@ class LedgerDamaged(LedgerError):
 
 class DataFolderBusy(BackendError):
     """Another backend process works with the same data folder."""
+
+
+class PortBusy(BackendError):
+    """The address that the backend should listen on cannot be had."""
 
 
 class ModelProcessDied(BackendError):

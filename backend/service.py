@@ -13,31 +13,38 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import IO, Any
 
+from backend.clients import Clients
 from backend.entities import REQUESTED
 from backend.errors import (
     BackendError,
     DataFolderBusy,
+    LabelStudioDenied,
     LabelStudioError,
     LedgerDamaged,
     LedgerError,
+    NotKnown,
 )
-from backend.labelstudio.clients import Clients
+from backend.image_folder import ImageFolder
 from backend.labelstudio.events import Event
-from backend.labelstudio.images import ImageFolder
+from backend.labelstudio.project_keys import may_be_of
 from backend.labelstudio.webhook_secret import with_webhook_secret
 from backend.settings import Settings
 from backend.store.store import Store
 from backend.supervision import EndProcess, LastingThread, end_process
-from backend.sync.coordinator import NOT_SAID, Coordinator
+from backend.sync.connection import extra_params_text
+from backend.sync.coordinator import Coordinator
 from backend.sync.delivery import prediction_text
+from backend.sync.introductions import Introductions, Offer
 from backend.sync.policy import why_no_reference
 from backend.sync.reachability import Reachability
 from backend.sync.rebuild import have_projects_named
-from backend.version import base_version, model_version
+from backend.sync.reviews import forget_lesson
+from backend.version import base_of, base_version, model_version, taught_version
 from backend.worker.interactive import Interactive
 from backend.worker.messages import ModelSpec
 from backend.worker.model_process import CAVSAM, CLICKS, SAM2, ModelProcess
@@ -47,6 +54,7 @@ log = logging.getLogger(__name__)
 
 FAILED_PAUSE = 60.0
 LOOKUP_TIMEOUT = 5.0
+NOT_SAID: Any = object()
 REFERENCE_PATIENCE = 15.0
 
 
@@ -70,8 +78,15 @@ class Service:
             give_up=give_up,
         )
         self.coordinator = Coordinator(
-            settings, self.store, self.clients, self.base_version, wake=lambda: self.worker.wake(), give_up=give_up
+            settings,
+            self.store,
+            self.clients,
+            self.base_version,
+            wake=lambda: self.worker.wake(),
+            introduce=lambda number: self.introductions.ask(Offer(number)),
+            give_up=give_up,
         )
+        self.introductions = Introductions(self.store, self.clients, self.coordinator.seen)
         hooks = Hooks(
             self.clients.of,
             self.coordinator.finished,
@@ -109,6 +124,7 @@ class Service:
             return
         self._stopped = True
         self.coordinator.notify()
+        self.introductions.stop()
         self.interactive.stop()
         self.worker.stop()
         if self.coordinator.stop() and not self.worker.thread.is_alive:
@@ -159,25 +175,55 @@ class Service:
             return []
         return [thread.name for thread in self.threads() if thread.has_ended]
 
-    def setup(self, project: int, hostname: str, token: str, extra_params: Any = NOT_SAID) -> str:
+    def setup(self, number: int, hostname: str, token: str, extra_params: Any = NOT_SAID) -> str:
         """Take note of a project that Label Studio connects, and name the present version.
 
-        `extra_params` are settings of this project alone, see `Settings.for_project`; they stay as they are where the
+        `extra_params` are settings of this project alone, see `Settings.for_project`; they stay as they are if the
         caller does not say.
+
+        Raises:
+            LabelStudioDenied: the key was not taken when it was tried last, so nothing can be predicted.
         """
-        if hostname and token:
-            self.clients.grant(project, hostname, token)
-        self.coordinator.seen(project, extra_params)
-        return self.version_of(project)
+        said = None if extra_params is NOT_SAID else extra_params_text(extra_params)
+        project = self.introductions.take(Offer(number, hostname, token, said))
+        refusal = self.reachability.refusal(number if project is None else project)
+        if refusal:
+            raise LabelStudioDenied(refusal)
+        return self.base_version if project is None else self.version_of(project)
+
+    def project_of(self, number: int, created: int | None) -> int:
+        """The key of the project that a call means: that of its `number` which was made at the second `created`.
+
+        Raises:
+            NotKnown: there is one of that number, and it is another.
+        """
+        alike = self.store.projects.of_number(number)
+        for project, uid in alike.items():
+            if may_be_of(uid, created):
+                return project
+        for project in alike:
+            self.coordinator.send(Event(project, doubtful=True))  # Label Studio may have been set up afresh
+        if alike:
+            raise NotKnown(
+                f"The backend knows a project {number}, but of another Label Studio or time; connect this one "
+                "under Settings, Model."
+            )
+        return number
 
     def version_of(self, project: int) -> str:
-        """The version that predictions for the project carry now."""
+        """The version that predictions for the project carry now, with what was learned."""
+        version = self._version(project)
+        lesson = self.store.learning(project).lesson(base_of(version))
+        return taught_version(version, lesson.name if lesson else "")
+
+    def _version(self, project: int) -> str:
+        """The version that the project's jobs have now."""
         known = self.store.projects.find(project)
         return known.version if known and known.version else self.base_version
 
     def versions(self) -> list[str]:
         """All versions there are predictions of."""
-        return self.store.queue.versions() or [self.base_version]
+        return self.store.queue.carried_versions() or [self.base_version]
 
     def predict(self, project: int, tasks: Sequence[int]) -> list[str]:
         """One JSON text per task, in order: a prediction, or `[]` where Label Studio shall store nothing now.
@@ -199,7 +245,7 @@ class Service:
                 self._reopen_deleted(project, version, tasks)
             mine = self.store.deliveries(project, version).reserve(tasks, owner)
             self._await_results(project, version, mine, deadline)
-            if self.version_of(project) != version:
+            if self._version(project) != version:
                 log.info("Project %d: the reference changed while /predict waited; nothing is answered.", project)
                 return ["[]"] * len(tasks)
             return self._answer(project, version, tasks, mine, owner)
@@ -228,8 +274,10 @@ class Service:
 
     def _await_reference(self, project: int, tasks: Sequence[int], deadline: float) -> str | None:
         """The present version, once the project has a reference and the tasks are known."""
-        self.coordinator.send(Event(project, "seen"))
         patience = min(deadline, time.monotonic() + REFERENCE_PATIENCE)
+        if not self.store.projects.is_known(project) and not self._introduce(project, patience):
+            return None
+        self.coordinator.send(Event(project, "seen"))
         syncs_before: int | None = None
         while True:
             known, reference = self.store.projects.find(project), self.store.annotations(project).references()
@@ -252,6 +300,13 @@ class Service:
         why = (known.error if known else None) or self.why_no_reference(project)
         log.info("Project %d: nothing to answer to /predict yet. %s", project, why)
         return None
+
+    def _introduce(self, number: int, until: float) -> bool:
+        """Wait until a project that is not known is found to be there, or not."""
+        try:
+            return self.introductions.ask(Offer(number)).result(max(0.0, until - time.monotonic())) is not None
+        except (TimeoutError, CancelledError):
+            return False
 
     def _request(self, project: int, version: str, tasks: Sequence[int]) -> None:
         """Have these tasks done next, those that failed a while ago once more."""
@@ -293,7 +348,7 @@ class Service:
             jobs = self.store.jobs(project, version).all(tasks)
             if not any(job.state in ("queued", "running") for job in jobs.values()):
                 return
-            if self.version_of(project) != version or time.monotonic() >= deadline:
+            if self._version(project) != version or time.monotonic() >= deadline:
                 return
             if self.store.projects.is_paused(project):
                 log.info("Project %d is paused: /predict does not wait.", project)
@@ -353,6 +408,9 @@ def resume(store: Store, settings: Settings, base_version: str) -> None:
     if requeued:
         log.info("%d tasks that were in work when the backend stopped are queued again.", requeued)
     adopt_version(store, base_version)
+    for project in store.projects.all():
+        if project.settings(settings).learn == "off":
+            forget_lesson(store, project)
 
 
 def adopt_version(store: Store, base_version: str) -> None:

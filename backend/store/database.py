@@ -16,7 +16,7 @@ from backend.store.queries import named_statements, script, single_statements
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 7
 DAMAGED_NAME = "ledger-damaged-%Y%m%dT%H%M%SZ.sqlite3"
 DAMAGED_NAMES = "ledger-damaged-*.sqlite3"
 DAMAGED_KEPT = 3

@@ -6,13 +6,15 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 from backend.entities import REQUESTED, DeliveryState, Job, JobGroup, JobState, TaskState
 from backend.store.database import Database
+from backend.version import taught_version
 
 TaskOrder = Literal["task", "score", "latest"]
-TaskFilter = Literal["all", "waiting", "predicted", "failed", "low"]
+TaskFilter = Literal["all", "waiting", "predicted", "failed", "low", "reviewed"]
 
 MAX_BEGUN = 5
 """Times that a job is begun when the whole process ends with it each time, as if a container runs out of memory."""
@@ -27,7 +29,8 @@ FILTERS: dict[str, str] = {
     "waiting": "coalesce(j.state, 'queued') IN ('queued', 'running')",
     "predicted": "j.state = 'done'",
     "failed": "j.state = 'failed'",
-    "low": "j.state = 'done' AND (j.score < :low OR j.remarks != '[]')",
+    "low": "j.state = 'done' AND (j.score < :low OR j.remarks != '[]') AND r.verdict IS NULL",
+    "reviewed": "r.verdict IS NOT NULL",
 }
 
 
@@ -76,10 +79,19 @@ class JobQueue:
         return int(self._db.rows("queue_length")[0]["n"])
 
     def finish(self, job: Job, result: str, score: float, seconds: float, remarks: Iterable[str] = ()) -> None:
-        """Store a finished job; `result` is the JSON text of its regions, `remarks` what a person should look at."""
+        """Store a finished job with its lesson.
+
+        Args:
+            job: the job.
+            result: JSON text of its regions.
+            score: 0..1.
+            seconds: that it took.
+            remarks: what a person should look at.
+        """
         packed, said = zlib.compress(result.encode()), json.dumps(list(remarks))
         with self._db.transaction() as db:
-            db.change("finish_job", packed, score, seconds, said, db.now, job.project, job.task, job.version)
+            made = packed, score, seconds, said, job.lesson, db.now
+            db.change("finish_job", *made, job.project, job.task, job.version)
 
     def fail(self, job: Job, error: str, seconds: float | None = None) -> None:
         """Store why a job gave no result."""
@@ -114,8 +126,12 @@ class JobQueue:
         ]
 
     def versions(self) -> list[str]:
-        """All versions that have finished jobs, and the present ones."""
+        """All versions that have finished jobs, and the present ones, without lessons."""
         return [row["version"] for row in self._db.rows("versions")]
+
+    def carried_versions(self) -> list[str]:
+        """The same as predictions carry them, with lessons."""
+        return [taught_version(row["version"], row["lesson"]) for row in self._db.rows("carried_versions")]
 
 
 class Jobs:
@@ -181,7 +197,10 @@ class Jobs:
         return {name: row[name] or 0 for name in (*JobState, DeliveryState.DELIVERED.value)}
 
     def to_check(self, below: float) -> int:
-        """How many predictions a person should check: those with a score below a bound, or with a remark."""
+        """How many predictions a person should check: those with a score below a bound, or with a remark.
+
+        What was reviewed is checked.
+        """
         return int(self._db.rows("to_check", self.project, self.version, below)[0]["n"])
 
     def mean_seconds(self) -> float | None:
@@ -195,7 +214,8 @@ class Jobs:
         """Some of the project's tasks and what became of them.
 
         Args:
-            show: which tasks are meant; `low` are predictions with a score below `low` or with a remark.
+            show: which tasks are meant; `low` are predictions with a score below `low` or with a remark that nobody
+                has reviewed.
             order: by number, by score with the lowest first, or with what changed last first.
             low: the score below which `show="low"` counts.
             limit: how many to return; -1 for all.
@@ -213,8 +233,14 @@ class Jobs:
         found = []
         for (task,) in page:
             rows = self._db.rows("task_state", self.project, task, self.version)
-            found.append(_task_state(task, rows[0]) if rows else TaskState(task))
+            state = _task_state(task, rows[0]) if rows else TaskState(task)
+            reviews = self._db.rows("verdict", self.project, task)
+            found.append(replace(state, verdict=reviews[0]["verdict"], iou=reviews[0]["iou"]) if reviews else state)
         return found, int(counted["n"])
+
+    def lessons(self) -> list[str]:
+        """Names of the lessons that results were made with, "" for none; that of most unannotated tasks first."""
+        return [row["lesson"] for row in self._db.rows("lessons_of_version", self.project, self.version)] or [""]
 
 
 def job_of(row: sqlite3.Row, **changes: Any) -> Job:

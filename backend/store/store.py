@@ -11,6 +11,7 @@ from backend.store.annotations import Annotations
 from backend.store.database import REBUILD, Database
 from backend.store.deliveries import Deliveries
 from backend.store.jobs import JobQueue, Jobs
+from backend.store.learning import Learning
 from backend.store.projects import Projects
 from backend.store.tasks import Tasks
 
@@ -82,6 +83,10 @@ class Store:
     def jobs(self, project: int, version: str) -> Jobs:
         """The jobs of one project under one version."""
         return Jobs(self._db, project, version)
+
+    def learning(self, project: int) -> Learning:
+        """What is learned from one project's corrections."""
+        return Learning(self._db, project)
 
     def deliveries(self, project: int, version: str) -> Deliveries:
         """The way of one version's results to Label Studio."""

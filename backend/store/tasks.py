@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from backend.entities import Task
 from backend.store.database import Database
 
+FORGET = ("forget_task", "forget_annotations", "forget_jobs_of_task", "forget_candidates", "forget_review")
+"""Queries that drop a task that is not there any more."""
+
 
 class Tasks:
     """The tasks of one project."""
@@ -24,7 +27,7 @@ class Tasks:
             known = {row["id"]: (row["data"], bool(row["annotated"])) for row in rows}
             gone = known.keys() - listed.keys()
             for task in gone:
-                for query in ("forget_task", "forget_annotations", "forget_jobs_of_task"):
+                for query in FORGET:
                     db.change(query, self.project, task)
             news = [(self.project, task, *said) for task, said in listed.items() if known.get(task) != said]
             db.change_each("store_task", news)

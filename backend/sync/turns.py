@@ -6,9 +6,9 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 
+from backend.clients import Clients
 from backend.entities import Refusal
 from backend.errors import BackendError, LabelStudioError, LabelStudioNotFound, LedgerError
-from backend.labelstudio.clients import Clients
 from backend.labelstudio.events import Event
 from backend.settings import Settings
 from backend.store.store import Store

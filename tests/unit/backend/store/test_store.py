@@ -22,6 +22,7 @@ from backend.entities import (
     Task,
 )
 from backend.errors import BackendError, LedgerDamaged, LedgerError
+from backend.labelstudio.project_keys import SPAN
 from backend.labelstudio.regions import Brush, Region
 from backend.store.database import DAMAGED_KEPT, ledger_error
 from backend.store.jobs import MAX_BEGUN
@@ -322,6 +323,11 @@ def test_a_ledger_of_the_first_schema_is_taken_over(tmp_path: Path):
             DROP TABLE notices;
             DROP INDEX jobs_overview;
             ALTER TABLE jobs DROP COLUMN remarks;
+            ALTER TABLE jobs DROP COLUMN lesson;
+            DROP TABLE candidates;
+            DROP TABLE reviews;
+            DROP TABLE lessons;
+            DROP TABLE evaluations;
             UPDATE meta SET value = '1' WHERE name = 'schema';
             """
         )
@@ -334,6 +340,64 @@ def test_a_ledger_of_the_first_schema_is_taken_over(tmp_path: Path):
         store.projects.set_warnings(1, "tags", ["one"])
         assert store.projects.is_paused(1)
         store.close()
+
+
+V6 = """
+    CREATE TABLE old (id INTEGER PRIMARY KEY, project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+        task INTEGER NOT NULL, created_at TEXT NOT NULL, key TEXT NOT NULL, reason TEXT NOT NULL,
+        labels TEXT NOT NULL DEFAULT '[]', ground_truth INTEGER NOT NULL DEFAULT 0);
+    INSERT INTO old SELECT * FROM annotations; DROP TABLE annotations; ALTER TABLE old RENAME TO annotations;
+    CREATE INDEX annotations_of_task ON annotations (project, task);
+    CREATE TABLE old (annotation INTEGER NOT NULL, key TEXT NOT NULL, reason TEXT NOT NULL,
+        project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE, PRIMARY KEY (annotation, key));
+    INSERT INTO old SELECT * FROM refusals; DROP TABLE refusals; ALTER TABLE old RENAME TO refusals;
+    UPDATE meta SET value = '6' WHERE name = 'schema';
+"""
+
+
+def test_a_ledger_of_the_sixth_schema_is_taken_over_in_the_middle_of_its_jobs(tmp_path: Path):
+    path = tmp_path / "ledger.sqlite3"
+    sixth = Store(path)
+    fill(sixth, 6)
+    judged = JudgedAnnotation(9, 1, "2026-01-01", "r1", labels=frozenset({("tag", "image", "cat")}), ground_truth=True)
+    sixth.annotations(1).replace(1, [judged], "read")
+    sixth.annotations(1).replace(2, [JudgedAnnotation(10, 2, "2026-01-02", "r2")], "read")
+    sixth.annotations(1).refuse(Refusal(1, 10, "r2", "its mask is empty"), VERSION)
+    sixth.projects.set_grant(1, "http://first.example", "a token")
+    for _ in range(2):
+        finish_next(sixth)
+    assert [job.task for job in sixth.deliveries(1, VERSION).claim(1)] == [2]
+    running = sixth.queue.take_next()
+    assert running is not None
+    before = sixth.annotations(1).judged(), sixth.annotations(1).references(), sixth.jobs(1, VERSION).all()
+    sixth.close()
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(V6)
+    store = Store(path)
+    assert (store.annotations(1).judged(), store.annotations(1).references(), store.jobs(1, VERSION).all()) == before
+    assert store.projects.grants() == {1: ("http://first.example", "a token")}
+    store.recover(lease=60.0)
+    states = {task: (job.state, job.delivery) for task, job in store.jobs(1, VERSION).all().items()}
+    assert states[2] == ("done", "answered")
+    assert states[3] == ("done", "open")
+    assert states[running.task] == ("queued", "open")
+    store.annotations(1).replace(1, [judged], "read again")
+    store.projects.forget(1)  # what belongs to it goes with it, as before
+    assert store.annotations(1).judged() == []
+    store.close()
+
+
+def test_two_label_studios_may_have_annotations_of_one_number(store: Store):
+    first, second = 1, 1 + SPAN
+    for project, reason in ((first, ""), (second, "a skip")):
+        store.projects.add(project, f"made {project}")
+        store.annotations(project).replace(4, [JudgedAnnotation(9, 4, "2026-01-01", "r1", reason)], "")
+    store.annotations(second).refuse(Refusal(second, 9, "r1", "empty"), VERSION)
+    assert [one.reason for one in store.annotations(first).judged()] == [""]
+    assert [one.reason for one in store.annotations(second).judged()] == ["a skip"]
+    assert store.projects.of_number(1) == {first: f"made {first}", second: f"made {second}"}
+    store.projects.forget(second)
+    assert len(store.annotations(first).judged()) == 1
 
 
 def test_a_pause_keeps_jobs_in_the_queue_and_survives_a_restart(tmp_path: Path):
