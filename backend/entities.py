@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -15,6 +16,9 @@ from backend.version import taught_version
 
 ALL_PROJECTS = 0
 """Stands for the whole backend in place of a project's number (Label Studio's begin at 1)."""
+
+ODD_REFERENCES = "odd references"
+"""Topic of a project's warnings about the masks that it is learned from."""
 
 
 UNANNOTATED, ANNOTATED, REQUESTED = 0, -10, 10
@@ -211,6 +215,26 @@ class TaskState:
     remarks: tuple[str, ...] = ()
     verdict: str | None = None
     iou: float | None = None
+
+
+@dataclass(frozen=True)
+class JobTimes:
+    """How long finished jobs of one version took: their number, the mean in seconds, and the deviation from it.
+
+    One task may cost a hundred times another, as only some ask for generated frames; so the mean alone misleads.
+    """
+
+    count: int
+    mean: float
+    deviation: float
+
+    def left(self, waiting: int) -> float:
+        """The seconds to be expected for so many jobs more."""
+        return waiting * self.mean
+
+    def at_most(self, waiting: int) -> float:
+        """The seconds that so many jobs more hardly exceed: two deviations of their sum and of the mean's estimate."""
+        return self.left(waiting) + 2 * self.deviation * math.sqrt(waiting + waiting**2 / self.count)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ from backend.errors import (
 from backend.image_folder import ImageFolder
 from backend.labelstudio.events import Event
 from backend.labelstudio.project_keys import may_be_of
-from backend.labelstudio.webhook_secret import with_webhook_secret
 from backend.settings import Settings
 from backend.store.store import Store
 from backend.supervision import EndProcess, LastingThread, end_process
@@ -45,6 +44,7 @@ from backend.sync.reachability import Reachability
 from backend.sync.rebuild import have_projects_named
 from backend.sync.reviews import forget_lesson
 from backend.version import base_of, base_version, model_version, taught_version
+from backend.webhook_secret import with_webhook_secret
 from backend.worker.interactive import Interactive
 from backend.worker.messages import ModelSpec
 from backend.worker.model_process import CAVSAM, CLICKS, SAM2, ModelProcess
@@ -162,7 +162,7 @@ class Service:
         if self.store.damaged_file is None or self.reachability.trouble:
             return
         try:
-            for connection in self.clients.in_use():
+            for connection in set(self.clients.in_use().values()):
                 have_projects_named(connection)
         except LabelStudioError as error:
             log.warning("The projects of the damaged ledger are looked for again later. %s", error)
@@ -362,9 +362,10 @@ class Service:
 
     def _seconds_to_next_result(self, project: int, version: str, tasks: set[int]) -> float:
         """An estimate of when the first of some tasks is finished; 0 where there is nothing to go by."""
-        mean = self.store.jobs(project, version).mean_seconds()
-        if mean is None:
+        times = self.store.jobs(project, version).times()
+        if times is None:
             return 0.0
+        mean = times.mean
         activity = self.worker.activity
         if activity.task is None:
             return mean

@@ -98,6 +98,11 @@ class CavSam:
         """Where the models run."""
         return self.tracker.device
 
+    @property
+    def cells(self) -> int:
+        """How many cells of SAM2's coarsest features lie along either side of a picture."""
+        return self.tracker.image_size // 16
+
     def adapt(
         self,
         references: Sequence[Reference],

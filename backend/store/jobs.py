@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
-from backend.entities import REQUESTED, DeliveryState, Job, JobGroup, JobState, TaskState
+from backend.entities import REQUESTED, DeliveryState, Job, JobGroup, JobState, JobTimes, TaskState
 from backend.store.database import Database
 from backend.version import taught_version
 
@@ -203,10 +204,12 @@ class Jobs:
         """
         return int(self._db.rows("to_check", self.project, self.version, below)[0]["n"])
 
-    def mean_seconds(self) -> float | None:
-        """Mean time of the last ten finished jobs; `None` before the first."""
-        mean = self._db.rows("mean_seconds", self.project, self.version)[0]["mean"]
-        return None if mean is None else float(mean)
+    def times(self) -> JobTimes | None:
+        """How long the last 200 finished jobs took; `None` before the first."""
+        row = self._db.rows("job_times", self.project, self.version)[0]
+        if not row["count"]:
+            return None
+        return JobTimes(row["count"], row["mean"], math.sqrt(max(0.0, row["square"] - row["mean"] ** 2)))
 
     def task_states(
         self, *, show: TaskFilter = "all", order: TaskOrder = "task", low: float = 0.0, limit: int = -1, offset: int = 0

@@ -268,9 +268,10 @@ SELECT count(*) AS n FROM jobs j WHERE j.project = ? AND j.version = ? AND j.sta
 AND (j.score < ? OR j.remarks != '[]')
 AND NOT EXISTS (SELECT 1 FROM reviews r WHERE r.project = j.project AND r.task = j.task);
 
--- mean_seconds: Of the last finished jobs.
-SELECT avg(seconds) AS mean FROM (SELECT seconds FROM jobs WHERE project = ? AND version = ?
-AND state = 'done' AND seconds IS NOT NULL ORDER BY updated_at DESC LIMIT 10);
+-- job_times: Of the last finished jobs: how many, the mean of their seconds and of the squares of these.
+SELECT count(*) AS count, avg(seconds) AS mean, avg(seconds * seconds) AS square FROM (
+SELECT seconds FROM jobs WHERE project = ? AND version = ?
+AND state = 'done' AND seconds IS NOT NULL ORDER BY updated_at DESC LIMIT 200);
 
 -- count_tasks: Of a project.
 SELECT count(*) AS n FROM tasks t WHERE t.project = :project;

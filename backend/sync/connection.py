@@ -9,9 +9,9 @@ from typing import Any
 
 from backend.errors import LabelStudioDenied, LabelStudioNotFound, LabelStudioRejected
 from backend.labelstudio.client import LabelStudio
-from backend.labelstudio.webhook_secret import HEADER
 from backend.settings import EXTRA_PARAMS_LIMIT
 from backend.version import VERSION_PREFIX
+from backend.webhook_secret import HEADER
 
 log = logging.getLogger(__name__)
 

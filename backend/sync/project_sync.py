@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from backend.entities import ANNOTATED, UNANNOTATED, Project, References
+from backend.entities import ANNOTATED, ODD_REFERENCES, UNANNOTATED, Project, References
 from backend.errors import LabelStudioError, LabelStudioNotFound
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
@@ -248,6 +248,9 @@ class ProjectSync:
         if not _are_news(references, version, known):
             return
         self._store.annotations(self.project).set_references(version, references)
+        self._store.projects.set_warnings(
+            self.project, ODD_REFERENCES, []
+        )  # the first result says them of the new ones
         if references is not None:
             log.info("Project %d: %s; version %s.", self.project, _described(references), version)
         elif known.reference_key is not None:

@@ -89,6 +89,7 @@ def project_states(service: Service) -> list[dict[str, Any]]:
         waiting = _waiting(state["jobs"])
         left = sum(min(waiting, _waiting(other["jobs"])) * other["seconds_per_task"] for other in at_work)
         state["seconds_left"] = round(left, 1)
+        state["seconds_left_at_most"] = round(left - state["seconds_of_work"] + state["seconds_of_work_at_most"], 1)
     return states
 
 
@@ -111,8 +112,8 @@ def _project_state(service: Service, project: Project) -> dict[str, Any]:
     jobs = store.jobs(project.id, project.version).counts()
     jobs["low"] = store.jobs(project.id, project.version).to_check(settings.review_below)
     waiting = _waiting(jobs)
-    mean = store.jobs(project.id, project.version).mean_seconds()
-    work = None if mean is None or not waiting else mean * waiting
+    times = store.jobs(project.id, project.version).times()
+    work, at_most = (times.left(waiting), times.at_most(waiting)) if times and waiting else (None, None)
     config = store.projects.config(project.id)
     tasks = {number: store.tasks(project.id).find(number) for number in (references.tasks if references else ())}
     learned_from = [
@@ -144,9 +145,11 @@ def _project_state(service: Service, project: Project) -> dict[str, Any]:
         "total": waiting + jobs["done"] + jobs["failed"],
         "over": jobs["done"] + jobs["failed"],
         "low_score": settings.review_below,
-        "seconds_per_task": None if mean is None else round(mean, 2),
+        "seconds_per_task": round(times.mean, 2) if times else None,
         "seconds_of_work": None if work is None else round(work, 1),
+        "seconds_of_work_at_most": None if at_most is None else round(at_most, 1),
         "seconds_left": None,
+        "seconds_left_at_most": None,
         "link": _link(service, project.id),
     }
 

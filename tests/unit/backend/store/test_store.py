@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from backend.entities import (
@@ -15,6 +16,7 @@ from backend.entities import (
     ANNOTATED,
     REQUESTED,
     Job,
+    JobTimes,
     JudgedAnnotation,
     ReferenceAnnotation,
     References,
@@ -748,3 +750,33 @@ def test_listing_the_same_tasks_again_changes_no_row(store: Store):
     assert store.tasks(1).replace([*tasks[:-1], replace(tasks[-1], annotated=True)]) == 0
     assert store.tasks(1).annotations_read()[7] == "read"
     assert [task.id for task in store.tasks(1).all() if task.annotated] == [49]
+
+
+class TestJobTimes:
+    def test_none_before_the_first_is_finished(self, store: Store):
+        fill(store, 4)
+        assert store.jobs(1, VERSION).times() is None
+
+    def test_mean_and_deviation_are_those_of_another_library(self, store: Store):
+        fill(store, 6)
+        seconds = [0.2, 25.0, 0.3, 0.25, 21.5]
+        for one in seconds:
+            store.queue.finish(store.queue.take_next(), "[]", 0.5, one)
+        times = store.jobs(1, VERSION).times()
+        assert (times.count, times.mean) == (5, pytest.approx(np.mean(seconds)))
+        assert times.deviation == pytest.approx(np.std(seconds))
+        assert times.left(3) == pytest.approx(3 * np.mean(seconds))
+
+    def test_equal_tasks_leave_no_doubt(self):
+        assert JobTimes(9, 2.0, 0.0).at_most(10) == JobTimes(9, 2.0, 0.0).left(10) == 20
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_what_is_left_hardly_exceeds_the_bound_where_some_cost_a_hundred_times_others(self, seed: int):
+        generator = np.random.default_rng(seed)
+        exceeded = 0
+        for _ in range(400):
+            seconds = np.where(generator.random(120) < 0.3, 25.0, 0.25)
+            seen, coming = seconds[:20], seconds[20:]
+            times = JobTimes(20, float(seen.mean()), float(seen.std()))
+            exceeded += coming.sum() > times.at_most(100)
+        assert exceeded < 0.08 * 400

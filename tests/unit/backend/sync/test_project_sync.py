@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from backend.entities import Refusal
-from backend.labelstudio.webhook_secret import HEADER
 from backend.settings import Settings
 from backend.store.store import Store
 from backend.sync.connection import CONNECT_PAUSES
 from backend.sync.project_sync import Due, ProjectSync
+from backend.webhook_secret import HEADER
 from tests.support.fake_client import BACKEND, FakeClient, FakeClock
 
 PROJECT = 5
