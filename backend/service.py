@@ -165,7 +165,7 @@ class Service:
 
     def _rebuild(self) -> None:
         """Fill a store that took a damaged one's place, as far as Label Studio can be reached."""
-        if self.store.damaged_file() is None or self.reachability.trouble:
+        if self.store.damaged_file is None or self.reachability.trouble:
             return
         try:
             for connection in set(self.clients.in_use().values()):

@@ -236,8 +236,13 @@ class Worker:
             self.load_ahead()
         elif self.activity.state != "no model":
             self.activity = Activity()
+        pauses = [IDLE]
         seconds = self._store.queue.seconds_to_next()
-        return Pause(IDLE if seconds is None else min(seconds + 0.05, IDLE), until_woken=True)
+        if seconds is not None:
+            pauses.append(seconds + 0.05)
+        if not self._process.is_running:
+            pauses.append(max(0.0, self._load_again_at - self._store.now()))
+        return Pause(min(pauses), until_woken=True)
 
     def _try(self, job: Job) -> Pause:
         try:

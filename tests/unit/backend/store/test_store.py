@@ -598,14 +598,14 @@ def test_a_damaged_file_is_kept_and_an_empty_one_takes_its_place(tmp_path: Path)
     path.write_bytes(content)
     with closing(Store(path)) as store:
         assert store.projects.all() == []
-        kept = store.damaged_file()
+        kept = store.damaged_file
         assert kept is not None
         assert (tmp_path / kept).read_bytes() == content
         assert (path.stat().st_mode & 0o777, (tmp_path / kept).exists()) == (0o600, True)
     with closing(Store(path)) as again:
-        assert again.damaged_file() == kept  # until its projects were looked for
+        assert again.damaged_file == kept  # until its projects were looked for
         again.mark_rebuilt()
-        assert again.damaged_file() is None
+        assert again.damaged_file is None
     assert len(list(tmp_path.glob("ledger-damaged-*"))) == 1
 
 
@@ -618,7 +618,7 @@ def test_damage_inside_a_file_is_found_when_it_is_opened(tmp_path: Path, page: i
     content[page * 4096 : (page + 1) * 4096] = b"\xff" * 4096
     path.write_bytes(content)
     with closing(Store(path)) as store:
-        assert store.damaged_file()
+        assert store.damaged_file
         assert store.projects.all() == []
 
 
@@ -629,7 +629,7 @@ def test_a_file_that_does_not_say_which_release_wrote_it_counts_as_damaged(tmp_p
         other.execute("DELETE FROM meta")
         other.commit()
     with closing(Store(path)) as store:
-        assert store.damaged_file()
+        assert store.damaged_file
 
 
 def test_a_file_that_is_damaged_while_it_is_used_costs_one_call(tmp_path: Path):
@@ -646,7 +646,7 @@ def test_a_file_that_is_damaged_while_it_is_used_costs_one_call(tmp_path: Path):
         store.projects.add(1, "y")
         assert not store.trouble
         assert [project.id for project in store.projects.all()] == [1]
-        assert store.damaged_file()
+        assert store.damaged_file
 
 
 def test_a_locked_file_is_not_taken_for_a_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
