@@ -45,9 +45,9 @@ def _evidence(chosen: CandidateMask) -> list[str]:
         _graded(
             chosen.cues,
             "consistency",
-            "the way back finds the reference again",
-            "the way back finds the reference in part",
-            "the way back misses the reference",
+            "backward tracking finds the reference again",
+            "backward tracking finds the reference in part",
+            "backward tracking misses the reference",
             "IoU {:.0%}",
         ),
         _graded(chosen.cues, "palette", "colours agree", "colours agree in part", "colours differ", "{:.0%} shared"),

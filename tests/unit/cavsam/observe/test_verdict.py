@@ -25,7 +25,7 @@ def result(
 def test_a_good_mask_is_spoken_for() -> None:
     said = verdict("cat", result(consistency=0.91, palette=0.8), None)
     assert said == (
-        "found by tracking from the reference; the way back finds the reference again (IoU 91%); "
+        "found by tracking from the reference; backward tracking finds the reference again (IoU 91%); "
         "colours agree (80% shared). Estimated IoU 0.83."
     )
 
@@ -39,7 +39,7 @@ def test_doubts_and_scores_that_are_an_order_are_told() -> None:
     said = verdict("cat", result(calibrated=False, presence=0.2, consistency=float("nan")), None)
     assert "doubtful that the object is there (20%)" in said
     assert "an order, no IoU" in said
-    assert "way back" not in said
+    assert "backward" not in said
 
 
 def test_what_was_not_found_says_why() -> None:
