@@ -9,6 +9,7 @@ from typing import Any
 
 from backend.errors import LabelConfigError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
+from backend.labelstudio.project_keys import number_of
 from backend.labelstudio.regions import Region
 from backend.settings import Settings
 from backend.version import taught_version
@@ -18,6 +19,10 @@ ALL_PROJECTS = 0
 
 ODD_REFERENCES = "odd references"
 """Topic of a project's warnings about the masks that it is learned from."""
+
+
+UNANNOTATED, ANNOTATED, REQUESTED = 0, -10, 10
+"""Priorities of jobs: what nobody has annotated comes before what somebody has, and before both what a person opens."""
 
 
 class JobState(StrEnum):
@@ -50,7 +55,7 @@ class DeliveryState(StrEnum):
 
 @dataclass(frozen=True)
 class Project:
-    """A project that Label Studio has named to us.
+    """A project that Label Studio has named to us; `id` is its key (`labelstudio/project_keys.py`).
 
     `extra_params` is the JSON text of what its connection was given; `shown_version` the version of ours that Label
     Studio was last told to show, sort and sample by.
@@ -68,6 +73,11 @@ class Project:
     reference_shots: int = 0
     extra_params: str = ""
     shown_version: str = ""
+
+    @property
+    def number(self) -> int:
+        """The project's number in its Label Studio."""
+        return number_of(self.id)
 
     @property
     def config(self) -> LabelConfig | None:

@@ -41,7 +41,7 @@ class CavSam:
     Attributes:
         tracker: SAM2.
         transition: where generated frames come from; None in the modes without them.
-        recipe: the hyperparameters; of mode `full` if `auto` was asked for and there is no calibration.
+        recipe: the hyperparameters.
         fingerprint: of the models and the recipe.
         calibration: turns cues into scores.
     """
@@ -57,8 +57,10 @@ class CavSam:
         calibration = calibration or Calibration()
         if recipe.mode == "auto" and not calibration.overlap:
             # without estimates of the IoU there is nothing to choose between kinds of candidates by
-            log.warning("Mode auto runs as full: there is no calibration of scores for these models.")
-            recipe = recipe.replace(mode="full")
+            log.warning(
+                "Mode auto runs as full until measured targets teach it more: there is no calibration of scores for "
+                "these models."
+            )
         if recipe.generates_frames and transition is None:
             raise ModelError(f"The mode {recipe.mode} needs a diffusion model; give one or choose concat or ttga.")
         self.tracker = tracker

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
-from backend.entities import DeliveryState, Job, JobGroup, JobState, JobTimes, TaskState
+from backend.entities import REQUESTED, DeliveryState, Job, JobGroup, JobState, JobTimes, TaskState
 from backend.store.database import Database
 from backend.version import taught_version
 
@@ -36,24 +36,39 @@ FILTERS: dict[str, str] = {
 
 
 class JobQueue:
-    """The jobs that the worker takes: those of present versions, whatever their project."""
+    """The jobs that the worker takes: those of present versions, of one project after the other.
+
+    The projects take turns, so that a large one keeps no other waiting. Before all turns comes what a person waits for.
+    """
 
     def __init__(self, database: Database):
         self._db = database
+        self._served: dict[int, int] = {}  # project -> how many jobs had been taken when it last had its turn
+        self._taken = 0
 
     def take_next(self) -> Job | None:
-        """Mark the most urgent queued job of a present version as running and return it."""
+        """Mark the queued job of a present version whose turn it is as running and return it."""
         with self._db.transaction() as db:
-            row = db.row("next_job", db.now)
+            row = self._chosen(db.rows("next_jobs", db.now))
             if row is None:
                 return None
             db.change("begin_job", db.now, row["project"], row["task"], row["version"])
-            return job_of(row, state=JobState.RUNNING, attempts=row["attempts"] + 1)
+        self._taken += 1
+        self._served[row["project"]] = self._taken
+        return job_of(row, state=JobState.RUNNING, attempts=row["attempts"] + 1)
 
     def peek_next(self) -> Job | None:
         """The job that `take_next` would give."""
-        rows = self._db.rows("next_job", self._db.now())
-        return job_of(rows[0]) if rows else None
+        row = self._chosen(self._db.rows("next_jobs", self._db.now()))
+        return job_of(row) if row is not None else None
+
+    def _chosen(self, rows: Iterable[sqlite3.Row]) -> sqlite3.Row | None:
+        """Of each project's most urgent job the one whose turn it is."""
+
+        def turn(row: sqlite3.Row) -> tuple[bool, int]:
+            return row["priority"] < REQUESTED, self._served.get(row["project"], 0)
+
+        return min(rows, key=turn, default=None)
 
     def seconds_to_next(self) -> float | None:
         """How long until a queued job may be tried; `None` if none is queued."""

@@ -71,9 +71,9 @@ class Segmenter(Protocol):
         """Do once what depends on the references only; `shots` of them, those most like it, serve each target."""
 
     def segment(
-        self, adapted: Any, targets: Iterable[str], *, progress: Progress | None = None, **taught: Any
+        self, adapted: Any, targets: Iterable[str], *, progress: Progress | None = None
     ) -> Iterator[TargetResult]:
-        """Segment targets, given as paths, one after the other; `taught` is an `experience` if there is one."""
+        """Segment targets, given as paths, one after the other; also asked with an `experience` if there is one."""
 
 
 def open_cavsam(options: Mapping[str, Any]) -> Segmenter:
