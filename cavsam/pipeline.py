@@ -141,13 +141,26 @@ class CavSam:
         if self.recipe.aligns:
             with run.step("align"):
                 alignment = align(self.tracker, images, masks.float(), trunk, self.recipe, run.within("align"))
-        if self.transition and self.recipe.generates_frames:
-            endpoints = self.transition.prepare([one.image for one in references], prompt, run)
+        unprepared = tuple(one.image for one in references) if self.transition and self.recipe.generates_frames else ()
+        if self.transition and unprepared and self.recipe.mode != "auto":  # there a target may never ask for frames
+            endpoints = self.transition.prepare(unprepared, prompt, run)
+            unprepared = ()
         if trace:
             trace.adapted(labels, images, alignment.losses if alignment else [])
         pictures, seconds = pictures_of(images), dict(run.seconds)
         return AdaptedReference(
-            labels, masks, trunk, pictures, alike, prompt, alignment, endpoints, self.fingerprint, seconds, shots
+            labels,
+            masks,
+            trunk,
+            pictures,
+            alike,
+            prompt,
+            alignment,
+            endpoints,
+            self.fingerprint,
+            seconds,
+            shots,
+            unprepared,
         )
 
     def segment(

@@ -243,6 +243,33 @@ def test_experience_ends_the_ladder_and_corrects_the_scores(
     assert 0 < sum(one.seconds for one in next(iter(short.candidates.values()))) < short.seconds
 
 
+def test_auto_fits_the_references_adapters_when_a_target_first_asks_for_frames(
+    build: Build, reference: Reference, targets: list[np.ndarray], tmp_path: Path
+) -> None:
+    model = build(mode="auto", auto_threshold=1.0)
+    adapted = model.adapt([reference])
+    assert "lora" not in adapted.timings
+    before, after = tmp_path / "before.safetensors", tmp_path / "after.safetensors"
+    adapted.save(before)
+    fits: list[int] = []
+    first, second = model.segment(
+        adapted, targets[:2], progress=lambda step, done, total: fits.append((step, done, total) == ("lora", 1, 3))
+    )
+    adapted.save(after)
+    assert sum(fits) == 3  # of the reference and of each target
+    for path in (before, after):  # in another process, and whichever target asks first
+        loaded = AdaptedReference.load(path)
+        assert bool(loaded.endpoints) == (path == after)
+        for wanted, target in ((second, targets[1]), (first, targets[0])):
+            (found,) = model.segment(loaded, [target])
+            assert found.scores == wanted.scores
+            assert all((found.masks[label] == mask).all() for label, mask in wanted.masks.items())
+    cheap = build(mode="auto", auto_threshold=0.0)
+    spared = cheap.adapt([reference])
+    next(cheap.segment(spared, targets[:1]))
+    assert spared.endpoints == []
+
+
 def test_candidates_of_auto_are_those_of_the_modes(
     build: Build, reference: Reference, targets: list[np.ndarray]
 ) -> None:
