@@ -170,7 +170,8 @@ class Settings:
     )
     review_below: float = _setting(
         0.5,
-        "Score below which a prediction is pushed but flagged for review; `0` flags none. Whoever reviews "
+        "Score below which a prediction is pushed but flagged for review; `0` flags none. Of scores without a "
+        "calibration, which are an order only, the lowest tenth is flagged. Whoever reviews "
         "more or less of the predictions changes it.",
         per_project=True,
     )

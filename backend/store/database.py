@@ -13,7 +13,7 @@ from typing import Any
 from backend.errors import BackendError, LedgerError
 from backend.store.queries import named_statements, script, single_statements
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 LOCK_PATIENCE = 30.0
 """Seconds to wait for another process that holds the file."""
 

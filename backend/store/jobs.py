@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from backend.entities import DeliveryState, Job, JobGroup, JobState, TaskState
+from backend.entities import DeliveryState, Job, JobGroup, JobState, LowScores, TaskState
 from backend.store.database import Database
 
 TaskOrder = Literal["task", "score", "latest"]
@@ -27,7 +27,7 @@ FILTERS: dict[str, str] = {
     "waiting": "coalesce(j.state, 'queued') IN ('queued', 'running')",
     "predicted": "j.state = 'done'",
     "failed": "j.state = 'failed'",
-    "low": "j.state = 'done' AND (j.score < :low OR j.remarks != '[]')",
+    "low": "j.state = 'done' AND (j.score < iif(j.calibrated, :low, :order) OR j.remarks != '[]')",
 }
 
 
@@ -60,11 +60,30 @@ class JobQueue:
         """How many jobs wait for the model process; those of paused projects do not count."""
         return int(self._db.rows("queue_length")[0]["n"])
 
-    def finish(self, job: Job, result: str, score: float, seconds: float, remarks: Iterable[str] = ()) -> None:
-        """Store a finished job; `result` is the JSON text of its regions, `remarks` what a person should look at."""
+    def finish(
+        self,
+        job: Job,
+        result: str,
+        score: float,
+        seconds: float,
+        remarks: Iterable[str] = (),
+        *,
+        calibrated: bool = True,
+    ) -> None:
+        """Store a finished job.
+
+        Args:
+            job: which one.
+            result: the JSON text of its regions.
+            score: 0..1.
+            seconds: time that it took.
+            remarks: what a person should look at.
+            calibrated: whether the score estimates an IoU, rather than give an order only.
+        """
         packed, said = zlib.compress(result.encode()), json.dumps(list(remarks))
         with self._db.transaction() as db:
-            db.change("finish_job", packed, score, seconds, said, db.now, job.project, job.task, job.version)
+            values = (packed, score, seconds, said, calibrated, db.now)
+            db.change("finish_job", *values, job.project, job.task, job.version)
 
     def fail(self, job: Job, error: str, seconds: float | None = None) -> None:
         """Store why a job gave no result."""
@@ -165,9 +184,20 @@ class Jobs:
         row = self._db.rows("counts", self.project, self.version)[0]
         return {name: row[name] or 0 for name in (*JobState, DeliveryState.DELIVERED.value)}
 
+    def low_scores(self, below: float) -> LowScores:
+        """Which scores a person should check: estimates below a bound and the lowest tenth of orders; none below 0."""
+        rows = self._db.rows_by_name("lowest_tenth", {"project": self.project, "version": self.version})
+        return LowScores(below, float(rows[0]["score"]) if rows and below > 0 else 0.0)
+
+    def is_in_lowest_tenth(self, score: float) -> bool:
+        """Whether a bare order is, with the present ones, among the lowest tenth; of fewer than ten none is."""
+        row = self._db.rows("order_rank", score, self.project, self.version)[0]
+        return bool(row["lower"] < (row["count"] + 1) // 10)
+
     def to_check(self, below: float) -> int:
-        """How many predictions a person should check: those with a score below a bound, or with a remark."""
-        return int(self._db.rows("to_check", self.project, self.version, below)[0]["n"])
+        """How many predictions a person should check: those with a low score, see `low_scores`, or with a remark."""
+        low = self.low_scores(below)
+        return int(self._db.rows("to_check", self.project, self.version, low.estimate, low.order)[0]["n"])
 
     def mean_seconds(self) -> float | None:
         """Mean time of the last ten finished jobs; `None` before the first."""
@@ -180,16 +210,18 @@ class Jobs:
         """Some of the project's tasks and what became of them.
 
         Args:
-            show: which tasks are meant; `low` are predictions with a score below `low` or with a remark.
+            show: which tasks are meant; `low` are predictions with a low score or with a remark.
             order: by number, by score with the lowest first, or with what changed last first.
-            low: the score below which `show="low"` counts.
+            low: the bound of `low_scores` that `show="low"` goes by.
             limit: how many to return; -1 for all.
             offset: how many to leave out before these.
 
         Returns:
             The states, and how many tasks `show` means in all.
         """
-        values = {"project": self.project, "version": self.version, "low": low, "limit": limit, "offset": offset}
+        bounds = self.low_scores(low) if show == "low" else LowScores(low)
+        values = {"project": self.project, "version": self.version, "low": bounds.estimate, "order": bounds.order}
+        values |= {"limit": limit, "offset": offset}
         if show == "all":
             (counted,) = self._db.rows_by_name("count_tasks", values)
         else:
@@ -222,4 +254,5 @@ def _read(row: sqlite3.Row) -> dict[str, Any]:
         "state": JobState(row["state"]),
         "delivery": DeliveryState(row["delivery"]),
         "remarks": tuple(json.loads(row["remarks"])),
+        "calibrated": bool(row["calibrated"]),
     }

@@ -176,7 +176,7 @@ AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'paused')
 WHERE j.state = 'queued';
 
 -- finish_job: Its result, compressed, and the remarks on it.
-UPDATE jobs SET state = 'done', result = ?, score = ?, seconds = ?, remarks = ?, error = NULL, updated_at = ?
+UPDATE jobs SET state = 'done', result = ?, score = ?, seconds = ?, remarks = ?, calibrated = ?, error = NULL, updated_at = ?
 WHERE project = ? AND task = ? AND version = ?;
 
 -- fail_job: Why it gave no result.
@@ -225,11 +225,13 @@ UPDATE jobs SET state = 'queued', attempts = 0, not_before = 0 WHERE project = ?
 AND state = 'failed' AND updated_at <= ? AND task = ?;
 
 -- jobs: Without their results, which may be large.
-SELECT project, task, version, state, attempts, score, seconds, error, NULL AS result, delivery, updated_at, remarks
+SELECT project, task, version, state, attempts, score, seconds, error, NULL AS result, delivery, updated_at, remarks,
+calibrated
 FROM jobs WHERE project = ? AND version = ?;
 
 -- jobs_of_tasks: The same of some tasks, given as a JSON list.
-SELECT project, task, version, state, attempts, score, seconds, error, NULL AS result, delivery, updated_at, remarks
+SELECT project, task, version, state, attempts, score, seconds, error, NULL AS result, delivery, updated_at, remarks,
+calibrated
 FROM jobs WHERE project = ? AND version = ? AND task IN (SELECT value FROM json_each(?));
 
 -- job: One job with its result.
@@ -243,9 +245,18 @@ SELECT sum(state = 'queued') AS queued, sum(state = 'running') AS running, sum(s
 sum(state = 'failed') AS failed, sum(delivery = 'delivered') AS delivered
 FROM jobs WHERE project = ? AND version = ?;
 
--- to_check: How many predictions have a score below a bound, or a remark.
+-- lowest_tenth: The score below which lies a tenth of the bare orders, or less.
+SELECT score FROM jobs WHERE project = :project AND version = :version AND state = 'done' AND NOT calibrated
+AND score IS NOT NULL ORDER BY score LIMIT 1 OFFSET (SELECT count(*) / 10 FROM jobs WHERE project = :project
+AND version = :version AND state = 'done' AND NOT calibrated AND score IS NOT NULL);
+
+-- order_rank: How many bare orders there are, and how many of them are no higher than a score.
+SELECT count(*) AS count, coalesce(sum(score <= ?), 0) AS lower FROM jobs
+WHERE project = ? AND version = ? AND state = 'done' AND NOT calibrated AND score IS NOT NULL;
+
+-- to_check: How many predictions have a score below the bound of its kind, or a remark.
 SELECT count(*) AS n FROM jobs WHERE project = ? AND version = ? AND state = 'done'
-AND (score < ? OR remarks != '[]');
+AND (score < iif(calibrated, ?, ?) OR remarks != '[]');
 
 -- mean_seconds: Of the last finished jobs.
 SELECT avg(seconds) AS mean FROM (SELECT seconds FROM jobs WHERE project = ? AND version = ?
@@ -265,7 +276,7 @@ LEFT JOIN jobs j ON j.project = t.project AND j.task = t.id AND j.version = :ver
 WHERE t.project = :project AND {filter} ORDER BY {order} LIMIT :limit OFFSET :offset;
 
 -- task_state: What became of one task.
-SELECT state, delivery, score, seconds, error, attempts, result IS NOT NULL AS has_result, updated_at, remarks
+SELECT state, delivery, score, seconds, error, attempts, result IS NOT NULL AS has_result, updated_at, remarks, calibrated
 FROM jobs WHERE project = ? AND task = ? AND version = ?;
 
 

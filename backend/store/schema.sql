@@ -1,4 +1,4 @@
--- The ledger's schema, number 4. `upgrades.sql` turns a file of an earlier one into this.
+-- The ledger's schema, number 5. `upgrades.sql` turns a file of an earlier one into this.
 
 -- Values by name: the schema's number; `paused`; `grant:<project>`, the address and key that Label Studio handed over;
 -- `again:<project>`, whose predictions are to be replaced.
@@ -56,7 +56,8 @@ CREATE TABLE refusals (
 );
 
 -- A job is one task under one version; `store/deliveries.py` explains the states of its delivery. `result` is the
--- compressed JSON text of the regions, `remarks` a JSON list of what a person should look at in it.
+-- compressed JSON text of the regions, `remarks` a JSON list of what a person should look at in it. `calibrated`
+-- says whether the score estimates an IoU, rather than give an order only.
 CREATE TABLE jobs (
     project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
     task INTEGER NOT NULL,
@@ -75,6 +76,7 @@ CREATE TABLE jobs (
     delivery_until REAL,
     updated_at REAL NOT NULL,
     remarks TEXT NOT NULL DEFAULT '[]',
+    calibrated INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (project, task, version)
 );
 CREATE INDEX jobs_by_state ON jobs (state, delivery);
@@ -89,7 +91,8 @@ CREATE TABLE notices (
 );
 
 -- This index spares an overview of 50,000 tasks reading past their results.
-CREATE INDEX jobs_overview ON jobs (project, version, task, state, delivery, score, seconds, updated_at, remarks);
+CREATE INDEX jobs_overview
+    ON jobs (project, version, task, state, delivery, score, seconds, updated_at, remarks, calibrated);
 
 -- The annotations of the present reference only, by age.
 CREATE TABLE learned_from (
