@@ -26,7 +26,7 @@ from cavsam.scoring.calibration import Calibration
 from cavsam.scoring.cues import backward_consistency, similarity_cues
 from cavsam.tracking import Tracker
 from cavsam.transition import DiffusionTransition, Transition
-from cavsam.types import Progress, Reference, TargetResult
+from cavsam.types import Progress, Reference, TargetResult, order_of_content
 from cavsam.video import encode, masks_square, picture_square
 from cavsam.weights.loading import load_calibration, load_diffusion, load_tracker, select_device
 from cavsam.weights.sources import ModelSources, fingerprint, recipe_digest
@@ -107,7 +107,8 @@ class CavSam:
         """Do once what depends on the references only.
 
         Args:
-            references: one or more annotated images; a label need not be on all of them.
+            references: one or more annotated images; a label need not be on all of them. How they are listed makes no
+                difference.
             class_name: text for the diffusion model; the labels themselves when None.
             shots: how many of the references serve each target, those most like it; 0 for all.
             progress: told of each step.
@@ -119,6 +120,7 @@ class CavSam:
             NumericalError: a step gave values that are not finite.
         """
         references = _checked_references(references)
+        references = [references[index] for index in order_of_content(references)]
         _check_adapt_options(class_name, shots)
         run, size = Run(progress, trace), self.tracker.image_size
         labels = tuple(dict.fromkeys(label for reference in references for label in reference.masks))
