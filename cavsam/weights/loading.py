@@ -72,7 +72,7 @@ def select_device(name: str) -> torch.device:
 
 def autocast(device: torch.device, precision: Precision) -> Callable[[], AbstractContextManager[Any]]:
     """Makes the context that the large networks run in: bfloat16, or nothing for float32."""
-    lower = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    lower = precision.startswith("bfloat16") or (precision == "auto" and device.type == "cuda")
     if not lower:
         return contextlib.nullcontext
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
@@ -185,7 +185,10 @@ def load_diffusion(sources: ModelSources, device: torch.device, precision: Preci
     path = Path(sources.diffusion)
     parts = load_single_file(path) if path.is_file() else _diffusion_from_folder(find_diffusion(sources))
     for name in ("vae", "unet", "text_encoder"):
-        parts[name] = parts[name].float().to(device).eval().requires_grad_(False)
+        # the VAE is small, and its rounding would be seen in every frame
+        lower = precision == "bfloat16-weights" and name != "vae"
+        kind = torch.bfloat16 if lower else torch.float32
+        parts[name] = parts[name].to(device, kind).eval().requires_grad_(False)
     return LatentDiffusion(
         parts["vae"],
         parts["unet"],
