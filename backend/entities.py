@@ -10,6 +10,7 @@ from backend.errors import LabelConfigError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.labelstudio.regions import Region
 from backend.settings import Settings
+from backend.version import taught_version
 
 ALL_PROJECTS = 0
 """Stands for the whole backend in place of a project's number (Label Studio's begin at 1)."""
@@ -157,8 +158,9 @@ class Refusal:
 class Job:
     """One task under one version.
 
-    `result` is the JSON text of its regions once it is done, `remarks` what a person should look at in them;
-    `calibrated` says whether the score estimates an IoU, rather than give an order only.
+    `result` is the JSON text of its regions once it is done, `remarks` what a person should look at in them. `lesson`
+    names what the project had learned when it was made; it is empty before anything is learned. `calibrated` says
+    whether the score estimates an IoU, rather than give an order only.
     """
 
     project: int
@@ -174,11 +176,20 @@ class Job:
     updated_at: float
     remarks: tuple[str, ...] = ()
     calibrated: bool = False
+    lesson: str = ""
+
+    @property
+    def carried_version(self) -> str:
+        """The version that the prediction carries in Label Studio, which names the lesson too."""
+        return taught_version(self.version, self.lesson)
 
 
 @dataclass(frozen=True)
 class TaskState:
-    """One task of a project and what became of it under a version; `state` is `None` if it has no job."""
+    """One task of a project and what became of it under a version; `state` is `None` if it has no job.
+
+    `verdict` and `iou` say what a person made of its prediction; `None` if nobody has reviewed it.
+    """
 
     task: int
     state: JobState | None = None
@@ -191,6 +202,8 @@ class TaskState:
     updated_at: float | None = None
     remarks: tuple[str, ...] = ()
     calibrated: bool = False
+    verdict: str | None = None
+    iou: float | None = None
 
 
 @dataclass(frozen=True)

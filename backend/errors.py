@@ -90,8 +90,16 @@ class LedgerError(BackendError):
     """The ledger cannot be read or written: a full disk, a lock that somebody holds, a damaged file."""
 
 
+class LedgerDamaged(LedgerError):
+    """The ledger's file can never be read again; another takes its place."""
+
+
 class DataFolderBusy(BackendError):
     """Another backend process works with the same data folder."""
+
+
+class PortBusy(BackendError):
+    """The address that the backend should listen on cannot be had."""
 
 
 class ModelProcessDied(BackendError):

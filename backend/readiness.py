@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from backend.errors import LedgerError
 from backend.service import Service
 
 DEAD_THREAD = "The backend's {} has ended unexpectedly; the log says why. Start the backend again."
+REBUILDING = (
+    "The ledger was damaged. It is kept as {} in the data folder, and a new one is being filled from Label Studio; "
+    "look after the disk."
+)
 LOADING = "The model is being loaded; tasks wait until it is there."
 
 
@@ -21,7 +26,7 @@ class Problem:
 def problems(service: Service) -> list[Problem]:
     """All that keeps the backend from working, what stands before all else first; empty if it can work.
 
-    Only what is known already: neither Label Studio nor the store is asked, so the answer comes at once.
+    Only what is known already: Label Studio is not asked, so the answer comes at once.
     """
     dead = service.dead_threads()
     activity = service.worker.activity
@@ -31,8 +36,16 @@ def problems(service: Service) -> list[Problem]:
     found = [
         ("backend", DEAD_THREAD.format(" and ".join(dead)) if dead else ""),
         *(("backend", thread.trouble) for thread in service.threads()),
-        ("data folder", service.store.trouble),
+        ("data folder", service.store.trouble or _rebuilding(service)),
         ("model", model),
         ("Label Studio", service.reachability.trouble),
     ]
     return [Problem(subject, message) for subject, message in found if message]
+
+
+def _rebuilding(service: Service) -> str:
+    try:
+        damaged = service.store.damaged_file()
+    except LedgerError as error:
+        return str(error)
+    return REBUILDING.format(damaged) if damaged is not None else ""

@@ -17,6 +17,7 @@ from gunicorn.workers.base import Worker as GunicornWorker
 
 from backend import logs
 from backend.errors import BackendError
+from backend.ports import check_free
 from backend.service import Service
 from backend.settings import Settings, unknown_variables
 from backend.web.app import TRIAL_WARNING, create_app
@@ -30,8 +31,9 @@ GRACE = 8
 
 
 def serve(settings: Settings, *, segmenter: str = CAVSAM) -> int:
-    """Answer Label Studio until a signal; returns the exit status. Raises `SettingsError` as `check_listening` does."""
+    """Answer Label Studio until a signal; returns the exit status. Raises as `check_listening` and `check_free` do."""
     settings.check_listening()
+    check_free(settings.host, settings.port)
     configure_logging(settings)
     threading.excepthook = _log_end_of_thread
     for name in unknown_variables(os.environ):

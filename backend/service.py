@@ -13,18 +13,20 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import IO, Any
 
+from backend.clients import Clients
 from backend.errors import (
     BackendError,
     DataFolderBusy,
+    LabelStudioDenied,
     LabelStudioError,
     LedgerError,
 )
-from backend.labelstudio.clients import Clients
+from backend.image_folder import ImageFolder
 from backend.labelstudio.events import Event
-from backend.labelstudio.images import ImageFolder
 from backend.labelstudio.webhook_secret import with_webhook_secret
 from backend.settings import Settings
 from backend.store.store import Store
@@ -34,7 +36,9 @@ from backend.sync.delivery import prediction_text
 from backend.sync.policy import why_no_reference
 from backend.sync.project_sync import REQUESTED
 from backend.sync.reachability import Reachability
-from backend.version import base_version, model_version
+from backend.sync.rebuild import have_projects_named
+from backend.sync.reviews import forget_lesson
+from backend.version import base_of, base_version, model_version, taught_version
 from backend.worker.interactive import Interactive
 from backend.worker.messages import ModelSpec
 from backend.worker.model_process import CAVSAM, CLICKS, SAM2, ModelProcess
@@ -63,6 +67,7 @@ class Service:
             self.clients,
             ImageFolder(settings.data_dir / "clicked", int(settings.max_image_mb * 1e6)),
             ModelProcess(replace(model_spec(settings, SAM2), runner=CLICKS)),
+            most_at_once=max(2, settings.threads // 4),
             give_up=give_up,
         )
         self.coordinator = Coordinator(
@@ -78,7 +83,7 @@ class Service:
         self.reachability = Reachability(self.clients.in_use)
         self._asking = LastingThread("reachability", self._ask, self.coordinator.stopping, give_up=give_up)
         self._started = self._stopped = False
-        # however many tasks are opened at once, some threads stay free to answer /health and /setup in time
+        # however many tasks are opened at once, some threads stay free to answer /setup and /webhook in time
         self._waiters = threading.BoundedSemaphore(max(1, settings.threads // 2))
 
     # life
@@ -131,7 +136,22 @@ class Service:
 
     def _ask(self) -> None:
         while not self.coordinator.is_stopping:
-            self.coordinator.stopping.wait(self.reachability.ask())
+            pause = self.reachability.ask()
+            with suppress(LedgerError):  # the coordinator meets it, too
+                self._rebuild()
+            self.coordinator.stopping.wait(pause)
+
+    def _rebuild(self) -> None:
+        """Fill a store that took a damaged one's place, as far as Label Studio can be reached."""
+        if self.store.damaged_file() is None or self.reachability.trouble:
+            return
+        try:
+            for connection in self.clients.in_use():
+                have_projects_named(connection)
+        except LabelStudioError as error:
+            log.warning("The projects of the damaged ledger are looked for again later. %s", error)
+        else:
+            self.store.mark_rebuilt()
 
     def dead_threads(self) -> list[str]:
         """The threads that should be at work and have ended, by name; empty as long as all is well."""
@@ -144,20 +164,32 @@ class Service:
 
         `extra_params` are settings of this project alone, see `Settings.for_project`; they stay as they are where the
         caller does not say.
+
+        Raises:
+            LabelStudioDenied: the key was not taken when it was tried last, so nothing can be predicted.
         """
         if hostname and token:
             self.clients.grant(project, hostname, token)
         self.coordinator.seen(project, extra_params)
+        refusal = self.reachability.refusal(project)
+        if refusal:
+            raise LabelStudioDenied(refusal)
         return self.version_of(project)
 
     def version_of(self, project: int) -> str:
-        """The version that predictions for the project carry now."""
+        """The version that predictions for the project carry now, with what was learned."""
+        version = self._version(project)
+        lesson = self.store.learning(project).lesson(base_of(version))
+        return taught_version(version, lesson.name if lesson else "")
+
+    def _version(self, project: int) -> str:
+        """The version that the project's jobs have now."""
         known = self.store.projects.find(project)
         return known.version if known and known.version else self.base_version
 
     def versions(self) -> list[str]:
         """All versions there are predictions of."""
-        return self.store.queue.versions() or [self.base_version]
+        return self.store.queue.carried_versions() or [self.base_version]
 
     def predict(self, project: int, tasks: Sequence[int]) -> list[str]:
         """One JSON text per task, in order: a prediction, or `[]` where Label Studio shall store nothing now.
@@ -175,9 +207,11 @@ class Service:
             if version is None:
                 return ["[]"] * len(tasks)
             self._request(project, version, tasks)
-            mine = self._reserve(project, version, tasks, owner)
+            if waits:
+                self._reopen_deleted(project, version, tasks)
+            mine = self.store.deliveries(project, version).reserve(tasks, owner)
             self._await_results(project, version, mine, deadline)
-            if self.version_of(project) != version:
+            if self._version(project) != version:
                 log.info("Project %d: the reference changed while /predict waited; nothing is answered.", project)
                 return ["[]"] * len(tasks)
             return self._answer(project, version, tasks, mine, owner)
@@ -245,22 +279,25 @@ class Service:
         self.store.jobs(project, version).retry_failed(wanted, older_than=FAILED_PAUSE)
         self.worker.wake()
 
-    def _reserve(self, project: int, version: str, tasks: Sequence[int], owner: str) -> set[int]:
-        """The tasks whose result this request may give."""
+    def _reopen_deleted(self, project: int, version: str, tasks: Sequence[int]) -> None:
+        """Have given again what Label Studio was given, and asks for because it was deleted there.
+
+        It may also have asked before what it was given was stored. The look-up takes as long as Label Studio likes, so
+        only a request that may wait does it; a full sync finds the same.
+        """
         jobs = self.store.jobs(project, version).all(tasks)
         delivered = [task for task, job in jobs.items() if job.delivery == "delivered"]
-        if delivered:
-            # Label Studio asks for what it was given: either it asked before that was stored, or it was deleted there
-            try:
-                there = self.clients.of(project).tasks_with_prediction(
-                    project, version, between=(min(delivered), max(delivered)), timeout=LOOKUP_TIMEOUT
-                )
-            except LabelStudioError as error:
-                log.warning("Project %d: cannot look up what Label Studio has stored. %s", project, error)
-            else:
-                self.store.deliveries(project, version).mark_open([task for task in delivered if task not in there])
-                self.worker.wake()
-        return self.store.deliveries(project, version).reserve(tasks, owner)
+        if not delivered:
+            return
+        try:
+            there = self.clients.of(project).tasks_with_prediction(
+                project, version, between=(min(delivered), max(delivered)), timeout=LOOKUP_TIMEOUT
+            )
+        except LabelStudioError as error:
+            log.warning("Project %d: cannot look up what Label Studio has stored. %s", project, error)
+        else:
+            self.store.deliveries(project, version).mark_open([task for task in delivered if task not in there])
+            self.worker.wake()
 
     def _await_results(self, project: int, version: str, tasks: set[int], deadline: float) -> None:
         """Wait until the reserved tasks are over, or nothing more can be finished before the deadline."""
@@ -268,7 +305,7 @@ class Service:
             jobs = self.store.jobs(project, version).all(tasks)
             if not any(job.state in ("queued", "running") for job in jobs.values()):
                 return
-            if self.version_of(project) != version or time.monotonic() >= deadline:
+            if self._version(project) != version or time.monotonic() >= deadline:
                 return
             if self.store.projects.is_paused(project):
                 log.info("Project %d is paused: /predict does not wait.", project)
@@ -328,6 +365,9 @@ def resume(store: Store, settings: Settings, base_version: str) -> None:
     if requeued:
         log.info("%d tasks that were in work when the backend stopped are queued again.", requeued)
     adopt_version(store, base_version)
+    for project in store.projects.all():
+        if project.settings(settings).learn == "off":
+            forget_lesson(store, project)
 
 
 def adopt_version(store: Store, base_version: str) -> None:

@@ -31,6 +31,7 @@ IP_OR_NAME = re.compile(r"[\w.-]+|[\da-fA-F]*:[\da-fA-F:.]*(%[\w.-]+)?")
 OLD_PREDICTIONS = ("keep", "remove")
 REFERENCE_POLICIES = ("first", "pinned", "latest-k", "nearest-k")
 PROJECT_VERSION = ("follow", "leave")
+LEARN = ("on", "off")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -175,6 +176,12 @@ class Settings:
         "more or less of the predictions changes it.",
         per_project=True,
     )
+    learn: str = _setting(
+        "on",
+        "`on`: corrections teach what scores mean in their project, and in mode `auto` which steps are worth their "
+        "time, see docs/learning.md; `off` keeps to what the models say, for whoever compares models.",
+        per_project=True,
+    )
     api_timeout: float = _setting(30.0, "Seconds to wait for an answer of Label Studio's API; more for a slow one.")
     max_image_mb: float = _setting(200.0, "Largest image file that is fetched, in MB; more for uncompressed pictures.")
     max_request_mb: float = _setting(
@@ -201,7 +208,7 @@ class Settings:
     )
     webhook_secret: str = _setting(
         "",
-        "What Label Studio's events carry to be told from those of others, for whoever replaces the data folder; "
+        "What Label Studio's events carry, so that nobody else's pass for them, for whoever replaces the data folder; "
         "without it the backend makes one and keeps it there.",
         secret=True,
     )
@@ -355,6 +362,7 @@ class Settings:
         problems += _not_one_of("log_format", self.log_format, FORMATS)
         problems += _not_one_of("old_predictions", self.old_predictions, OLD_PREDICTIONS)
         problems += _not_one_of("reference_policy", self.reference_policy, REFERENCE_POLICIES)
+        problems += _not_one_of("learn", self.learn, LEARN)
         problems += _not_one_of("project_version", self.project_version, PROJECT_VERSION)
         problems += _not_between("reference_shots", self.reference_shots, 1, 64)
         problems += _not_between("reference_candidates", self.reference_candidates, 1, 64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import cavsam
 from backend.errors import BackendError
 from backend.settings import Settings
@@ -31,3 +33,18 @@ def base_version(settings: Settings) -> str:
 def model_version(base: str, reference_key: str | None) -> str:
     """The base with the reference's hash: `cavsam-0.1.0-nano-full-3f2a9c1b-r8d1e22f0`; the base where there is none."""
     return f"{base}-r{reference_key}" if reference_key else base
+
+
+def taught_version(version: str, lesson: str) -> str:
+    """A version with the name of the lesson that predictions are made with; see `learning/lessons.py`."""
+    return f"{version}-l{lesson}" if lesson else version
+
+
+def untaught(version: str) -> str:
+    """What `taught_version` began with."""
+    return re.sub(r"-l[0-9a-f]{8}$", "", version)
+
+
+def base_of(version: str) -> str:
+    """The base of a version: what its predictions have in common with those of other references."""
+    return re.sub(r"-r[^-]*$", "", untaught(version))

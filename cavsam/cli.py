@@ -18,6 +18,7 @@ from cavsam.errors import CavSamError, InvalidReference
 from cavsam.evaluation import evaluate
 from cavsam.images import Mask, read_image, read_mask, write_mask
 from cavsam.options import add_method_arguments, add_source_arguments, announce, recipe_of, sources_of
+from cavsam.shell import add_completion, add_version, completion_script, until_reader_leaves
 from cavsam.types import Reference
 
 DONE, SOME_FAILED, REFUSED = 0, 1, 2
@@ -27,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, 1 when some targets failed, or 2 when nothing could be done."""
     # threads that spin while they wait starve each other on shared cores; only heeded before torch is imported
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    return run_command("cavsam", build_parser().parse_args(arguments))
+    parser = build_parser()
+    return until_reader_leaves(lambda: run_command("cavsam", parser.parse_args(arguments)))
 
 
 def run_command(name: str, options: argparse.Namespace) -> int:
@@ -38,6 +40,8 @@ def run_command(name: str, options: argparse.Namespace) -> int:
     except CavSamError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return REFUSED
+    except BrokenPipeError:
+        raise  # whoever read what we print went away
     except OSError as error:
         # a full disk, or a folder that is not ours
         place = error.filename or "A file"
@@ -56,6 +60,7 @@ def run_command(name: str, options: argparse.Namespace) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The command line of every subcommand."""
     parser = argparse.ArgumentParser(prog="cavsam", description=__doc__)
+    add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     segment = commands.add_parser("segment", help="segment targets after one annotated reference image")
@@ -83,6 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
     download = commands.add_parser("download", help="fetch the models ahead of their first use")
     add_source_arguments(download)
     download.set_defaults(run=run_download)
+
+    completion = add_completion(commands, parser)
+    completion.set_defaults(run=lambda options: print(completion_script(parser, options.shell)) or DONE)
     return parser
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,6 +22,14 @@ MASK_LOGIT = 10.0
 """Logit of a mask that is certain, as SAM2 itself writes one that it is given."""
 NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = range(4)
 """SAM2's labels of points; a box is two of them."""
+
+
+REACH = 2.0
+"""A click is heard as far as so many times the distance to the nearest pixel that is already as it asks for,"""
+LEAST_REACH = 0.05
+"""but at least so far, as a share of the picture's diagonal."""
+DOT = 0.015
+"""Radius of what a click changes where SAM2 disagrees with it, as a share of the picture's diagonal."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +84,12 @@ class Refiner:
     def refine(
         self, encoded: EncodedImage, clicks: Sequence[Click], boxes: Sequence[Box] = (), start: Mask | None = None
     ) -> tuple[Mask, float]:
-        """Correct a mask where it was clicked; everywhere else it stays as it was.
+        """Correct a mask near where it was clicked; everywhere else it stays as it was.
 
-        SAM2 segments one object, but a mask may cover several. So of what it answers to the mask and all clicks, only
-        the connected parts that a click points at are added or removed. A box is segmented by itself, with the clicks
-        in it, and replaces what the mask had there. Without a mask, SAM2's answer is the mask.
+        The clicks are heard one after the other, so that leaving the last one out gives what was before it. An "add"
+        click gains its own pixel and takes nothing away, any other frees its own and adds nothing, and neither changes
+        what is far from it (see `neighbourhood`). A box is segmented by itself, with the clicks in it, and replaces
+        what the mask had there. Without a mask, SAM2's answer to the first "add" click is the mask.
 
         Args:
             encoded: from `encode` of this object.
@@ -105,12 +115,38 @@ class Refiner:
             mask |= found
             scores.append(score)
         outside = [click for click in clicks if not any(_holds(box, click) for box in boxes)]
-        if outside:
-            before = mask if mask.any() else None
-            found, score = self.decode(encoded, outside, start=before)
-            mask = found if before is None else _taken_over(mask, found, outside)
-            scores.append(score)
+        score = 0.0
+        for number in range(len(outside)):
+            mask, score = self._heard(encoded, outside[: number + 1], mask)
+        scores += [score] if outside else []
         return mask, min(1.0, max(0.0, sum(scores) / len(scores)))
+
+    def _heard(self, encoded: EncodedImage, clicks: Sequence[Click], mask: Mask) -> tuple[Mask, float]:
+        """Change a mask (H, W) as the last of the clicks asks; returns it and SAM2's estimate of its IoU."""
+        *_, click = clicks
+        if not mask.any():
+            if not click.positive:
+                return mask, 0.0
+            found, score = self.decode(encoded, clicks)
+            return _with(found, click, _pointed(mask.shape, click)), score
+        if mask[_pixel(click, mask.shape)] == click.positive:
+            return mask, self.decode(encoded, clicks, start=mask)[1]
+        near = neighbourhood(mask, clicks)
+        answers = self._answers(encoded, clicks, mask)
+        parts = [part for found, _ in answers if (part := _changed(mask, found, click, near)).any()]
+        # SAM2 errs by taking too much rather than too little: the next click may ask for more
+        part = min(parts, key=np.count_nonzero, default=_changed(mask, _pointed(mask.shape, click), click, near))
+        return _with(mask, click, part), answers[0][1]
+
+    def _answers(self, encoded: EncodedImage, clicks: Sequence[Click], mask: Mask) -> list[tuple[Mask, float]]:
+        """Ask SAM2 in several ways what the object is: by mask and clicks, by the clicks, by what the last one hits."""
+        *_, click = clicks
+        hit, score = self.decode(encoded, [replace(click, positive=True)])
+        return [
+            self.decode(encoded, clicks, start=mask),
+            self.decode(encoded, clicks),
+            (hit if click.positive else ~hit, score),
+        ]
 
     @torch.inference_mode()
     def decode(
@@ -167,17 +203,52 @@ class Refiner:
         return ((2 * share - 1) * MASK_LOGIT).to(self.tracker.device)
 
 
-def _taken_over(mask: Mask, found: Mask, clicks: Sequence[Click]) -> Mask:
-    """Change `mask` by the connected parts of its difference from `found` that the clicks ask for."""
-    result = mask.copy()
-    for positive, difference in ((True, found & ~mask), (False, mask & ~found)):
-        pointed = [_pixel(click, mask.shape) for click in clicks if click.positive == positive]
-        if not any(difference[pixel] for pixel in pointed):
-            continue
-        parts, _ = ndimage.label(difference)
-        for number in {int(parts[pixel]) for pixel in pointed} - {0}:
-            result[parts == number] = positive
+def neighbourhood(mask: Mask, clicks: Sequence[Click]) -> Mask:
+    """Find the pixels, bool (H, W), of a mask (H, W) that the last of some clicks may change.
+
+    What a click corrects reaches from it to where the mask is right, and not much farther. So it is a disc whose radius
+    is `REACH` times the distance to the nearest pixel that is already as the click asks for. A pixel that is nearer to
+    an earlier click which asks for the opposite is left to that one.
+    """
+    *earlier, click = clicks
+    distance = _distances(mask.shape, click)
+    right = distance[mask == click.positive]
+    least = LEAST_REACH * math.hypot(*mask.shape)
+    near: Mask = distance <= max(REACH * float(right.min()) if right.size else np.inf, least)
+    for other in earlier:
+        if other.positive != click.positive and _pixel(other, mask.shape) != _pixel(click, mask.shape):
+            near &= distance < _distances(mask.shape, other)
+    return near
+
+
+def _changed(mask: Mask, found: Mask, click: Click, near: Mask) -> Mask:
+    """Find the connected part, bool (H, W), of what `found` changes that holds the click; empty if none does."""
+    difference = near & ((found & ~mask) if click.positive else (mask & ~found))
+    parts, _ = ndimage.label(difference)
+    number = parts[_pixel(click, mask.shape)]
+    changed: Mask = (parts == number) & (number > 0)
+    return changed
+
+
+def _with(mask: Mask, click: Click, part: Mask) -> Mask:
+    """Add a part to a mask, or take it away, and the click's own pixel in any case."""
+    result = mask | part if click.positive else mask & ~part
+    result[_pixel(click, mask.shape)] = click.positive
     return result
+
+
+def _pointed(size: tuple[int, ...], click: Click) -> Mask:
+    """Give the least that a click can mean, bool (H, W): a small disc that is on the object, or off it."""
+    disc: Mask = _distances(size, click) <= DOT * math.hypot(*size)
+    return disc if click.positive else ~disc
+
+
+def _distances(size: tuple[int, ...], click: Click) -> NDArray[np.float64]:
+    """Distance in pixels of each pixel (H, W) from a click's."""
+    row, column = _pixel(click, size)
+    rows, columns = np.arange(size[0])[:, None], np.arange(size[1])[None]
+    distances: NDArray[np.float64] = np.hypot(rows - row, columns - column)
+    return distances
 
 
 def _pixel(click: Click, size: tuple[int, ...]) -> tuple[int, int]:

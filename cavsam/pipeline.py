@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from cavsam.adapted import AdaptedReference
 from cavsam.alignment import align
-from cavsam.candidates.base import Candidate, Proposal, Scene
-from cavsam.candidates.selection import choose, settled, strategies
+from cavsam.candidates.base import NO_EXPERIENCE, Candidate, Proposal, Scene
+from cavsam.candidates.selection import choose, enough, strategies
 from cavsam.errors import CavSamError, InvalidReference, ModelError, NumericalError, UsageError
 from cavsam.features import descriptors, without_overlap
 from cavsam.images import ImageSource, is_one_picture, read_image
@@ -24,6 +24,7 @@ from cavsam.result import to_result
 from cavsam.scoring.appearance import appearance_cues, pictures_of
 from cavsam.scoring.calibration import Calibration
 from cavsam.scoring.cues import backward_consistency, similarity_cues
+from cavsam.scoring.experience import Experience
 from cavsam.tracking import Tracker
 from cavsam.transition import DiffusionTransition, Transition
 from cavsam.types import Progress, Reference, TargetResult, order_of_content
@@ -152,6 +153,7 @@ class CavSam:
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         trace: Trace | None = None,
+        experience: Experience = NO_EXPERIENCE,
     ) -> Iterator[TargetResult]:
         """Segment targets one after another; a result does not depend on the other targets.
 
@@ -163,6 +165,7 @@ class CavSam:
             progress: told of each step within a target; what it raises ends the iteration.
             cancelled: asked before each target; True ends the iteration.
             trace: keeps what happens inside on the first target.
+            experience: what measured targets taught about scores, and in `auto` about candidates worth trying.
 
         Raises:
             UsageError: `adapted` is not from `adapt`, `targets` is a single picture, or `cancelled` no function.
@@ -176,11 +179,19 @@ class CavSam:
             raise UsageError(f"cancelled must be a function that is asked, not {cancelled!r}.")
         if adapted.fingerprint != self.fingerprint:
             raise ModelError("The reference was adapted with other models or another recipe; adapt it again.")
+
+        def observe(first: bool) -> Run:
+            return Run(progress, trace if first else None, cancelled)
+
         # the arguments are checked at the call, the targets computed as they are asked for
-        return self._segment(adapted, targets, lambda first: Run(progress, trace if first else None, cancelled))
+        return self._segment(adapted, targets, observe, experience)
 
     def _segment(
-        self, adapted: AdaptedReference, targets: Iterable[ImageSource], observe: Callable[[bool], Run]
+        self,
+        adapted: AdaptedReference,
+        targets: Iterable[ImageSource],
+        observe: Callable[[bool], Run],
+        experience: Experience,
     ) -> Iterator[TargetResult]:
         """Segment every target with a run of its own; an error stays with its target."""
         for index, target in enumerate(targets):
@@ -188,7 +199,7 @@ class CavSam:
             if run.is_cancelled():
                 return
             try:
-                result = self._segment_one(adapted, read_image(target), run)
+                result = self._segment_one(adapted, read_image(target), run, experience)
             except Exception as error:  # this target is lost, the batch is not
                 if run.raised(error):
                     raise
@@ -199,16 +210,20 @@ class CavSam:
                     result = TargetResult(index, error=f"The computation failed: {error or type(error).__name__}")
             yield replace(result, index=index, seconds=run.total(), timings=dict(run.seconds))
 
-    def _segment_one(self, adapted: AdaptedReference, image: NDArray[np.uint8], run: Run) -> TargetResult:
+    def _segment_one(
+        self, adapted: AdaptedReference, image: NDArray[np.uint8], run: Run, experience: Experience
+    ) -> TargetResult:
         """Propose masks, check each one backwards, keep the most trusted."""
         with run.step("encode"):
             scene = Scene.of(adapted, image, self.tracker)
         candidates: list[Candidate] = []
         for strategy in self.strategies:
-            if strategy.generates_frames and settled(candidates, self.recipe):
+            if enough(candidates, strategy, self.recipe, experience):
                 break
+            begun = run.total()
             proposal = strategy.propose(scene, candidates, run)
-            candidates.append(self._assess(proposal, scene, run))
+            candidate = self._assess(proposal, scene, run).scored(self.calibration, experience)
+            candidates.append(replace(candidate, seconds=run.total() - begun))
         chosen = choose(candidates, self.recipe)
         if run.trace:
             self._complete(run.trace, scene, candidates, chosen)
@@ -216,7 +231,7 @@ class CavSam:
         return to_result(adapted.labels, candidates, chosen, size, self.recipe, self.calibration)
 
     def _assess(self, proposal: Proposal, scene: Scene, run: Run) -> Candidate:
-        """Check a proposal: track it backwards, compare its features and its colours with the references', score it."""
+        """Check a proposal: track it backwards, compare its features and its colours with the references'."""
         if not proposal.logits.isfinite().all():
             raise NumericalError(
                 f"The candidate {proposal.kind} gave values that are not finite; try precision float32."
@@ -230,7 +245,7 @@ class CavSam:
             looks = appearance_cues(scene.appearances, scene.picture, masks)
         run.proposed(proposal.prompts, masks)
         of_labels = [{**first, **second} for first, second in zip(alike, looks, strict=True)]
-        return Candidate.of(proposal, of_labels, consistency, shown).scored(self.calibration)
+        return Candidate.of(proposal, of_labels, consistency, shown)
 
     def _complete(
         self, trace: Trace, scene: Scene, candidates: Sequence[Candidate], chosen: Sequence[Candidate]

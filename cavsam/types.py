@@ -100,6 +100,8 @@ class CandidateMask:
         presence: 0..1, estimated probability that the object is on the target.
         cues: what speaks for the mask, by name; the higher the better.
         chosen: whether the result is this one.
+        own: the score before the experience of a project corrected it, 0..1.
+        seconds: time that all labels' masks of the candidate took.
     """
 
     kind: str
@@ -108,6 +110,8 @@ class CandidateMask:
     presence: float
     cues: dict[str, float]
     chosen: bool
+    own: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

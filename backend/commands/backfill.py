@@ -8,9 +8,9 @@ from contextlib import closing
 from queue import SimpleQueue
 from typing import Any
 
+from backend.clients import Clients
 from backend.entities import ALL_PROJECTS, Job, Refusal
 from backend.errors import BackendError, LabelStudioNotFound
-from backend.labelstudio.clients import Clients
 from backend.service import image_folder, lock_data_folder, model_spec, resume
 from backend.settings import Settings
 from backend.store.store import Store

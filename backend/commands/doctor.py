@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from backend.errors import BackendError, LabelConfigError, LabelStudioError
+from backend.labelstudio.address_guard import SWITCHES, has_guard, is_private, listens_privately
 from backend.labelstudio.brush import encode_mask
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.label_config import parse_label_config
@@ -34,14 +33,8 @@ from cavsam.weights.sources import ModelSources, calibration_file
 Verdict = Literal["ok", "note", "fail"]
 
 MIN_FREE_GB = 2.0
-SSRF_RELEASE = (1, 23, 1)
 WEIGHTS_GB = 6.0
 TRIAL_SIZE = 96
-SWITCHES = (
-    "Since 1.23.1 Label Studio answers 403 when a backend on a private address is connected, unless it is started with "
-    "LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false and, for the webhooks, LABEL_STUDIO_SSRF_PROTECTION_ENABLED=false. Its users "
-    "can then make it call addresses inside your network, so do this only where you trust them."
-)
 
 
 @dataclass(frozen=True)
@@ -174,7 +167,7 @@ def _label_studio(settings: Settings, project: int | None) -> Iterator[Finding]:
         yield Finding("fail", "API key", str(error))
         return
     yield Finding("ok", "API key", f"{kind} of {user.get('email')}")
-    guarded = _release(release) >= SSRF_RELEASE
+    guarded = has_guard(release)
     if project is None:
         if guarded:
             yield from _address_guard(settings)
@@ -185,8 +178,7 @@ def _label_studio(settings: Settings, project: int | None) -> Iterator[Finding]:
 
 def _address_guard(settings: Settings) -> Iterator[Finding]:
     """Since 1.23.1 Label Studio does not connect to private addresses unless it is told to."""
-    address = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
-    if _is_private(address):
+    if listens_privately(settings.host):
         yield Finding(
             "note",
             "private address",
@@ -227,7 +219,7 @@ def _connection(client: LabelStudio, project: int, backend: dict[str, Any], *, g
     subject, url = f"project {project}", str(backend.get("url", ""))
     if backend.get("state") in ("DI", "ER"):
         reason = backend.get("error_message") or "Label Studio cannot reach it"
-        hint = f" {SWITCHES}" if guarded and _is_private(urlsplit(url).hostname or "") else ""
+        hint = f" {SWITCHES}" if guarded and is_private(urlsplit(url).hostname or "") else ""
         yield Finding(
             "fail",
             subject,
@@ -311,15 +303,3 @@ def _trial_job(folder: Path) -> SegmentTask:
 
 def _silent(step: str, done: int, total: int) -> None:
     pass
-
-
-def _release(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:3] if part.isdigit())
-
-
-def _is_private(host: str) -> bool:
-    try:
-        addresses = {info[4][0] for info in socket.getaddrinfo(host, None)}
-    except OSError:
-        return False
-    return any(not ipaddress.ip_address(str(address).partition("%")[0]).is_global for address in addresses)

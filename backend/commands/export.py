@@ -15,11 +15,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from backend.clients import Clients
 from backend.commands.export_formats import FORMATS, ExportedObject, ExportedTask, Picture
 from backend.entities import Task
 from backend.errors import BackendError, LabelStudioNotFound, UnusableRegion
 from backend.labelstudio.client import LabelStudio
-from backend.labelstudio.clients import Clients
 from backend.labelstudio.label_config import LabelConfig, image_url
 from backend.labelstudio.masks import mask_of
 from backend.labelstudio.regions import Region, read_regions

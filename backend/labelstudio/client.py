@@ -54,6 +54,18 @@ class LabelStudio:
         """The project's description; its `label_config` is the XML."""
         return self._get(f"/api/projects/{project}/")
 
+    def projects(self) -> Iterator[int]:
+        """The numbers of all projects that the key may see."""
+        page, seen = 1, 0
+        while True:
+            answer = self._get("/api/projects/", {"page": page, "page_size": PAGE_SIZE})
+            found = answer["results"]
+            yield from (int(project["id"]) for project in found)
+            seen += len(found)
+            if not found or seen >= answer["count"]:
+                return
+            page += 1
+
     def set_model_version(self, project: int, version: str) -> None:
         """Have the project show, sort and sample by the predictions of one version."""
         self._request("PATCH", f"/api/projects/{project}/", json={"model_version": version})

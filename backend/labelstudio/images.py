@@ -1,23 +1,22 @@
-"""Images of tasks: fetched from Label Studio or from where its tasks say, as files that the model process can open."""
+"""Images of tasks: fetched from Label Studio or from where its tasks say, each into a file."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import os
+import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote_to_bytes, urlsplit
 
 import requests
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
-from backend.entities import Task
 from backend.errors import (
     BackendError,
     ImageNotKept,
@@ -27,56 +26,17 @@ from backend.errors import (
     LabelStudioUnreachable,
 )
 from backend.labelstudio.client import LabelStudio
-from backend.labelstudio.label_config import LabelConfig, image_url
 from backend.labelstudio.transport import RETRIED_STATUSES, cause, shown
+from backend.text import whole
 
 CHUNK = 1 << 16
-
-
-class ImageFolder:
-    """A folder of fetched images, emptied at each start; a file is there or is whole."""
-
-    def __init__(self, folder: Path, limit: int):
-        self._folder, self._limit = folder, limit
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)  # images may be of people
-        for leftover in folder.iterdir():
-            leftover.unlink()
-
-    def fetch(self, client: LabelStudio, config: LabelConfig, task: Task, to_names: Iterable[str]) -> dict[str, str]:
-        """Paths of a task's images by the name of their tag; fetched where they are not there yet.
-
-        An image that the task does not have is left out. Raises as `fetch_image`, and `ImageUnavailable`
-        where the task has none of the images.
-        """
-        paths = {}
-        for to_name in sorted(set(to_names)):
-            address = image_url(config.images.get(to_name, ""), task.data)
-            if address is None:
-                continue
-            path = self._path(task, address)
-            if not path.exists():
-                fetch_image(client, address, path, self._limit)
-            paths[to_name] = str(path)
-        if not paths:
-            raise ImageUnavailable("The task's data has no image for the configuration's image tags.", permanent=True)
-        return paths
-
-    def discard(self, paths: Iterable[str]) -> None:
-        """Remove files that are not needed any more."""
-        for path in paths:
-            Path(path).unlink(missing_ok=True)
-
-    def _path(self, task: Task, address: str) -> Path:
-        digest = hashlib.sha256(address.encode()).hexdigest()[:16]
-        return self._folder / f"{task.project}-{task.id}-{digest}"
-
-
-def name_tasks(message: str, tasks: Mapping[str, int]) -> str:
-    """A message with the paths of our copies replaced by the tasks whose images they are: those people know."""
-    for path, task in tasks.items():
-        message = message.replace(path, f"The image of task {task}")
-    return message
+PASSWORD_FIELD = re.compile(rb"""type\s*=\s*["']?password""", re.IGNORECASE)
+LOCAL_FILES = "/data/local-files"
+"""Label Studio's path for files of its own machine; which file is in the query."""
+HOW_LOCAL_FILES_ARE_SERVED = (
+    "Label Studio must be started with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and with "
+    "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT, a folder above the storage's own path"
+)
 
 
 def fetch_image(client: LabelStudio, address: str, path: Path, limit: int) -> None:
@@ -109,7 +69,7 @@ def _fetch_file(client: LabelStudio, address: str, path: Path, limit: int) -> No
         try:
             _stream(response, path, limit, ours)
         except requests.RequestException as error:
-            raise _image_away(f"The image {shown(url)} broke off: {cause(error)}.", ours) from error
+            raise _image_away(f"The image {_named(url)} broke off: {cause(error)}.", ours) from error
 
 
 def _resolve(client: LabelStudio, address: str) -> tuple[str, bool]:
@@ -143,7 +103,7 @@ def _download(client: LabelStudio, url: str, ours: bool) -> requests.Response:
     try:
         return client.open(url, with_key=ours)
     except (requests.ConnectionError, requests.Timeout) as error:
-        raise _image_away(f"The image {shown(url)} cannot be fetched: {cause(error)}.", ours) from error
+        raise _image_away(f"The image {_named(url)} cannot be fetched: {cause(error)}.", ours) from error
     except (requests.RequestException, UnicodeError) as error:
         raise ImageUnavailable(f"The image address {shown(url)} is not valid.", permanent=True) from error
 
@@ -183,18 +143,43 @@ def _image_away(message: str, ours: bool) -> BackendError:
 
 
 def _check_download(response: requests.Response, url: str, ours: bool) -> None:
-    status = response.status_code
-    if ours and (status in (401, 403) or "/user/login" in response.url):
+    status, local = response.status_code, ours and _is_local_file(url)
+    if local and status == 403:  # whose key it is makes no difference
         raise LabelStudioDenied(
-            f"The API key does not open the image {shown(url)} ({status}); use a key of a member of the project."
+            f"Label Studio does not serve the local file {_named(url)} (403). {HOW_LOCAL_FILES_ARE_SERVED}."
         )
-    if status in RETRIED_STATUSES:
-        raise _image_away(f"The image {shown(url)} cannot be fetched: status {status}.", ours)
-    if status >= 400:
+    if local and status in (400, 404):
         raise ImageUnavailable(
-            f"The image {shown(url)} cannot be fetched: status {status}. Check the address in the task's data.",
+            f"Label Studio does not have the local file {_named(url)} ({status}), or its storage is not connected to "
+            f"a project of the key's user. {HOW_LOCAL_FILES_ARE_SERVED}.",
             permanent=True,
         )
+    if ours and "/user/login" in response.url:
+        raise LabelStudioDenied(
+            f"Instead of the image {_named(url)} came Label Studio's log-in page: the API key does not open it; use "
+            "a key of a member of the project."
+        )
+    if ours and status in (401, 403):
+        raise LabelStudioDenied(
+            f"The API key does not open the image {_named(url)} ({status}); use a key of a member of the project."
+        )
+    if status in RETRIED_STATUSES:
+        raise _image_away(f"The image {_named(url)} cannot be fetched: status {status}.", ours)
+    if status >= 400:
+        raise ImageUnavailable(
+            f"The image {_named(url)} cannot be fetched: status {status}. Check the address in the task's data.",
+            permanent=True,
+        )
+
+
+def _is_local_file(url: str) -> bool:
+    return _split(url).path.rstrip("/").endswith(LOCAL_FILES)
+
+
+def _named(url: str) -> str:
+    """An image's address without its query, which may hold a signature, but for the name of a local file."""
+    files = parse_qs(_split(url).query).get("d", []) if _is_local_file(url) else []
+    return shown(url) + (f"?d={whole(files[0][:200])}" if files else "")
 
 
 def _stream(response: requests.Response, path: Path, limit: int, ours: bool) -> None:
@@ -202,7 +187,7 @@ def _stream(response: requests.Response, path: Path, limit: int, ours: bool) -> 
     with _writing(path.parent), _private(path) as file:
         for chunk in response.iter_content(CHUNK):
             if not size and _is_web_page(chunk):
-                raise _page_instead(response.url, ours)
+                raise _page_instead(response.url, chunk, ours)
             size += len(chunk)
             if size > limit:
                 raise ImageUnavailable(
@@ -222,12 +207,12 @@ def _is_web_page(start: bytes) -> bool:
     return text.startswith((b"<!doctype html", b"<html", b"<head", b"<body"))
 
 
-def _page_instead(url: str, ours: bool) -> BackendError:
+def _page_instead(url: str, page: bytes, ours: bool) -> BackendError:
     """A page of a log-in, a proxy or an ingress has status 200 and says nothing of the image behind it."""
-    message = (
-        f"Instead of the image {shown(url)} came a web page, such as a log-in page or that of a server that is being "
-        "started; open the address in a browser."
+    kind = (
+        "a log-in page" if PASSWORD_FIELD.search(page) else "a web page, such as that of a server that is being started"
     )
+    message = f"Instead of the image {_named(url)} came {kind}; open the address in a browser."
     return LabelStudioUnreachable(message) if ours else ImageServerFault(message)
 
 

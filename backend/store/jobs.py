@@ -6,13 +6,15 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 from backend.entities import DeliveryState, Job, JobGroup, JobState, LowScores, TaskState
 from backend.store.database import Database
+from backend.version import taught_version
 
 TaskOrder = Literal["task", "score", "latest"]
-TaskFilter = Literal["all", "waiting", "predicted", "failed", "low"]
+TaskFilter = Literal["all", "waiting", "predicted", "failed", "low", "reviewed"]
 
 MAX_BEGUN = 5
 """Times that a job is begun when the whole process ends with it each time, as if a container runs out of memory."""
@@ -27,7 +29,10 @@ FILTERS: dict[str, str] = {
     "waiting": "coalesce(j.state, 'queued') IN ('queued', 'running')",
     "predicted": "j.state = 'done'",
     "failed": "j.state = 'failed'",
-    "low": "j.state = 'done' AND (j.score < iif(j.calibrated, :low, :order) OR j.remarks != '[]')",
+    "low": (
+        "j.state = 'done' AND r.verdict IS NULL AND (j.score < iif(j.calibrated, :low, :order) OR j.remarks != '[]')"
+    ),
+    "reviewed": "r.verdict IS NOT NULL",
 }
 
 
@@ -70,7 +75,7 @@ class JobQueue:
         *,
         calibrated: bool = True,
     ) -> None:
-        """Store a finished job.
+        """Store a finished job with its lesson.
 
         Args:
             job: which one.
@@ -82,8 +87,8 @@ class JobQueue:
         """
         packed, said = zlib.compress(result.encode()), json.dumps(list(remarks))
         with self._db.transaction() as db:
-            values = (packed, score, seconds, said, calibrated, db.now)
-            db.change("finish_job", *values, job.project, job.task, job.version)
+            made = packed, score, seconds, said, calibrated, job.lesson, db.now
+            db.change("finish_job", *made, job.project, job.task, job.version)
 
     def fail(self, job: Job, error: str, seconds: float | None = None) -> None:
         """Store why a job gave no result."""
@@ -118,8 +123,12 @@ class JobQueue:
         ]
 
     def versions(self) -> list[str]:
-        """All versions that have finished jobs, and the present ones."""
+        """All versions that have finished jobs, and the present ones, without lessons."""
         return [row["version"] for row in self._db.rows("versions")]
+
+    def carried_versions(self) -> list[str]:
+        """The same as predictions carry them, with lessons."""
+        return [taught_version(row["version"], row["lesson"]) for row in self._db.rows("carried_versions")]
 
 
 class Jobs:
@@ -195,7 +204,10 @@ class Jobs:
         return bool(row["lower"] < (row["count"] + 1) // 10)
 
     def to_check(self, below: float) -> int:
-        """How many predictions a person should check: those with a low score, see `low_scores`, or with a remark."""
+        """How many predictions a person should check: those with a low score, see `low_scores`, or with a remark.
+
+        What was reviewed is checked.
+        """
         low = self.low_scores(below)
         return int(self._db.rows("to_check", self.project, self.version, low.estimate, low.order)[0]["n"])
 
@@ -210,7 +222,8 @@ class Jobs:
         """Some of the project's tasks and what became of them.
 
         Args:
-            show: which tasks are meant; `low` are predictions with a low score or with a remark.
+            show: which tasks are meant; `low` are predictions with a low score or with a remark that nobody has
+                reviewed.
             order: by number, by score with the lowest first, or with what changed last first.
             low: the bound of `low_scores` that `show="low"` goes by.
             limit: how many to return; -1 for all.
@@ -230,8 +243,14 @@ class Jobs:
         found = []
         for (task,) in page:
             rows = self._db.rows("task_state", self.project, task, self.version)
-            found.append(_task_state(task, rows[0]) if rows else TaskState(task))
+            state = _task_state(task, rows[0]) if rows else TaskState(task)
+            reviews = self._db.rows("verdict", self.project, task)
+            found.append(replace(state, verdict=reviews[0]["verdict"], iou=reviews[0]["iou"]) if reviews else state)
         return found, int(counted["n"])
+
+    def lessons(self) -> list[str]:
+        """Names of the lessons that results were made with, "" for none; that of most unannotated tasks first."""
+        return [row["lesson"] for row in self._db.rows("lessons_of_version", self.project, self.version)] or [""]
 
 
 def job_of(row: sqlite3.Row, **changes: Any) -> Job:

@@ -71,6 +71,9 @@ SELECT name, value FROM meta WHERE name LIKE 'grant:%';
 -- wanted_again: The projects whose predictions are to be replaced.
 SELECT name FROM meta WHERE name LIKE 'again:%';
 
+-- value: One value.
+SELECT value FROM meta WHERE name = ?;
+
 -- set_value: One value.
 INSERT OR REPLACE INTO meta VALUES (?, ?);
 
@@ -176,7 +179,8 @@ AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'paused')
 WHERE j.state = 'queued';
 
 -- finish_job: Its result, compressed, and the remarks on it.
-UPDATE jobs SET state = 'done', result = ?, score = ?, seconds = ?, remarks = ?, calibrated = ?, error = NULL, updated_at = ?
+UPDATE jobs SET state = 'done', result = ?, score = ?, seconds = ?, remarks = ?, calibrated = ?, lesson = ?,
+error = NULL, updated_at = ?
 WHERE project = ? AND task = ? AND version = ?;
 
 -- fail_job: Why it gave no result.
@@ -203,6 +207,10 @@ count(*) AS count, coalesce(sum(j.seconds), 0) AS seconds, coalesce(sum(j.score)
 min(j.updated_at) AS oldest
 FROM jobs j JOIN projects p ON p.id = j.project AND p.version = j.version GROUP BY 1, 2, 3;
 
+-- carried_versions: The same with the lessons that predictions were made with.
+SELECT DISTINCT version, lesson FROM jobs WHERE state = 'done' UNION
+SELECT version, '' FROM projects WHERE version != '' ORDER BY version, lesson;
+
 -- versions: All versions that have finished jobs, and the present ones.
 SELECT DISTINCT version FROM jobs WHERE state = 'done' UNION
 SELECT version FROM projects WHERE version != '' ORDER BY version;
@@ -226,12 +234,12 @@ AND state = 'failed' AND updated_at <= ? AND task = ?;
 
 -- jobs: Without their results, which may be large.
 SELECT project, task, version, state, attempts, score, seconds, error, NULL AS result, delivery, updated_at, remarks,
-calibrated
+calibrated, lesson
 FROM jobs WHERE project = ? AND version = ?;
 
 -- jobs_of_tasks: The same of some tasks, given as a JSON list.
 SELECT project, task, version, state, attempts, score, seconds, error, NULL AS result, delivery, updated_at, remarks,
-calibrated
+calibrated, lesson
 FROM jobs WHERE project = ? AND version = ? AND task IN (SELECT value FROM json_each(?));
 
 -- job: One job with its result.
@@ -254,9 +262,10 @@ AND version = :version AND state = 'done' AND NOT calibrated AND score IS NOT NU
 SELECT count(*) AS count, coalesce(sum(score <= ?), 0) AS lower FROM jobs
 WHERE project = ? AND version = ? AND state = 'done' AND NOT calibrated AND score IS NOT NULL;
 
--- to_check: How many predictions have a score below the bound of its kind, or a remark.
-SELECT count(*) AS n FROM jobs WHERE project = ? AND version = ? AND state = 'done'
-AND (score < iif(calibrated, ?, ?) OR remarks != '[]');
+-- to_check: How many predictions that nobody has reviewed have a score below the bound of its kind, or a remark.
+SELECT count(*) AS n FROM jobs j WHERE j.project = ? AND j.version = ? AND j.state = 'done'
+AND (j.score < iif(j.calibrated, ?, ?) OR j.remarks != '[]')
+AND NOT EXISTS (SELECT 1 FROM reviews r WHERE r.project = j.project AND r.task = j.task);
 
 -- mean_seconds: Of the last finished jobs.
 SELECT avg(seconds) AS mean FROM (SELECT seconds FROM jobs WHERE project = ? AND version = ?
@@ -268,11 +277,13 @@ SELECT count(*) AS n FROM tasks t WHERE t.project = :project;
 -- count_task_states: How many tasks a page's filter lets through; `{filter}` is one of `jobs.FILTERS`.
 SELECT count(*) AS n FROM tasks t
 LEFT JOIN jobs j ON j.project = t.project AND j.task = t.id AND j.version = :version
+LEFT JOIN reviews r ON r.project = t.project AND r.task = t.id
 WHERE t.project = :project AND {filter};
 
 -- task_state_page: The tasks of one page; `{filter}` and `{order}` are one of `jobs.FILTERS` and `jobs.ORDERS`.
 SELECT t.id AS id FROM tasks t
 LEFT JOIN jobs j ON j.project = t.project AND j.task = t.id AND j.version = :version
+LEFT JOIN reviews r ON r.project = t.project AND r.task = t.id
 WHERE t.project = :project AND {filter} ORDER BY {order} LIMIT :limit OFFSET :offset;
 
 -- task_state: What became of one task.
@@ -346,6 +357,71 @@ AND j.version = p.version WHERE t.project = p.id AND (j.state IS NULL OR (j.stat
 AND j.delivery != 'delivered'))
 AND NOT EXISTS (SELECT 1 FROM learned_from l WHERE l.project = p.id AND l.task = t.id));
 
+-- lessons_of_version: What its predictions were made with; first what most tasks have that nobody has annotated.
+SELECT j.lesson AS lesson, sum(NOT t.annotated) AS open, count(*) AS n FROM jobs j
+JOIN tasks t ON t.project = j.project AND t.id = j.task
+WHERE j.project = ? AND j.version = ? AND j.state = 'done' GROUP BY j.lesson ORDER BY open DESC, n DESC, lesson;
+
 -- superseded: Other versions whose predictions Label Studio was given.
 SELECT DISTINCT j.version FROM jobs j JOIN projects p ON p.id = j.project AND p.version != j.version
 WHERE p.id = ? AND j.delivery != 'open' ORDER BY j.version;
+
+
+-- Learning: candidates, reviews, and what they taught
+
+-- forget_candidates: Of a task that was deleted.
+DELETE FROM candidates WHERE project = ? AND task = ?;
+
+-- keep_candidates: Of a task's latest prediction.
+INSERT OR REPLACE INTO candidates VALUES (?, ?, ?, ?, ?, ?, ?);
+
+-- prune_candidates: All but so many of a project, the latest.
+DELETE FROM candidates WHERE project = ? AND task IN (SELECT task FROM candidates WHERE project = ?
+ORDER BY kept_at DESC, task DESC LIMIT -1 OFFSET ?);
+
+-- candidates_of: One task's.
+SELECT * FROM candidates WHERE project = ? AND task = ?;
+
+-- candidates_of_version: Of tasks that are predicted under a version.
+SELECT c.task, c.tried FROM candidates c
+JOIN jobs j ON j.project = c.project AND j.task = c.task AND j.version = c.version AND j.state = 'done'
+WHERE c.project = ? AND c.version = ?;
+
+-- unmeasured: Tasks that were annotated and predicted, and not measured yet.
+SELECT t.id AS task FROM tasks t JOIN jobs j ON j.project = t.project AND j.task = t.id AND j.version = ?
+AND j.state = 'done' AND j.result IS NOT NULL
+WHERE t.project = ? AND t.annotated AND NOT EXISTS (SELECT 1 FROM reviews r WHERE r.project = t.project
+AND r.task = t.id AND r.base = ?) ORDER BY t.id;
+
+-- verdict: What a person made of one task's prediction.
+SELECT verdict, iou FROM reviews WHERE project = ? AND task = ?;
+
+-- review: One task's.
+SELECT * FROM reviews WHERE project = ? AND task = ?;
+
+-- reviews: The latest of a project.
+SELECT * FROM reviews WHERE project = ? AND base = ? ORDER BY rowid DESC LIMIT ?;
+
+-- add_review: A task as it was measured.
+INSERT OR REPLACE INTO reviews VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- forget_review: A task whose annotation is gone.
+DELETE FROM reviews WHERE project = ? AND task = ?;
+
+-- lesson: What a project's reviews taught.
+SELECT * FROM lessons WHERE project = ?;
+
+-- set_lesson: What a project's reviews taught.
+INSERT OR REPLACE INTO lessons VALUES (?, ?, ?, ?, ?, ?);
+
+-- forget_lesson: Nothing is learned any more.
+DELETE FROM lessons WHERE project = ?;
+
+-- evaluation: What a project's reviews say.
+SELECT evaluation FROM evaluations WHERE project = ?;
+
+-- set_evaluation: What a project's reviews say.
+INSERT OR REPLACE INTO evaluations VALUES (?, ?);
+
+-- set_score: What is learned changes what a prediction's score means, not when it was made.
+UPDATE jobs SET score = ? WHERE project = ? AND task = ? AND version = ? AND state = 'done';

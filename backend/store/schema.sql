@@ -1,7 +1,8 @@
--- The ledger's schema, number 5. `upgrades.sql` turns a file of an earlier one into this.
+-- The ledger's schema, number 6. `upgrades.sql` turns a file of an earlier one into this.
 
 -- Values by name: the schema's number; `paused`; `grant:<project>`, the address and key that Label Studio handed over;
--- `again:<project>`, whose predictions are to be replaced.
+-- `again:<project>`, whose predictions are to be replaced; `rebuild`, the name under which a damaged file is kept
+-- whose projects were not looked for yet.
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 
 -- `uid` is the moment of creation as Label Studio writes it. `version` and `reference_key` are what is predicted under
@@ -56,8 +57,8 @@ CREATE TABLE refusals (
 );
 
 -- A job is one task under one version; `store/deliveries.py` explains the states of its delivery. `result` is the
--- compressed JSON text of the regions, `remarks` a JSON list of what a person should look at in it. `calibrated`
--- says whether the score estimates an IoU, rather than give an order only.
+-- compressed JSON text of the regions, `remarks` a JSON list of what a person should look at in it, `lesson` the name of
+-- what it was made with, see `lessons`, `calibrated` whether the score estimates an IoU, rather than give an order only.
 CREATE TABLE jobs (
     project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
     task INTEGER NOT NULL,
@@ -77,6 +78,7 @@ CREATE TABLE jobs (
     updated_at REAL NOT NULL,
     remarks TEXT NOT NULL DEFAULT '[]',
     calibrated INTEGER NOT NULL DEFAULT 0,
+    lesson TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (project, task, version)
 );
 CREATE INDEX jobs_by_state ON jobs (state, delivery);
@@ -103,4 +105,51 @@ CREATE TABLE learned_from (
     key TEXT NOT NULL,
     regions BLOB NOT NULL,
     PRIMARY KEY (project, annotation)
+);
+
+-- The ways to the latest predicted masks of a task that were tried, compressed; see `learning/candidates.py`. The
+-- oldest beyond `candidates.KEPT` of a project go.
+CREATE TABLE candidates (
+    project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+    task INTEGER NOT NULL,
+    version TEXT NOT NULL,
+    last TEXT NOT NULL,
+    seconds REAL NOT NULL,
+    tried BLOB NOT NULL,
+    kept_at REAL NOT NULL,
+    PRIMARY KEY (project, task)
+);
+CREATE INDEX candidates_by_age ON candidates (project, kept_at);
+
+-- Annotations held against the prediction that was there before them. `digest` changes with the annotation; `measured`
+-- is the JSON text of its labels, see `learning/measure.py`.
+CREATE TABLE reviews (
+    project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+    task INTEGER NOT NULL,
+    base TEXT NOT NULL,
+    version TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    verdict TEXT NOT NULL,
+    iou REAL,
+    score REAL,
+    last TEXT NOT NULL,
+    seconds REAL NOT NULL,
+    measured TEXT NOT NULL,
+    PRIMARY KEY (project, task)
+);
+
+-- What a project's reviews taught, under the name that is part of the versions of predictions made with it.
+CREATE TABLE lessons (
+    project INTEGER PRIMARY KEY REFERENCES projects ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    base TEXT NOT NULL,
+    reviews INTEGER NOT NULL,
+    experience TEXT NOT NULL,
+    told TEXT NOT NULL
+);
+
+-- What a project's reviews say, as JSON text for the status page; see `learning/evaluation.py`.
+CREATE TABLE evaluations (
+    project INTEGER PRIMARY KEY REFERENCES projects ON DELETE CASCADE,
+    evaluation TEXT NOT NULL
 );

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from backend.settings import Settings
 from backend.store.annotations import Annotations
-from backend.store.database import Database
+from backend.store.database import REBUILD, Database
 from backend.store.deliveries import Deliveries
 from backend.store.jobs import JobQueue, Jobs
+from backend.store.learning import Learning
 from backend.store.projects import Projects
 from backend.store.tasks import Tasks
 
@@ -48,6 +49,25 @@ class Store:
         """Why the file could not be written, or read, the last time that it was needed; empty if it could."""
         return self._db.trouble
 
+    @property
+    def generation(self) -> int:
+        """How many files were found to be damaged, and replaced by empty ones, since this one was opened."""
+        return self._db.generation
+
+    def damaged_file(self) -> str | None:
+        """The name under which a damaged file is kept, if its projects were not looked for in Label Studio yet."""
+        rows = self._db.rows("value", REBUILD)
+        return rows[0]["value"] if rows else None
+
+    def kept_files(self) -> list[str]:
+        """The names of damaged files that are kept in the data folder."""
+        return self._db.kept_files()
+
+    def mark_rebuilt(self) -> None:
+        """Store that the projects of a damaged file were looked for."""
+        with self._db.transaction() as db:
+            db.change("forget_value", REBUILD)
+
     def close(self) -> None:
         """Close the file; later calls raise `sqlite3.ProgrammingError`."""
         self._db.close()
@@ -63,6 +83,10 @@ class Store:
     def jobs(self, project: int, version: str) -> Jobs:
         """The jobs of one project under one version."""
         return Jobs(self._db, project, version)
+
+    def learning(self, project: int) -> Learning:
+        """What is learned from one project's corrections."""
+        return Learning(self._db, project)
 
     def deliveries(self, project: int, version: str) -> Deliveries:
         """The way of one version's results to Label Studio."""

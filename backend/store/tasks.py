@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from backend.entities import Task
 from backend.store.database import Database
 
+FORGET = ("forget_task", "forget_annotations", "forget_jobs_of_task", "forget_candidates", "forget_review")
+"""Queries that drop a task that is not there any more."""
+
 
 class Tasks:
     """The tasks of one project."""
@@ -22,7 +25,7 @@ class Tasks:
             known = {row["id"] for row in db.rows("task_numbers", self.project)}
             gone = known - {task.id for task in tasks}
             for task in gone:
-                for query in ("forget_task", "forget_annotations", "forget_jobs_of_task"):
+                for query in FORGET:
                     db.change(query, self.project, task)
             db.change_each(
                 "store_task", [(self.project, task.id, json.dumps(task.data), task.annotated) for task in tasks]

@@ -39,3 +39,43 @@ ALTER TABLE jobs ADD COLUMN calibrated INTEGER NOT NULL DEFAULT 0;
 DROP INDEX jobs_overview;
 CREATE INDEX jobs_overview
     ON jobs (project, version, task, state, delivery, score, seconds, updated_at, remarks, calibrated);
+
+-- from_5: Kept candidates, measured reviews and what they taught came with schema 6.
+ALTER TABLE jobs ADD COLUMN lesson TEXT NOT NULL DEFAULT '';
+CREATE TABLE candidates (
+    project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+    task INTEGER NOT NULL,
+    version TEXT NOT NULL,
+    last TEXT NOT NULL,
+    seconds REAL NOT NULL,
+    tried BLOB NOT NULL,
+    kept_at REAL NOT NULL,
+    PRIMARY KEY (project, task)
+);
+CREATE INDEX candidates_by_age ON candidates (project, kept_at);
+CREATE TABLE reviews (
+    project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+    task INTEGER NOT NULL,
+    base TEXT NOT NULL,
+    version TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    verdict TEXT NOT NULL,
+    iou REAL,
+    score REAL,
+    last TEXT NOT NULL,
+    seconds REAL NOT NULL,
+    measured TEXT NOT NULL,
+    PRIMARY KEY (project, task)
+);
+CREATE TABLE lessons (
+    project INTEGER PRIMARY KEY REFERENCES projects ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    base TEXT NOT NULL,
+    reviews INTEGER NOT NULL,
+    experience TEXT NOT NULL,
+    told TEXT NOT NULL
+);
+CREATE TABLE evaluations (
+    project INTEGER PRIMARY KEY REFERENCES projects ON DELETE CASCADE,
+    evaluation TEXT NOT NULL
+);

@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from backend.clients import Clients
 from backend.entities import Refusal
 from backend.errors import InvalidRequest, LedgerError
-from backend.labelstudio.clients import Clients
 from backend.labelstudio.events import Event, doubted, read_webhook, webhook_events
 from backend.settings import Settings
 from backend.store.store import Store
@@ -64,6 +64,7 @@ class Coordinator:
         self._settings, self._store, self._wake = settings, store, wake
         self._inbox = Inbox()
         self._turns = Turns(settings, store, clients, base_version, clock, self._tell_others)
+        self._generation = store.generation
         self._in_doubt = False  # whether the outcome of an import may not have been stored
         self._unreleased: deque[tuple[int, str]] = deque()  # project and owner of reservations
         self._changed = threading.Condition()
@@ -218,6 +219,9 @@ class Coordinator:
         Raises:
             LedgerError: the ledger cannot be read or written; what is due stays due.
         """
+        if self._generation != self._store.generation:
+            self._generation = self._store.generation
+            self._turns.begin_anew()
         if self._in_doubt:
             self._store.doubt_pushing(self._settings.answer_lease)
             self._in_doubt = False

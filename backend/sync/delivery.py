@@ -17,7 +17,7 @@ from backend.errors import LabelStudioDenied, LabelStudioNotFound, LabelStudioRe
 from backend.labelstudio.client import LabelStudio
 from backend.settings import Settings
 from backend.store.store import Store
-from backend.version import VERSION_PREFIX
+from backend.version import VERSION_PREFIX, taught_version, untaught
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ DROPPED = (
 def prediction_text(job: Job, *, with_task: bool) -> str:
     """A finished job as the JSON text of one prediction; the regions are already text and stay so."""
     head = {"task": job.task} if with_task else {}
-    fields = json.dumps({**head, "score": job.score, "model_version": job.version})
+    fields = json.dumps({**head, "score": job.score, "model_version": job.carried_version})
     return f'{fields[:-1]}, "result": {job.result}}}'
 
 
@@ -62,11 +62,16 @@ class Delivery:
         if self.is_waiting:
             return True
         if self._results.are_complete():
-            if self._settings.project_version == "follow" and self.version != self._project.shown_version:
+            if self._settings.project_version == "follow" and self.sorting_version != self._project.shown_version:
                 self.show_version()
             if self._settings.old_predictions == "remove":
                 self.remove_superseded()
         return False
+
+    @property
+    def sorting_version(self) -> str:
+        """The version that predictions of most tasks carry that nobody has annotated."""
+        return taught_version(self.version, self._store.jobs(self.project, self.version).lessons()[0])
 
     @property
     def is_waiting(self) -> bool:
@@ -180,26 +185,27 @@ class Delivery:
         return len(there)
 
     def show_version(self) -> None:
-        """Have the project show, sort and sample by our present version, unless somebody chose another model's.
+        """Have the project show, sort and sample by our `sorting_version`, unless somebody chose another model's.
 
         A project whose version is the name of its backend, as it is after connecting, asks the backend itself but
         finds no scores: Label Studio compares that name with the predictions' versions.
         """
         chosen = str(self._client.project(self.project).get("model_version") or "")
+        version = self.sorting_version
         ours = not chosen or chosen in self._store.queue.versions() or chosen.startswith(VERSION_PREFIX)
         try:
             if ours or chosen in {str(backend.get("title")) for backend in self._client.backends(self.project)}:
-                self._client.set_model_version(self.project, self.version)
-                log.info("Project %d: Label Studio shows and sorts by version %s.", self.project, self.version)
+                self._client.set_model_version(self.project, version)
+                log.info("Project %d: Label Studio shows and sorts by version %s.", self.project, version)
         except (LabelStudioDenied, LabelStudioRejected) as error:
             log.warning("Project %d: Label Studio does not sort by our scores. %s", self.project, error)
-        self._store.projects.set_shown_version(self.project, self.version)
+        self._store.projects.set_shown_version(self.project, version)
 
     def remove_superseded(self) -> int:
         """Delete the predictions of earlier versions once every task has one of the present; returns how many."""
         removed = 0
         for former in self._results.superseded():
-            removed += self._client.delete_version(self.project, former)
+            removed += delete_predictions(self._store, self._client, self.project, former)
             self._store.jobs(self.project, former).forget()
         if removed:
             log.info("Project %d: removed %d predictions of earlier versions.", self.project, removed)
@@ -250,10 +256,16 @@ class Delivery:
         seen: set[str] = set()
         removed = 0
         for prediction in sorted(self._client.predictions(task), key=lambda p: int(p["id"])):
-            version = str(prediction.get("model_version"))
+            version = untaught(str(prediction.get("model_version")))
             if version in seen and version in ours:
                 with suppress(LabelStudioNotFound):  # someone else was quicker
                     self._client.delete_prediction(int(prediction["id"]))
                     removed += 1
             seen.add(version)
         return removed
+
+
+def delete_predictions(store: Store, client: LabelStudio, project: int, version: str) -> int:
+    """Delete a version's predictions in Label Studio, whatever lesson they were made with; returns how many."""
+    lessons = store.jobs(project, version).lessons()
+    return sum(client.delete_version(project, taught_version(version, lesson)) for lesson in lessons)

@@ -15,9 +15,10 @@ from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.settings import Settings
 from backend.store.store import Store
 from backend.sync.connection import Connection
-from backend.sync.delivery import Delivery
+from backend.sync.delivery import Delivery, delete_predictions
 from backend.sync.policy import choose, why_no_reference
 from backend.sync.reading import Reader
+from backend.sync.reviews import Reviews
 from backend.version import model_version
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 UNANNOTATED, ANNOTATED, REQUESTED = 0, -10, 10
 CHOICES = 3
 """How often a reference is chosen anew if annotations change meanwhile."""
+MEASURE_PAUSE = 5.0
+"""Seconds until the next of many annotations are measured."""
 AGAIN = "predict again"
 NOT_AGAIN = (
     "Nothing was removed or predicted again: Label Studio has no machine learning backend connected to the project; "
@@ -86,7 +89,8 @@ class ProjectSync:
         self._store, self.client, self.project = store, client, project
         self._settings, self._base_version = settings, base_version
         self._clock, self._changed = clock, changed
-        self._reader = Reader(store, client, project)
+        self._reviews = Reviews(store, client, project)
+        self._reader = Reader(store, client, project, self._reviews)
         self._connection = Connection(client, project, settings.webhook_secret)
         self._pending: _Pending | None = None
         self._asks_meanwhile = False
@@ -114,6 +118,8 @@ class ProjectSync:
         delivery.remove_duplicates(counts)
         if not self._connection.is_settled and due.sync_in is None and not self.is_connected():
             due = replace(due, sync_in=self._connection.next_pause())
+        if self.learn_from_reviews():
+            due = replace(due, sync_in=MEASURE_PAUSE)
         self._store.projects.mark_synced(self.project)
         return replace(due, confirm=delivery.is_waiting)
 
@@ -198,6 +204,7 @@ class ProjectSync:
     def read_task(self, task: int, expected: frozenset[int]) -> frozenset[int]:
         """Judge one task's annotations again; returns those that were expected and are not there (yet)."""
         judged = self._reader.judge(task, self._config())
+        self._learn()
         return expected - {one.annotation for one in judged}
 
     # learn
@@ -245,6 +252,16 @@ class ProjectSync:
         elif known.reference_key is not None:
             log.info("Project %d: there is no reference any more.", self.project)
 
+    def learn_from_reviews(self) -> bool:
+        """Measure what people made of predictions, and learn from it; returns whether there is more to measure."""
+        more = self._reviews.measure_missing(self._known(), self._config())
+        self._learn()
+        return more
+
+    def _learn(self) -> None:
+        known = self._known()
+        self._reviews.learn(known, known.settings(self._settings))
+
     # queue
 
     @property
@@ -269,7 +286,7 @@ class ProjectSync:
         """Remove the present version's predictions here and there, so that all tasks are queued anew."""
         version = self.version
         # first there: what is removed there only is asked for again, what is forgotten here only would stay there
-        removed = self.client.delete_version(self.project, version)
+        removed = delete_predictions(self._store, self.client, self.project, version)
         self._store.jobs(self.project, version).begin_again()
         log.info("Project %d: removed %d predictions of %s to predict again.", self.project, removed, version)
 

@@ -14,6 +14,7 @@ from backend.labelstudio.label_config import LabelConfig
 from backend.store.store import Store
 from backend.sync.policy import Choice
 from backend.sync.references import examine, needs_prediction
+from backend.sync.reviews import Reviews
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +22,8 @@ log = logging.getLogger(__name__)
 class Reader:
     """Reads one project's tasks and annotations, and warns of what chosen annotations hold that is not learned."""
 
-    def __init__(self, store: Store, client: LabelStudio, project: int):
-        self._store, self._client, self.project = store, client, project
+    def __init__(self, store: Store, client: LabelStudio, project: int, reviews: Reviews):
+        self._store, self._client, self.project, self._reviews = store, client, project, reviews
         self._tasks, self._annotations = store.tasks(project), store.annotations(project)
 
     def read_tasks(self, config: LabelConfig) -> dict[int, int]:
@@ -54,6 +55,7 @@ class Reader:
             self.judge(task, config, read_under=state)
         else:
             self._annotations.replace(task, [], state)
+            self._reviews.measure(task, [], config)
 
     def _listed(self) -> list[dict[str, Any]]:
         """The project's tasks; one that we know is missing only when it is missing twice.
@@ -75,6 +77,7 @@ class Reader:
         known = {one.annotation: one.key for one in self._annotations.judged(task) if one.usable}
         judged = [self._examine(one, config, known.get(int(one["id"]), "")) for one in found]
         self._annotations.replace(task, judged, read_under)
+        self._reviews.measure(task, found, config)
         present = self._annotations.references()
         learned = {one.annotation: one.key for one in present.annotations} if present else {}
         # what is learned from may have gained what is not learned, which leaves the reference as it is

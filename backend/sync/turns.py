@@ -6,9 +6,9 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 
+from backend.clients import Clients
 from backend.entities import Refusal
 from backend.errors import BackendError, LabelStudioError, LabelStudioNotFound, LedgerError
-from backend.labelstudio.clients import Clients
 from backend.labelstudio.events import Event
 from backend.settings import Settings
 from backend.store.store import Store
@@ -17,8 +17,8 @@ from backend.sync.schedule import CONFIRM_PAUSE, Schedule, is_due, sooner
 
 log = logging.getLogger(__name__)
 
-LONGEST_PAUSE = 30.0
-"""Seconds without anything due after which all schedules are looked through again."""
+LONGEST_PAUSE = 5.0
+"""Seconds without anything due after which it is looked again whether something is, or the store was replaced."""
 
 
 class Turns:
@@ -73,6 +73,12 @@ class Turns:
         """Have done what an event asks for."""
         schedule = self._schedules.setdefault(event.project, Schedule())
         schedule.take(event, self._clock(), self._settings.push_interval)
+
+    def begin_anew(self) -> None:
+        """Have every project read anew that was worked on: the store is an empty one in place of a damaged one."""
+        projects = set(self._schedules) | set(self._clients.granted())
+        self._syncs.clear()
+        self._schedules = {project: Schedule(sync_at=self._clock()) for project in projects}
 
     def _sync_of(self, project: int) -> ProjectSync:
         """The project's sync, a new one if Label Studio is reached in another way now."""

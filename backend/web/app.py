@@ -37,6 +37,8 @@ MODEL_CLASS = "CavSam"
 TRIAL_WARNING = "try-out models (nano): for trying the backend out, not for real work"
 EVENT_READ_NOW = 100_000
 """Bytes up to which an event is read before it is answered; Label Studio gives up on an answer after a second."""
+LONGEST_REASON = 400
+"""Characters of a sentence in the status line; proxies bound a line at some thousands."""
 
 STATUS_OF: tuple[tuple[type[BackendError], int], ...] = (
     (InvalidRequest, 400),
@@ -142,11 +144,14 @@ def _handle_errors(app: Flask, metrics: Metrics) -> None:
     """Every error becomes one sentence for the caller; what a developer needs goes to the log."""
 
     @app.errorhandler(BackendError)
-    def known(error: BackendError) -> tuple[Response, int]:
+    def known(error: BackendError) -> Response:
         status = next(code for kind, code in STATUS_OF if isinstance(error, kind))
         log.warning("%s %s: %s", request.method, request.path, error)
         metrics.count_error(error)
-        return jsonify({"error": str(error)}), status
+        answer = jsonify({"error": str(error)})
+        # of a failed call Label Studio shows the line with the status, and nothing of the body
+        answer.status = f"{status} {_on_one_line(str(error))}"
+        return answer
 
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> tuple[Response, int]:
@@ -159,6 +164,12 @@ def _handle_errors(app: Flask, metrics: Metrics) -> None:
         log.error("%s %s failed.", request.method, request.path, exc_info=error)
         metrics.count_error(error)
         return jsonify({"error": "The backend failed on this request; its log says why."}), 500
+
+
+def _on_one_line(text: str) -> str:
+    """A text as HTTP's status line can hold it: short, and in Latin-1 without control characters."""
+    printable = "".join(character if character.isprintable() else " " for character in text[:LONGEST_REASON])
+    return printable.encode("latin-1", "replace").decode("latin-1")
 
 
 def _body() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from backend.entities import JobGroup
+from backend.readiness import problems
 from backend.service import Service
 
 STATES = ("queued", "running", "done", "failed")
@@ -92,8 +93,8 @@ class _ServiceCollector(Collector):
         service = self._service
         yield from _job_metrics(service.store.queue.groups(), time.time())
         yield GaugeMetricFamily("cavsam_projects", "Projects connected.", value=len(service.store.projects.all()))
-        healthy = not service.dead_threads() and not service.worker.activity.error
-        yield GaugeMetricFamily("cavsam_healthy", "1 if /health names nothing wrong, else 0.", value=healthy)
+        healthy = not problems(service)
+        yield GaugeMetricFamily("cavsam_healthy", "1 if /ready names nothing wrong, else 0.", value=healthy)
         memory = GaugeMetricFamily("cavsam_model_memory_bytes", "Memory of the model process.", labels=("kind",))
         for kind, amount in (("main", service.model_process.resident_bytes), ("gpu", service.model_process.gpu_bytes)):
             if amount is not None:

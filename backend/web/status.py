@@ -11,20 +11,48 @@ from urllib.parse import unquote, urlsplit
 
 from backend.entities import ALL_PROJECTS, LowScores, Project, References, Task, TaskState
 from backend.errors import InvalidRequest, LabelStudioError, NotKnown
+from backend.labelstudio.address_guard import SWITCHES, has_guard, listens_privately
 from backend.labelstudio.label_config import LabelConfig, image_url
+from backend.learning.evaluation import summary
+from backend.readiness import LOADING, problems
 from backend.service import Service
+from backend.settings import Settings
 from backend.store.jobs import TaskFilter, TaskOrder
+from backend.version import base_of
 
 PER_PAGE = 20
 MOST_PER_PAGE = 500
+DAMAGED = (
+    "The ledger was damaged and is kept as {} in the data folder; what the backend knows was read from Label Studio "
+    "anew. Look after the disk, and delete the file when nobody wants to look into it."
+)
 STATES = {None: "not queued", "queued": "queued", "running": "running", "done": "done", "failed": "failed"}
 
 
 def backend_status(service: Service) -> dict[str, Any]:
-    """Collect all there is to say but the single tasks: `work` (what the model does now), `model`, `projects`."""
-    work = asdict(service.worker.activity)
+    """Collect all there is to say but the single tasks.
+
+    Returns:
+        `problems` (what keeps the backend from working, the one to mend first at the head), `hint` (why no project may
+        be there yet), `warnings` (what else concerns the whole backend), `work` (what the model does now), `model`,
+        `projects`.
+    """
+    work, projects = asdict(service.worker.activity), project_states(service)
     del work["since"]
-    return {"work": work, "model": model_status(service), "projects": project_states(service)}
+    return {
+        "problems": [asdict(problem) for problem in problems(service) if problem.message != LOADING],
+        "hint": None if projects else _why_no_project(service),
+        "warnings": [DAMAGED.format(name) for name in service.store.kept_files()],
+        "work": work,
+        "model": model_status(service),
+        "projects": projects,
+    }
+
+
+def _why_no_project(service: Service) -> str | None:
+    """Say what keeps Label Studio from connecting this backend, as far as it can be seen from here."""
+    guarded = has_guard(service.reachability.release) and listens_privately(service.settings.host)
+    return f"This backend listens on a private address. {SWITCHES}" if guarded else None
 
 
 def model_status(service: Service) -> dict[str, Any]:
@@ -95,7 +123,8 @@ def _project_state(service: Service, project: Project, ahead: float) -> dict[str
     return {
         "id": project.id,
         "title": project.title,
-        "version": project.version,
+        "version": service.version_of(project.id),
+        "reviews": _reviews(service, project, settings),
         "policy": settings.reference_policy,
         "reference": {name: learned_from[0][name] for name in ("annotation", "task")} if learned_from else None,
         "references": learned_from,
@@ -112,6 +141,29 @@ def _project_state(service: Service, project: Project, ahead: float) -> dict[str
         "seconds_of_work": None if work is None else round(work, 1),
         "seconds_left": None if work is None or held else round(ahead + work, 1),
         "link": _link(service, project.id),
+    }
+
+
+def _reviews(service: Service, project: Project, settings: Settings) -> dict[str, Any]:
+    """What people made of the project's predictions: the line of progress, the evaluation, what was learned."""
+    learning = service.store.learning(project.id)
+    evaluation, lesson = learning.evaluation(), learning.lesson(base_of(project.version))
+    return {
+        "count": evaluation["reviews"] if evaluation else 0,
+        "summary": summary(evaluation) if evaluation else None,
+        "evaluation": evaluation,
+        "worst": [
+            {
+                "task": task,
+                "iou": iou,
+                "image": _picture(project.id, task, "image", _digest(service.store.tasks(project.id).find(task))),
+                "masks": _picture(project.id, task, "masks", f"{project.version}-{iou}"),
+                "link": _link(service, project.id, task),
+            }
+            for task, iou in (evaluation["worst"] if evaluation else ())
+        ],
+        "learn": settings.learn,
+        "learned": list(lesson.told) if lesson else [],
     }
 
 
@@ -166,6 +218,8 @@ def _task(
     name = STATES[state.state]
     if state.task in learned:
         name = "reference"
+    elif state.verdict is not None:
+        name = "reviewed"
     elif state.state == "done" and state.delivery == "delivered":
         name = "delivered"
     masks = learned.get(state.task) or (f"{project.version}-{state.updated_at}" if state.has_result else None)
@@ -174,9 +228,13 @@ def _task(
         "name": _name(config, known),
         "state": name,
         "score": state.score,
-        "low": state.state == "done" and (bool(state.remarks) or low.hold(state.score, calibrated=state.calibrated)),
+        "low": state.state == "done"
+        and state.verdict is None
+        and (bool(state.remarks) or low.hold(state.score, calibrated=state.calibrated)),
         "calibrated": state.calibrated if state.score is not None else None,
         "remarks": list(state.remarks),
+        "verdict": state.verdict,
+        "iou": state.iou,
         "seconds": state.seconds,
         "error": state.error,
         "attempts": state.attempts,

@@ -21,8 +21,8 @@ from PIL import Image, ImageColor
 
 from backend.entities import ReferenceAnnotation, Task
 from backend.errors import ImageUnavailable, NotKnown, TooBusy
+from backend.image_folder import ImageFolder, name_tasks
 from backend.labelstudio.client import LabelStudio
-from backend.labelstudio.images import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig, image_url
 from backend.labelstudio.regions import Region, read_regions
 from backend.store.store import Store

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from backend.clients import Clients
 from backend.entities import ReferenceAnnotation, Task
 from backend.errors import (
     BackendError,
@@ -26,8 +27,7 @@ from backend.errors import (
     NotKnown,
     TooBusy,
 )
-from backend.labelstudio.clients import Clients
-from backend.labelstudio.images import ImageFolder, name_tasks
+from backend.image_folder import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig, image_url, parse_label_config
 from backend.labelstudio.regions import Rectangle, Region, Slot, read_regions, region_id
 from backend.store.store import Store
@@ -144,12 +144,14 @@ class Interactive:
         images: ImageFolder,
         process: ModelProcess,
         *,
+        most_at_once: int = 4,
         give_up: EndProcess = end_process,
     ):
         self._store, self._clients, self._images, self.process = store, clients, images, process
         self._paths: OrderedDict[str, None] = OrderedDict()
         self._answered: OrderedDict[tuple[int, int, Slot], _Answered] = OrderedDict()
         self._lock = threading.Lock()  # guards all of these; one click at a time
+        self._seats = threading.BoundedSemaphore(most_at_once)
         self._prepared = threading.Lock()  # held once the thread was started
         self._stopping = threading.Event()
         self.thread = LastingThread("smart tools", self._keep_loaded, self._stopping, give_up=give_up)
@@ -186,11 +188,29 @@ class Interactive:
         config = parse_label_config(xml)
         pointing = read_context(context, config)
         if pointing is None:
+            self._forget(project, int(task["id"]))
             return [], 0.0
         slot = slot_of(pointing, config)
         images = self._config(project) or config
         known = self._store.tasks(project).find(int(task["id"])) or _sent(project, task, slot.to_name, images)
-        image = self._fetch(known, slot.to_name, images)
+        if not self._seats.acquire(blocking=False):
+            raise TooBusy("Too many clicks are waiting; try again in a moment.")
+        try:
+            image = self._fetch(known, slot.to_name, images)
+            return self._correct(known, task, slot, config, pointing, image)
+        finally:
+            self._seats.release()
+
+    def _correct(
+        self,
+        known: Task,
+        task: Mapping[str, Any],
+        slot: Slot,
+        config: LabelConfig,
+        pointing: Pointing,
+        image: str,
+    ) -> tuple[list[Any], float]:
+        """What `answer` gives, once it is this click's turn."""
         if not self._lock.acquire(timeout=PATIENCE):
             raise TooBusy("Too many clicks are waiting; try again in a moment.")
         try:
@@ -200,14 +220,16 @@ class Interactive:
             result = self._run(job, {image: known.id})
             regions = [region | {"origin": "prediction-changed"} for region in result.regions]
             made, _ = read_regions(regions, config)
-            self._answered[project, known.id, slot] = _Answered(pointing.ids, stored, start, made, time.monotonic())
+            self._answered[known.project, known.id, slot] = _Answered(
+                pointing.ids, stored, start, made, time.monotonic()
+            )
             while len(self._answered) > ANSWERS_KEPT:
                 self._answered.popitem(last=False)
         finally:
             self._lock.release()
         log.info(
             "Project %d, task %d: %r corrected by %d clicks and %d boxes, score %.2f, %.2f s.",
-            project,
+            known.project,
             known.id,
             slot.label,
             len(pointing.clicks),
@@ -216,6 +238,12 @@ class Interactive:
             result.seconds,
         )
         return regions, result.score
+
+    def _forget(self, project: int, task: int) -> None:
+        """All clicks were taken back: what they led to is not what the next ones start from."""
+        with self._lock:
+            for known in [one for one in self._answered if one[:2] == (project, task)]:
+                del self._answered[known]
 
     def _start(
         self,

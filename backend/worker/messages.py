@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from backend.labelstudio.regions import Rectangle, Region, Slot
+from backend.learning.candidates import KeptCandidate
+from cavsam.scoring.experience import Experience
 
 MODEL_SERVER = "backend.worker.model_server:ModelServer"
 
@@ -74,12 +76,14 @@ class SegmentTask(_Message):
         shots: how many of the examples serve the task, those most like it; 0 for all.
         examples: at least one.
         images: paths by the name of their image tag.
+        experience: what the project's corrections taught; None for nothing.
     """
 
     reference_key: str
     shots: int
     examples: tuple[Example, ...]
     images: Mapping[str, str]
+    experience: Experience | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields, JSON-ready."""
@@ -87,7 +91,8 @@ class SegmentTask(_Message):
             {"annotation": one.annotation, "regions": _written(one.regions), "images": one.images}
             for one in self.examples
         ]
-        return super().to_json() | {"examples": examples}
+        taught = self.experience.to_json() if self.experience else None
+        return super().to_json() | {"examples": examples, "experience": taught}
 
     @classmethod
     def from_json(cls, held: dict[str, Any]) -> Self:
@@ -95,7 +100,8 @@ class SegmentTask(_Message):
         examples = tuple(
             Example(one["annotation"], _read_regions(one["regions"]), one["images"]) for one in held["examples"]
         )
-        return cls(**held | {"examples": examples})
+        taught = Experience.from_json(held["experience"]) if held["experience"] else None
+        return cls(**held | {"examples": examples, "experience": taught})
 
 
 @dataclass(frozen=True)
@@ -185,6 +191,7 @@ class Result(_Answer):
         warnings: what the regions cannot say.
         calibrated: whether the scores estimate the IoU with the ground truth, rather than give an order only.
         remarks: what a person should look at, see `worker.remarks`.
+        candidates: the ways to each mask that were tried.
     """
 
     regions: tuple[dict[str, Any], ...]
@@ -193,11 +200,18 @@ class Result(_Answer):
     warnings: tuple[str, ...] = ()
     calibrated: bool = False
     remarks: tuple[str, ...] = ()
+    candidates: tuple[KeptCandidate, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, JSON-ready."""
+        return super().to_json() | {"candidates": [one.to_json() for one in self.candidates]}
 
     @classmethod
     def from_json(cls, held: dict[str, Any]) -> Self:
         """The message that `to_json` wrote."""
-        return cls(**held | {name: tuple(held[name]) for name in ("regions", "warnings", "remarks")})
+        candidates = tuple(KeptCandidate.from_json(one) for one in held["candidates"])
+        lists = {name: tuple(held[name]) for name in ("regions", "warnings", "remarks")}
+        return cls(**held | lists | {"candidates": candidates})
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from backend import logs
 from backend.labelstudio.masks import BoolMask, mask_names, prediction_regions, reference_masks
 from backend.labelstudio.regions import Slot
+from backend.learning.candidates import KeptCandidate, Place, pack
 from backend.worker import messages
 from backend.worker.messages import (
     Answer,
@@ -66,9 +67,9 @@ class Segmenter(Protocol):
         """Do once what depends on the references only; `shots` of them, those most like it, serve each target."""
 
     def segment(
-        self, adapted: Any, targets: Iterable[str], *, progress: Progress | None = None
+        self, adapted: Any, targets: Iterable[str], *, progress: Progress | None = None, **taught: Any
     ) -> Iterator[TargetResult]:
-        """Segment targets, given as paths, one after the other."""
+        """Segment targets, given as paths, one after the other; `taught` is an `experience` if there is one."""
 
 
 def open_cavsam(options: Mapping[str, Any]) -> Segmenter:
@@ -108,6 +109,9 @@ class ModelServer:
         warnings: list[str] = []
         remarks: list[str] = []
         results: list[TargetResult] = []
+        candidates: list[KeptCandidate] = []
+        # who segments without candidates, as stand-ins do, need not know of experience
+        taught = {"experience": job.experience} if job.experience else {}
         seconds = 0.0
         for to_name in sorted(frozenset().union(*(example.drawn_on for example in job.examples))):
             path = job.images.get(to_name)
@@ -120,7 +124,7 @@ class ModelServer:
             except CavSamError as error:  # the computation failed, which is no fault of the annotation
                 return Failed(str(error))
             started = time.monotonic()
-            result = next(iter(self._segmenter.segment(adapted.references, [path], progress=progress)))
+            result = next(iter(self._segmenter.segment(adapted.references, [path], progress=progress, **taught)))
             if result.error is not None:
                 return Failed(result.error)
             for name, mask in result.masks.items():
@@ -130,12 +134,14 @@ class ModelServer:
                     warnings += unsaid
             remarks += remarks_on(result, adapted.parts)
             results.append(result)
+            candidates += kept_candidates(result, adapted.slots)
             seconds += time.monotonic() - started
         if not results:
             return Failed("The task has none of the images that the reference has.")
         score = min(_score(result.score) for result in results)
         calibrated = all(result.calibrated for result in results)
-        return Result(tuple(regions), score, seconds, tuple(warnings), calibrated, tuple(dict.fromkeys(remarks)))
+        said = tuple(dict.fromkeys(remarks))
+        return Result(tuple(regions), score, seconds, tuple(warnings), calibrated, said, tuple(candidates))
 
     def _adapt(self, job: SegmentTask, to_name: str, progress: Progress) -> _Adapted:
         """The model adapted to the examples on one image tag, which need not be all."""
@@ -175,6 +181,25 @@ def _read_example(example: Example, to_name: str) -> tuple[NDArray[np.uint8], di
     except (InvalidReference, ImageError) as error:
         raise _BadExample(example.annotation, str(error)) from error
     return image, masks
+
+
+def kept_candidates(result: TargetResult, slots: Mapping[str, Slot]) -> list[KeptCandidate]:
+    """The ways to the masks of one image that were tried, small; `slots` says where the mask of each name belongs."""
+    return [
+        KeptCandidate(
+            Place.of(slots[name]),
+            one.kind,
+            _score(one.own),
+            _score(one.presence),
+            dict(one.cues),
+            one.chosen,
+            one.chosen and name in result.masks,
+            one.seconds,
+            pack(one.mask),
+        )
+        for name, tried in result.candidates.items()
+        for one in tried
+    ]
 
 
 def _score(value: float) -> float:

@@ -23,11 +23,13 @@ from backend.errors import (
     ModelProcessStopped,
     ModelUnavailable,
 )
+from backend.image_folder import ImageFolder, name_tasks
 from backend.labelstudio.client import LabelStudio
-from backend.labelstudio.images import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig
+from backend.learning.candidates import seconds_of
 from backend.store.store import Store
 from backend.supervision import EndProcess, LastingThread, end_process
+from backend.version import base_of
 from backend.worker.decisions import (
     MODEL_DELAYS,
     Away,
@@ -255,13 +257,17 @@ class Worker:
         references, config = self._store.annotations(job.project).references(), self._config(job.project)
         if references is None or config is None or not job.version.endswith(f"-r{references.key}"):
             raise _NotDone(ReferenceChanged())
+        lesson = self._store.learning(job.project).lesson(base_of(job.version))
         request = self._request(job, references, config)
+        if lesson is not None and lesson.name:
+            job = replace(job, lesson=lesson.name)
+            request = replace(request, experience=lesson.for_task(job.task))
         self._fetch_ahead()
         self.activity = replace(self.activity, state="working")
         answer = self._ask(job, request)
         match _with_tasks_named(answer, job, references, request):
             case Result() as result:
-                self._keep(job, result)
+                self._keep(job, result, last=request.experience.last if request.experience else "")
             case Failed(message):
                 self._images.discard(request.images.values())
                 raise _NotDone(TaskFault(message))
@@ -334,11 +340,14 @@ class Worker:
         self._attempts.pop((ModelNotLoaded, None), None)
         return answer
 
-    def _keep(self, job: Job, result: Result) -> None:
-        """Store what was found."""
+    def _keep(self, job: Job, result: Result, *, last: str) -> None:
+        """Store what was found, and the other ways to it; `last` is the one at which a lesson ended them."""
         regions = self._flagged(job, result)
         text = json.dumps(regions, separators=(",", ":"))
         self._store.queue.finish(job, text, result.score, result.seconds, result.remarks, calibrated=result.calibrated)
+        if result.candidates:
+            shared = result.seconds - seconds_of(result.candidates)
+            self._store.learning(job.project).keep(job, result.candidates, last=last, seconds=max(0.0, shared))
         self._forget_attempts(job)
         for warning in (*result.warnings, *result.remarks):
             log.info("Project %d, task %d: %s", job.project, job.task, warning)

@@ -22,9 +22,12 @@ from cavsam.recipe import Instances, Recipe
 from cavsam.scoring import cues
 from cavsam.scoring.appearance import LabelAppearance, appearances, pictures_of
 from cavsam.scoring.calibration import Calibration
+from cavsam.scoring.experience import Experience
 from cavsam.tracking import Prompt, Tracker
 from cavsam.types import CandidateMask
 from cavsam.video import Video, picture_square
+
+NO_EXPERIENCE = Experience()
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,9 @@ class Candidate:
         scattered: labels whose connected components are objects of their own, though they were not tracked apart.
         scores: of each label, 0..1, estimated IoU with the ground truth.
         presence: of each label, 0..1, estimated probability that it is on the target.
+        own: of each label, the score before experience corrected it; empty if nothing did.
+        taught: whether experience corrected the scores.
+        seconds: time that it took.
     """
 
     kind: str
@@ -134,6 +140,9 @@ class Candidate:
     scattered: tuple[int, ...] = ()
     scores: list[float] = field(default_factory=list)
     presence: list[float] = field(default_factory=list)
+    own: list[float] = field(default_factory=list)
+    taught: bool = False
+    seconds: float = 0.0
 
     @classmethod
     def of(
@@ -170,14 +179,22 @@ class Candidate:
 
     def described(self, label: int, *, chosen: bool) -> CandidateMask:
         """Describe what it came to for one label, as plain numpy."""
-        mask = self.masks[label].cpu().numpy()
-        return CandidateMask(self.kind, mask, self.scores[label], self.presence[label], dict(self.cues[label]), chosen)
+        return CandidateMask(
+            self.kind,
+            self.masks[label].cpu().numpy(),
+            self.scores[label],
+            self.presence[label],
+            dict(self.cues[label]),
+            chosen,
+            self.own[label] if self.own else self.scores[label],
+            self.seconds,
+        )
 
     def holds(self, calibration: Calibration, recipe: Recipe) -> bool:
         """Tell whether the scores were fitted on masks and cues that are made as `recipe` makes them."""
-        return calibration.holds(self.kind, recipe, self.presence_of)
+        return self.taught or calibration.holds(self.kind, recipe, self.presence_of)
 
-    def scored(self, calibration: Calibration) -> Candidate:
+    def scored(self, calibration: Calibration, experience: Experience = NO_EXPERIENCE) -> Candidate:
         """Add scores and presence; a label without a mask scores 0 and is as present as SAM2 says.
 
         Raises:
@@ -187,16 +204,26 @@ class Candidate:
         if not all(math.isfinite(value) for known in everything for value in known.values()):
             raise NumericalError("What speaks for a mask is not finite; try precision float32.")
         found = self.masks.flatten(1).any(dim=1).tolist()
-        scores = [calibration.score(self.kind, known) if f else 0.0 for known, f in zip(self.cues, found, strict=True)]
+
+        def score(known: dict[str, float]) -> float:
+            return experience.score(self.kind, calibration.score(self.kind, known), known)
+
         instances = [
-            [replace(one, score=calibration.score(self.kind, {**known, **one.cues})) for one in own]
-            for own, known in zip(self.instances, self.cues, strict=False)
+            [replace(one, score=score({**known, **one.cues})) for one in objects]
+            for objects, known in zip(self.instances, self.cues, strict=False)
         ]
         presence = [
             calibration.present(self.kind, known) if f else known.get("presence", 0.0)
             for known, f in zip(self.cues, found, strict=True)
         ]
-        return replace(self, scores=scores, presence=presence, instances=instances)
+        return replace(
+            self,
+            scores=[score(known) if f else 0.0 for known, f in zip(self.cues, found, strict=True)],
+            presence=presence,
+            instances=instances,
+            own=[calibration.score(self.kind, known) if f else 0.0 for known, f in zip(self.cues, found, strict=True)],
+            taught=experience.corrects(self.kind),
+        )
 
 
 class Strategy(Protocol):

@@ -15,6 +15,7 @@ from cavsam.candidates.tracked import Tracked
 from cavsam.features import iou
 from cavsam.recipe import Recipe
 from cavsam.scoring.calibration import Calibration
+from cavsam.scoring.experience import Experience
 from cavsam.tracking import Tracker
 from cavsam.transition import Transition
 
@@ -52,6 +53,17 @@ def settled(candidates: Sequence[Candidate], recipe: Recipe) -> bool:
         return False
     best = [max(scores) for scores in zip(*(candidate.scores for candidate in candidates), strict=True)]
     return min(best) >= recipe.auto_threshold
+
+
+def enough(candidates: Sequence[Candidate], following: Strategy, recipe: Recipe, experience: Experience) -> bool:
+    """Tell whether no further candidate is worth its cost.
+
+    Generated frames are not if every label is trusted without them. In `auto` nothing is that comes after the last
+    candidate which experience found worth trying.
+    """
+    if recipe.mode == "auto" and experience.last and any(one.kind == experience.last for one in candidates):
+        return True
+    return following.generates_frames and settled(candidates, recipe)
 
 
 def choose(candidates: Sequence[Candidate], recipe: Recipe) -> list[Candidate]:

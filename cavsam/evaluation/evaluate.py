@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--every", type=int, default=1, metavar="K", help="video: every K-th frame (default: 1)")
     group.add_argument("--at-most", type=int, metavar="N", help="video: frames of a sequence (default: all)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="shards may share it")
+    parser.add_argument("--json", action="store_true", help="print report.json instead of the tables")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -111,8 +112,14 @@ def _run_episodes(options: argparse.Namespace) -> int:
     title = f"{options.root.resolve().name if options.dataset == FOLDER else options.dataset}, {options.shots}-shot"
     published = PUBLISHED if options.shots == 1 else {}
     domains = tuple(dict.fromkeys(domain_of))
-    print(report.write(options.out, asked, title, setting, method.compared, domains, lookup, published))
+    text = report.write(options.out, asked, title, setting, method.compared, domains, lookup, published)
+    _print(text, options)
     return 1 if any(record.error for record in asked) else 0
+
+
+def _print(text: str, options: argparse.Namespace) -> None:
+    """Print the report as text, or as the JSON that lies in --out."""
+    print(json.dumps(json.loads((options.out / "report.json").read_text())) if options.json else text)
 
 
 def _run_videos(options: argparse.Namespace) -> int:
@@ -138,7 +145,7 @@ def _run_videos(options: argparse.Namespace) -> int:
     (options.out / "report.md").write_text(text)
     domains = tuple(summary["domains"])
     report.contact_sheet(options.out, tracked, videos.MODE, domains, lookup, options.out / "episodes.png")
-    print(text)
+    _print(text, options)
     return 0
 
 

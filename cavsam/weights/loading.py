@@ -50,6 +50,8 @@ SAM2_OVERRIDES: dict[str, Any] = {
     "binarize_mask_from_pts_for_mem_enc": True,
     "fill_hole_area": 0,
 }
+HUB_PATIENCE = 4.0
+"""Seconds that the hub has to answer at all; then only what lies here already is used."""
 
 
 def select_device(name: str) -> torch.device:
@@ -255,7 +257,7 @@ def _from_hub(hub_id: str, file: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     with _hub_errors(hub_id, revision):
-        return Path(hf_hub_download(hub_id, file, revision=revision))
+        return Path(hf_hub_download(hub_id, file, revision=revision, local_files_only=not _hub_answers()))
 
 
 def _folder_from_hub(hub_id: str, revision: str | None) -> Path:
@@ -264,14 +266,29 @@ def _folder_from_hub(hub_id: str, revision: str | None) -> Path:
 
     patterns = list(DIFFUSION_FILES)
     missing = list(WEIGHTS)
+    alone = not _hub_answers()
     with _hub_errors(hub_id, revision):
         for stored in FORMATS:
             patterns += [pattern for part in missing for pattern in stored.patterns(part)]
-            folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+            folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, local_files_only=alone))
             missing = [part for part in missing if not stored.is_in(folder, part)]
             if not missing:
                 break
     return folder
+
+
+def _hub_answers() -> bool:
+    """Whether the hub is there at all; its own client would try for minutes to find out."""
+    import requests
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return False
+    try:
+        requests.head(ENDPOINT, timeout=HUB_PATIENCE)
+    except requests.RequestException:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from backend.commands.doctor import SWITCHES
 from backend.errors import SettingsError
+from backend.labelstudio.address_guard import SWITCHES
 from backend.settings import Settings, unknown_variables
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,7 +19,7 @@ from flask import Flask, request
 from werkzeug.serving import make_server
 
 from backend.entities import Job
-from backend.errors import DataFolderBusy, LedgerError
+from backend.errors import DataFolderBusy
 from backend.labelstudio.brush import decode_mask
 from backend.service import Service
 from backend.settings import Settings
@@ -27,6 +27,7 @@ from backend.sync.delivery import Delivery
 from backend.version import base_version
 from tests.support.backend import RunningBackend, wait_for
 from tests.support.fake_label_studio import CONFIG, FakeLabelStudio, brush, picture, png
+from tests.support.store import damage
 from tests.support.threshold import DEADLY, DEADLY_ONCE
 
 StartBackend = Callable[..., RunningBackend]
@@ -690,12 +691,60 @@ def test_a_ledger_that_somebody_holds_stops_nothing_for_good(
     assert once_each(label_studio, project)
 
 
-def test_a_damaged_ledger_is_refused_in_one_sentence(make_settings: Callable[..., Settings]):
-    settings = make_settings()
-    settings.data_dir.mkdir(parents=True)
-    (settings.data_dir / "ledger.sqlite3").write_bytes(bytes(range(256)) * 32)
-    with pytest.raises(LedgerError, match="move it away"):
-        Service(settings)
+@pytest.mark.parametrize("configured", [True, False])
+def test_a_ledger_that_is_damaged_in_the_middle_of_the_work_is_filled_again(
+    label_studio: FakeLabelStudio, start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch, configured: bool
+):
+    """Nobody presses anything, and no prediction is made twice."""
+    monkeypatch.setattr("backend.sync.reachability.PAUSE", 0.2)
+    project = label_studio.add_project()
+    for number in range(20):
+        label_studio.add_task(project, picture(target_box(number % 5)))
+    key = {} if configured else {"label_studio_url": "", "label_studio_api_key": ""}
+    backend = start_backend(segmenter="tests.support.threshold:open_unhurried", **key)
+    service = backend.service
+    service.worker.ledger_pause = service.coordinator.ledger_pause = 0.1
+    label_studio.sets_up_when_listed = True
+    label_studio.connect(project, backend.url)
+    annotate_first(label_studio, project)
+    wait_for(lambda: len(predicted(label_studio, project)) >= 5, "the first predictions")
+    damage(service.settings.data_dir / "ledger.sqlite3")
+    wait_for(lambda: service.store.generation, "the damage to be found")
+    wait_for(lambda: len(predicted(label_studio, project)) == 19, "all predictions")
+    wait_for(lambda: service.store.damaged_file() is None, "the projects to have been looked for")
+    assert [len(label_studio.versions_of(task)) for task in label_studio.tasks_of(project)[1:]] == [1] * 19
+    jobs = service.store.jobs(project, service.version_of(project)).all()
+    assert {job.state for job in jobs.values()} == {"done"}
+    (warning,) = requests.get(f"{backend.url}/api/status", timeout=5).json()["warnings"]
+    assert "ledger-damaged" in warning
+
+
+def test_a_ledger_that_was_damaged_before_the_start_is_filled_again(
+    label_studio: FakeLabelStudio, project: int, start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch
+):
+    """Label Studio says which projects it has connected; another one stays alone."""
+    monkeypatch.setattr("backend.sync.reachability.PAUSE", 0.2)
+    other = label_studio.add_project()
+    first = start_backend()
+    label_studio.connect(project, first.url)
+    annotate_first(label_studio, project)
+    wait_until_all_predicted(label_studio, project)
+    first.service.stop()
+    ledger = first.service.settings.data_dir / "ledger.sqlite3"
+    ledger.write_bytes(bytes(range(256)) * 32)
+    label_studio.sets_up_when_listed = True
+    label_studio.failures.deny = True
+    second = start_backend()
+    label_studio.connected[project] = second.url
+    told = requests.get(f"{second.url}/ready", timeout=5).json()["problems"]
+    assert any("ledger was damaged" in problem["message"] for problem in told)
+    label_studio.failures.deny = False
+    wait_for(lambda: second.service.store.projects.find(project), "the project to be known again")
+    label_studio.add_task(project, picture(CAT_BOX))
+    second.service.coordinator.sync_all()
+    wait_until_all_predicted(label_studio, project)
+    assert once_each(label_studio, project)
+    assert second.service.store.projects.find(other) is None
 
 
 def test_the_version_follows_weights_that_are_fetched_while_the_model_is_loaded(

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from flask import Flask, Response, request
 from werkzeug.serving import make_server
 
 from backend.commands.backfill import backfill
 from backend.commands.doctor import examine
+from backend.errors import BackendError
+from backend.labelstudio.client import LabelStudio as Client
+from backend.labelstudio.images import fetch_image
 from backend.settings import Settings
-from tests.support.backend import THRESHOLD
+from tests.support.backend import THRESHOLD, wait_for
 from tests.support.backend_process import BackendProcess, backends
 from tests.support.fake_label_studio import CONFIG, brush, picture
 from tools import brush as sdk_brush
@@ -96,6 +100,31 @@ def test_a_guarded_label_studio_refuses_to_connect_but_local_files_are_predicted
         made = server.call("POST", "/api/storages/localfiles", json=storage)
         server.call("POST", f"/api/storages/localfiles/{made['id']}/sync")
         assert_predicted_after_one(server, project, settings)
+
+
+@pytest.mark.parametrize(("serving", "status"), [("false", 403), ("true", 404)])
+def test_a_local_file_that_label_studio_does_not_serve(tmp_path: Path, serving: str, status: int):
+    """With the right key: the serving is switched off, or the document root is not above the file."""
+    switches = {
+        "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": serving,
+        "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(tmp_path),
+    }
+    with label_studio(tmp_path / "server", settings=switches) as server:
+        client = Client(server.url, server.token, timeout=20)
+        with pytest.raises(BackendError, match=r"/data/local-files/\?d=cats/a\.png") as caught:
+            fetch_image(client, "/data/local-files/?d=cats/a.png", tmp_path / "a", 10**6)
+        assert f"({status})" in str(caught.value)
+        assert "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true" in str(caught.value)
+
+
+def test_connecting_with_a_key_that_is_refused_shows_the_sentence(server: LabelStudio, tmp_path: Path):
+    """Label Studio shows of a failed set-up the line with its status."""
+    project = server.create_project("wrong key", CONFIG)
+    with backends(tmp_path, server.url, "f" * 40) as start:
+        backend = start()
+        wait_for(lambda: not requests.get(f"{backend.url}/ready", timeout=5).ok, "the key to be refused")
+        with pytest.raises(ServerError, match="does not accept the API key"):
+            server.connect_backend(project, backend.url)
 
 
 @pytest.mark.parametrize("presign", [True, False])

@@ -30,6 +30,7 @@ SHOWN = {
     "Personal Access Token": "connecting.md",
     "Legacy Token": "connecting.md",
     "Use pre-signed URLs (On) / Proxy through the platform (Off)": "storages.md",
+    "Serving local files can be dangerous, so it's disabled by default": "storages.md",
     "LOCAL_FILES_SERVING_ENABLED": "storages.md",
     "LOCAL_FILES_DOCUMENT_ROOT": "storages.md",
 }

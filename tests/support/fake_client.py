@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from backend.clients import Clients
 from backend.errors import LabelStudioError, LabelStudioNotFound
 from backend.labelstudio.client import LabelStudio
-from backend.labelstudio.clients import Clients
 from tests.support.fake_label_studio import CONFIG, brush
 
 BOX = (8, 30, 20, 50)
@@ -90,7 +90,7 @@ class FakeClient(LabelStudio):
         self, project: int, version: str, *, between: tuple[int, int] | None = None, timeout: float | None = None
     ) -> set[int]:
         self._ask("tasks_with_prediction")
-        return {number for number in self.rows if version in self.versions_of(number)}
+        return {number for number in self.rows if any(version in one for one in self.versions_of(number))}
 
     def annotations(self, task: int) -> list[dict[str, Any]]:
         self._ask("annotations")

@@ -104,6 +104,7 @@ class FakeLabelStudio:
         self.connected: dict[int, str] = {}
         self.extra_params: dict[int, Any] = {}
         self.backend_state = "CO"
+        self.sets_up_when_listed = False  # as the real one does, which calls each backend that it lists
         self.missing_paths: set[str] = set()
         self.forbidden_paths: set[str] = set()
         self.webhooks: list[dict[str, Any]] = []
@@ -323,6 +324,10 @@ class FakeLabelStudio:
             self.access_tokens.add(token)
             return jsonify({"access": token})
 
+        @app.get("/api/projects/")
+        def list_projects() -> Any:
+            return jsonify({"count": len(self.projects), "results": list(self.projects.values())})
+
         @app.get("/api/projects/<int:project>/")
         def get_project(project: int) -> Any:
             if project not in self.projects:
@@ -339,6 +344,8 @@ class FakeLabelStudio:
             project = int(request.args["project"])
             if project not in self.connected:
                 return jsonify([])
+            if self.sets_up_when_listed:
+                self.setup(project)
             backend = {"id": 1, "project": project, "url": self.connected[project], "state": self.backend_state}
             return jsonify([backend | {"model_version": "cavsam-0", "title": BACKEND_TITLE}])
 

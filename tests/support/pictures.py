@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,3 +36,9 @@ def turned_jpeg(picture: Picture) -> bytes:
     stored: NDArray[np.uint8] = np.rot90(picture.image)
     Image.fromarray(np.ascontiguousarray(stored)).save(buffer, "JPEG", quality=95, exif=exif)
     return buffer.getvalue()
+
+
+def save(array: NDArray[np.uint8], path: Path) -> None:
+    """Write an array as a picture, with the folders that lead to it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)

@@ -89,6 +89,10 @@ def open_slow(options: Mapping[str, Any]) -> ThresholdSegmenter:
     return ThresholdSegmenter(pause=1.0)
 
 
+def open_unhurried(options: Mapping[str, Any]) -> ThresholdSegmenter:
+    return ThresholdSegmenter(pause=0.2)
+
+
 def open_logged(options: Mapping[str, Any]) -> ThresholdSegmenter:
     """Writes a line per adaptation into the file that the environment names."""
     return ThresholdSegmenter(pause=0.3, adapted_log=Path(os.environ["ADAPTED_LOG"]))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, UNet2DConditionModel
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -20,10 +22,15 @@ from cavsam.weights.sources import NANO
 SD_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def make_tracker() -> Tracker:
+def make_tracker(image_size: int = 256) -> Tracker:
     """Build SAM2-nano's architecture with random weights, its object score pushed up so that masks appear."""
+    config = OmegaConf.load(NANO / "sam2" / "sam2_nano.yaml")
+    config.model.image_size = image_size
     torch.manual_seed(0)
-    predictor = build_sam2(NANO / "sam2" / "sam2_nano.yaml", None)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "sam2_tiny.yaml"
+        OmegaConf.save(config, path)
+        predictor = build_sam2(path, None)
     with torch.no_grad():
         predictor.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(5.0)
     return Tracker(predictor, contextlib.nullcontext)

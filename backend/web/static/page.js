@@ -23,7 +23,8 @@ function change(now, wanted) {
     if (name === "src") delete now.dataset.keptTries;
   }
   for (const { name } of [...now.attributes]) {
-    if (!wanted.hasAttribute(name) && !name.startsWith("data-kept-")) now.removeAttribute(name);
+    const kept = name.startsWith("data-kept-") || name === "open";  // what a person has opened stays open
+    if (!wanted.hasAttribute(name) && !kept) now.removeAttribute(name);
   }
   let place = now.firstChild;
   for (const child of [...wanted.childNodes]) {

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable
 from urllib.parse import urlsplit
@@ -45,6 +46,9 @@ def test_status_of_a_running_backend(
     printed = capsys.readouterr().out
     for words in (backend.service.base_version, "try-out models", f"project {project}", "No task is annotated yet"):
         assert words in printed
+    assert main(["status", "--port", port, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(one["id"], one["jobs"]["done"]) for one in told["projects"]] == [(project, 0)]
 
 
 def test_status_where_nothing_runs(capsys: pytest.CaptureFixture[str]):

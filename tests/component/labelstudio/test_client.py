@@ -26,9 +26,10 @@ from backend.errors import (
     LabelStudioRejected,
     LabelStudioUnreachable,
 )
+from backend.image_folder import ImageFolder
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.image_hosts import PrivateHosts
-from backend.labelstudio.images import ImageFolder, fetch_image
+from backend.labelstudio.images import fetch_image
 from backend.labelstudio.label_config import parse_label_config
 from tests.support.fake_label_studio import LEGACY_KEY, PERSONAL_TOKEN, FakeLabelStudio, picture
 

@@ -11,14 +11,15 @@ import pytest
 from flask import Flask, redirect, request
 from werkzeug.serving import make_server
 
-from backend.errors import ImageServerFault, ImageUnavailable, LabelStudioUnreachable
+from backend.errors import BackendError, ImageServerFault, ImageUnavailable, LabelStudioDenied, LabelStudioUnreachable
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.image_hosts import PrivateHosts
 from backend.labelstudio.images import fetch_image
 from tests.support.fake_label_studio import LEGACY_KEY, picture
 
 IMAGE = picture((1, 9, 1, 9))
-PAGE = b"\xef\xbb\xbf\n<!DOCTYPE html><html><body>Log in</body></html>"
+PAGE = b"\xef\xbb\xbf\n<!DOCTYPE html><html><body><form><input type='password'></form></body></html>"
+STARTING = b"<html><body>The server is being started.</body></html>"
 LIMIT = 10**6
 OTHER_NAMES = ("127.1", "localhost", "2130706433", "0x7f000001", "[::ffff:127.0.0.1]", "127.0.0.2")
 
@@ -29,13 +30,16 @@ class Pictures:
     def __init__(self) -> None:
         app = Flask("pictures")
         self.hosts: list[str] = []
+        self.local_status = 200
 
         @app.get("/<path:name>")
         def serve(name: str):
             self.hosts.append(request.host)
             if name == "to":
                 return redirect(request.args["url"])
-            return PAGE if name == "page" else IMAGE
+            if name == "data/local-files/":
+                return "", self.local_status
+            return {"page": PAGE, "starting": STARTING, "user/login": PAGE}.get(name, IMAGE)
 
         self._server = make_server("0.0.0.0", 0, app, threaded=True)
         self.port = self._server.server_port
@@ -119,3 +123,39 @@ def test_a_web_page_is_the_servers_fault_and_not_the_images(pictures: Pictures, 
         fetch_image(pictures.client("localhost"), f"http://localhost:{pictures.port}/page", tmp_path / "a", LIMIT)
     assert not caught.value.permanent
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_without_a_password_field_is_not_called_a_log_in_page(pictures: Pictures, tmp_path: Path):
+    with pytest.raises(LabelStudioUnreachable, match="a web page, such as") as caught:
+        fetch_image(pictures.client(), "/starting", tmp_path / "a", LIMIT)
+    assert "log-in" not in str(caught.value)
+
+
+def test_label_studios_own_log_in_page_is_named_with_what_it_means(pictures: Pictures, tmp_path: Path):
+    with pytest.raises(LabelStudioDenied, match="Label Studio's log-in page: the API key does not open it"):
+        fetch_image(pictures.client(), "/to?url=/user/login?next=/a.png", tmp_path / "a", LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(403, LabelStudioDenied), (404, ImageUnavailable), (400, ImageUnavailable)]
+)
+def test_a_local_file_that_is_not_served_names_the_file_and_the_switches(
+    pictures: Pictures, tmp_path: Path, status: int, kind: type[BackendError]
+):
+    pictures.local_status = status
+    with pytest.raises(kind) as caught:
+        fetch_image(pictures.client(), "/data/local-files/?d=cats/a%20b.png&token=secret", tmp_path / "a", LIMIT)
+    said = str(caught.value)
+    assert "/data/local-files/?d=cats/a b.png" in said
+    assert "secret" not in said
+    for setting in ("LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true", "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT"):
+        assert setting in said
+    assert "key of a member" not in said  # with the right key it is the same
+
+
+def test_another_hosts_address_of_that_form_is_not_label_studios(pictures: Pictures, tmp_path: Path):
+    pictures.local_status = 403
+    address = f"http://localhost:{pictures.port}/data/local-files/?d=a.png"
+    with pytest.raises(ImageUnavailable, match="status 403") as caught:
+        fetch_image(pictures.client("localhost"), address, tmp_path / "a", LIMIT)
+    assert "LABEL_STUDIO" not in str(caught.value)

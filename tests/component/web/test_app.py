@@ -108,6 +108,32 @@ def test_ready_tells_strangers_no_addresses(start_backend: StartBackend):
     assert (status, told["Label Studio"]) == (503, None)
 
 
+def test_setup_with_a_refused_key_fails_with_the_sentence_that_label_studio_shows(
+    start_backend: StartBackend, label_studio: FakeLabelStudio, monkeypatch: pytest.MonkeyPatch
+):
+    """Label Studio shows the text of the exception that `requests` makes of the status line."""
+    monkeypatch.setattr("backend.sync.reachability.PAUSE", 0.05)
+    project = label_studio.add_project()
+    body = {"project": f"{project}.1767225600", "schema": "<View/>", "hostname": label_studio.url, "access_token": "x"}
+    label_studio.failures.deny = True
+    backend = start_backend()
+    wait_for(lambda: ready(backend)[0] == 503 and "Label Studio" in ready(backend)[1], "the trouble to be told")
+    answer = post(backend, "/setup", body)
+    with pytest.raises(requests.HTTPError, match="does not accept the API key") as shown:
+        answer.raise_for_status()
+    assert answer.json()["error"] in str(shown.value)
+    label_studio.failures.deny = False
+    wait_for(lambda: post(backend, "/setup", body).ok, "the key to be taken")
+
+
+def test_a_sentence_in_any_script_fits_the_status_line(backend: RunningBackend):
+    answer = post(backend, "/setup", {"project": "1.2", "extra_params": None, "hostname": 5, "schema": "\n\u732b"})
+    assert answer.ok
+    answer = requests.post(f"{backend.url}/api/projects/9/\u732b%0d%0aX-Evil: 1", timeout=5)
+    assert answer.status_code == 404
+    assert "X-Evil" not in answer.headers
+
+
 @pytest.mark.parametrize("extra", [None, {}, {"policy": "first", "nested": {"a": [1]}}, "text"])
 def test_setup_takes_any_extra_params(backend: RunningBackend, label_studio: FakeLabelStudio, extra: object):
     project = label_studio.add_project()

@@ -38,7 +38,7 @@ def sample(backend: RunningBackend, name: str, **labels: str) -> float | None:
 
 def test_nothing_is_there_yet(backend: RunningBackend):
     assert sample(backend, "cavsam_projects") == 0
-    assert sample(backend, "cavsam_healthy") == 1
+    wait_for(lambda: sample(backend, "cavsam_healthy") == 1, "the model to be loaded")
     assert [sample(backend, "cavsam_jobs", state=state) for state in ("queued", "running", "done", "failed")] == [0] * 4
     assert sample(backend, "cavsam_oldest_queued_seconds") == 0
     assert sample(backend, "cavsam_score_count") == 0

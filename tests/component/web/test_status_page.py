@@ -132,6 +132,49 @@ def test_the_page_and_the_api_say_the_same(label_studio: FakeLabelStudio, projec
     assert not re.search(r"(src|href|action)=\"(https?:)?//(?!127\.0\.0\.1)", page)  # nothing from elsewhere
 
 
+def first_line(backend: RunningBackend) -> str:
+    """The text that the page's main part begins with."""
+    main = requests.get(backend.url, headers=BROWSER, timeout=5).text.partition("<main>")[2]
+    return " ".join(re.sub(r"<[^>]+>", "", re.search(r"<(p|h2)\b.*?</\1>", main, re.DOTALL)[0]).split())
+
+
+def test_the_page_begins_with_what_is_wrong_and_what_to_do(
+    label_studio: FakeLabelStudio, start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("backend.sync.reachability.PAUSE", 0.05)
+    label_studio.failures.deny = True
+    backend = start_backend()
+    wait_for(
+        lambda: "does not accept the API key (401). Copy the token again" in first_line(backend), "the key's fault"
+    )
+    assert get(backend, "api/status").json()["problems"][0]["subject"] == "Label Studio"
+    label_studio.failures.deny = False
+    wait_for(lambda: first_line(backend) == "Model", "all to be well")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"segmenter": "tests.support.threshold:open_missing"}, "model: There is no checkpoint; set CAVSAM_MODEL"),
+        ({"label_studio_url": "http://127.0.0.1:9"}, "Label Studio cannot be reached at http://127.0.0.1:9"),
+    ],
+)
+def test_each_fault_of_the_whole_is_the_first_line(start_backend: StartBackend, changes: dict[str, str], words: str):
+    backend = start_backend(**changes)
+    wait_for(lambda: words in first_line(backend), "the fault to be told")
+
+
+@pytest.mark.parametrize(("release", "told"), [("1.23.2", True), ("1.22.0", False)])
+def test_without_a_project_the_page_names_the_guard_that_may_keep_it_away(
+    start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch, release: str, told: bool
+):
+    monkeypatch.setattr("backend.labelstudio.client.LabelStudio.version", lambda self: {"release": release})
+    backend = start_backend()
+    wait_for(lambda: backend.service.reachability.release == release, "the release to be known")
+    page = requests.get(backend.url, headers=BROWSER, timeout=5).text
+    assert ("LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false" in page) is told
+
+
 def test_why_there_is_no_reference_yet(label_studio: FakeLabelStudio, start_backend: StartBackend):
     backend = start_backend()
     project = label_studio.add_project()

@@ -194,7 +194,7 @@ def editor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Editor]:
     first, _ = (fake.add_task(project, picture(CAT)) for _ in range(2))
     backend = RunningBackend(service, f"http://127.0.0.1:{server.server_port}")
     fake.connect(project, backend.url)
-    wait_for(lambda: service.interactive._process.pid, "SAM2 to be started ahead of the first click")
+    wait_for(lambda: service.interactive.process.pid, "SAM2 to be started ahead of the first click")
     fake.annotate(first, [brush(CAT, "cat")])
     wait_for(lambda: service.worker.activity.state == "working", "the model process to be busy")
     yield Editor(fake, backend, project)

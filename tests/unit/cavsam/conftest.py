@@ -23,6 +23,12 @@ def tracker() -> Tracker:
 
 
 @pytest.fixture(scope="session")
+def small_tracker() -> Tracker:
+    """The tracker of the tests that run the whole method: half the side, a third of the time."""
+    return make_tracker(image_size=128)
+
+
+@pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP tokenizer of single letters."""
     folder = tmp_path_factory.mktemp("tokenizer")

@@ -21,6 +21,11 @@ PUBLISHED = Recipe()
 
 
 @pytest.fixture
+def tracker(small_tracker: Tracker) -> Tracker:
+    return small_tracker
+
+
+@pytest.fixture
 def reference(tracker: Tracker, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """One picture (1, 3, S, S) and its two masks (1, 2, S, S)."""
     blobs = blob_picture(rng, tracker.image_size, tracker.image_size)
@@ -64,7 +69,7 @@ def test_alignment_lowers_the_loss_and_is_reproducible(
 ) -> None:
     images, masks = reference
     trunk = tracker.trunk(images)
-    recipe = PUBLISHED.replace(mode="ttga", ttga_steps=40)
+    recipe = PUBLISHED.replace(mode="ttga", ttga_steps=24)
     aligned, again = (align(tracker, images, masks, trunk, recipe) for _ in range(2))
     assert aligned.losses == again.losses
     assert all(torch.equal(aligned.neck[name], again.neck[name]) for name in aligned.neck)

@@ -8,10 +8,11 @@ import torch
 from scipy import ndimage
 from skimage.measure import label as components
 
-from cavsam.interactive import Click, Refiner
+from cavsam.interactive import LEAST_REACH, REACH, Click, Refiner
 from cavsam.tracking import Tracker
 from cavsam.weights.loading import load_tracker
 from cavsam.weights.sources import ModelSources
+from research.benchmarks.clicks import next_click
 
 
 def scene(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -49,7 +50,7 @@ def test_prompts_mean_what_they_mean_to_the_video_predictor(
     size = tracker.image_size
     image, _ = scene(size, size)
     refiner = Refiner(tracker)
-    found, _ = refiner.refine(refiner.encode(image), clicks, [box] if box else [])
+    found, _ = refiner.decode(refiner.encode(image), clicks, box=box)
     state = tracker.state(tracker.trunk(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255))
     _, _, logits = tracker.predictor.add_new_points_or_box(
         state,
@@ -108,7 +109,7 @@ def test_a_click_repairs_the_part_it_points_at_and_leaves_the_others(nano: Refin
     half = disc.copy()
     half[:, :120] = False
     stray = np.zeros_like(disc)
-    stray[5:25, 5:40] = True
+    stray[5:25, 8:32] = True
     start = half | other | stray
     encoded = nano.encode(image)
     left = Click(100, 90)
@@ -123,20 +124,77 @@ def test_a_click_repairs_the_part_it_points_at_and_leaves_the_others(nano: Refin
     assert iou(removed & ~other, disc) > iou(half, disc) + 0.2
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_only_connected_parts_of_the_change_that_were_clicked_are_taken(tracker: Tracker, seed: int) -> None:
-    """With random weights, whose answer is anything: by another library's components."""
+def drawn_start(generator: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """Blobs, or nothing, or everything."""
+    kind = generator.integers(8)
+    if kind < 2:
+        return np.full(size, bool(kind))
+    return ndimage.gaussian_filter(generator.random(size), 6) > 0.5
+
+
+def drawn_click(generator: np.random.Generator, size: tuple[int, int]) -> Click:
+    """Anywhere on a picture, its very edge included."""
+    x, y = generator.uniform(0, size[1]), generator.uniform(0, size[0])
+    return Click(float(generator.choice([x, 0.0, size[1]], p=[0.8, 0.1, 0.1])), float(y), bool(generator.integers(2)))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_each_click_holds_its_point_and_changes_nothing_else_far_from_it(tracker: Tracker, seed: int) -> None:
+    """With random weights, whose answer is anything. The distance to what is right is that of another library."""
     generator = np.random.default_rng(seed)
-    image, _ = scene(120, 170)
-    start = ndimage.gaussian_filter(generator.random((120, 170)), 6) > 0.5
-    clicks = [Click(float(generator.uniform(0, 170)), float(generator.uniform(0, 120)), bool(i % 2)) for i in range(6)]
+    size = (int(generator.integers(40, 120)), int(generator.integers(40, 170)))
     refiner = Refiner(tracker)
-    mask, _ = refiner.refine(refiner.encode(image), clicks, start=start)
-    for positive in (True, False):
-        changed = (mask & ~start) if positive else (start & ~mask)
-        parts = components(changed, connectivity=1)
-        clicked = {parts[int(c.y), int(c.x)] for c in clicks if c.positive == positive}
-        assert set(np.unique(parts)) - {0} <= clicked
+    encoded = refiner.encode(generator.integers(0, 255, (*size, 3), dtype=np.uint8))
+    start = drawn_start(generator, size)
+    clicks = [drawn_click(generator, size) for _ in range(5)]
+    before = start
+    for number, click in enumerate(clicks, 1):
+        after, score = refiner.refine(encoded, clicks[:number], start=start)
+        row, column = min(int(click.y), size[0] - 1), min(int(click.x), size[1] - 1)
+        assert 0 <= score <= 1
+        if before.any() or click.positive:
+            assert after[row, column] == click.positive
+        if before.any():  # else the first answer is the mask
+            assert not (before & ~after if click.positive else after & ~before).any()
+            to_right = ndimage.distance_transform_edt(before != click.positive)[row, column]
+            reach = max(REACH * to_right, LEAST_REACH * np.hypot(*size))
+            rows, columns = np.nonzero(after != before)
+            far = np.hypot(rows - row, columns - column)
+            assert (far <= reach + 1e-9).all() or not (before == click.positive).any()
+            parts = components(after != before, connectivity=1)
+            assert parts.max() <= 1
+        for other in clicks[: number - 1]:  # earlier clicks still hold
+            where = min(int(other.y), size[0] - 1), min(int(other.x), size[1] - 1)
+            if start.any() and where != (row, column):
+                assert after[where] == other.positive or before[where] != other.positive
+        before = after
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_taking_the_last_click_back_gives_what_was_before_it(nano: Refiner, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    image, disc = scene(90, 130)
+    encoded = nano.encode(image)
+    start = ndimage.shift(disc.astype(np.uint8), (9, 5), order=0) > 0
+    clicks = [drawn_click(generator, disc.shape) for _ in range(4)]
+    steps = [nano.refine(encoded, clicks[:number], start=start)[0] for number in (1, 2, 3, 4)]
+    assert (nano.refine(encoded, clicks[:2], start=start)[0] == steps[1]).all()
+    assert (steps[3] != steps[1]).any()
+
+
+def test_clicks_into_the_largest_error_repair_a_mask_step_by_step(nano: Refiner) -> None:
+    image, disc = scene(200, 300)
+    start = ndimage.shift(disc.astype(np.uint8), (25, 30), order=0) > 0
+    encoded, clicks, mask = nano.encode(image), list[Click](), start
+    overlaps = [iou(mask, disc)]
+    for _ in range(3):
+        click = next_click(mask, disc)
+        assert click is not None
+        clicks.append(click)
+        mask, _ = nano.refine(encoded, clicks, start=start)
+        overlaps.append(iou(mask, disc))
+    assert overlaps == sorted(overlaps)
+    assert overlaps[-1] > overlaps[0] + 0.25
 
 
 def test_the_same_mask_comes_back_where_a_click_agrees_with_it(nano: Refiner) -> None:

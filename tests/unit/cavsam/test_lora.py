@@ -86,7 +86,7 @@ def test_detached_unet_is_as_before(diffusion: LatentDiffusion) -> None:
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_batch_of_fits_equals_single_fits(diffusion: LatentDiffusion, count: int) -> None:
-    recipe = Recipe(lora_steps=12, lora_rank=4, lora_lr=1e-3)
+    recipe = Recipe(lora_steps=5, lora_rank=4, lora_lr=1e-3)
     latents, embeddings = inputs(diffusion, count)
     together, _ = diffusion.fit_loras(latents, embeddings, recipe)
     start = lora.new_bank(diffusion.unet, 1, 4, recipe.seed)
@@ -99,14 +99,14 @@ def test_a_batch_of_fits_equals_single_fits(diffusion: LatentDiffusion, count: i
 
 
 def test_fitting_is_reproducible_and_lowers_the_loss(diffusion: LatentDiffusion) -> None:
-    recipe = Recipe(lora_steps=60, lora_rank=8, lora_lr=5e-3)
+    recipe = Recipe(lora_steps=40, lora_rank=8, lora_lr=5e-3)
     latents, embeddings = inputs(diffusion, 1)
     flags = [parameter.requires_grad for parameter in diffusion.unet.parameters()]
     bank, (losses,) = diffusion.fit_loras(latents, embeddings, recipe)
     again, (losses_again,) = diffusion.fit_loras(latents, embeddings, recipe)
     assert losses == losses_again
     assert all(torch.equal(bank.up[name], again.up[name]) for name in bank.up)
-    assert sum(losses[-20:]) < sum(losses[:20])
+    assert sum(losses[-15:]) < sum(losses[:15])
     assert flags == [parameter.requires_grad for parameter in diffusion.unet.parameters()]
     assert not any(tensor.requires_grad for tensor in bank.parameters())
 

@@ -19,6 +19,11 @@ PUBLISHED = Recipe()
 
 
 @pytest.fixture
+def tracker(small_tracker: Tracker) -> Tracker:
+    return small_tracker
+
+
+@pytest.fixture
 def reference(tracker: Tracker, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """One picture (1, 3, S, S) and its two masks (1, 2, S, S)."""
     blobs = blob_picture(rng, tracker.image_size, tracker.image_size)

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from backend.entities import ALL_PROJECTS, Job, JudgedAnnotation, ReferenceAnnotation, References, Refusal, Task
-from backend.errors import BackendError
+from backend.errors import BackendError, LedgerDamaged, LedgerError
 from backend.labelstudio.regions import Brush, Region
+from backend.store.database import DAMAGED_KEPT, ledger_error
 from backend.store.jobs import MAX_BEGUN
 from backend.store.store import Store
 from tests.support.backend import learned_from
+from tests.support.store import damage
 
 VERSION = "cavsam-r1"
 REGIONS = (Region("tag", "image", ("cat",), (64, 96), Brush(bytes([1, 2, 3]))),)
@@ -311,6 +313,11 @@ def test_a_ledger_of_the_first_schema_is_taken_over(tmp_path: Path):
             DROP INDEX jobs_overview;
             ALTER TABLE jobs DROP COLUMN remarks;
             ALTER TABLE jobs DROP COLUMN calibrated;
+            ALTER TABLE jobs DROP COLUMN lesson;
+            DROP TABLE candidates;
+            DROP TABLE reviews;
+            DROP TABLE lessons;
+            DROP TABLE evaluations;
             UPDATE meta SET value = '1' WHERE name = 'schema';
             """
         )
@@ -537,3 +544,75 @@ def test_what_is_gone_is_reopened_unless_a_request_has_taken_it_up(store: Store)
     store.deliveries(1, VERSION).reopen([2, 3, 4])
     found = {task: (job.state, job.delivery) for task, job in store.jobs(1, VERSION).all().items()}
     assert found == {2: ("done", "open"), 3: ("done", "answered"), 4: ("queued", "open")}
+
+
+def test_a_damaged_file_is_kept_and_an_empty_one_takes_its_place(tmp_path: Path):
+    path = tmp_path / "ledger.sqlite3"
+    content = bytes(range(256)) * 64
+    path.write_bytes(content)
+    with closing(Store(path)) as store:
+        assert store.projects.all() == []
+        kept = store.damaged_file()
+        assert kept is not None
+        assert (tmp_path / kept).read_bytes() == content
+        assert (path.stat().st_mode & 0o777, (tmp_path / kept).exists()) == (0o600, True)
+    with closing(Store(path)) as again:
+        assert again.damaged_file() == kept  # until its projects were looked for
+        again.mark_rebuilt()
+        assert again.damaged_file() is None
+    assert len(list(tmp_path.glob("ledger-damaged-*"))) == 1
+
+
+def test_a_file_that_is_damaged_while_it_is_used_costs_one_call(tmp_path: Path):
+    path = tmp_path / "ledger.sqlite3"
+    with closing(Store(path)) as store:
+        for number in range(1, 200):
+            store.projects.add(number, "x" * 500)
+        damage(path)
+        with pytest.raises(LedgerDamaged):
+            store.projects.all()
+        assert store.trouble
+        assert store.generation == 1
+        assert store.projects.all() == []
+        store.projects.add(1, "y")
+        assert not store.trouble
+        assert [project.id for project in store.projects.all()] == [1]
+        assert store.damaged_file()
+
+
+def test_a_locked_file_is_not_taken_for_a_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("backend.store.database.LOCK_PATIENCE", 0.05)
+    path = tmp_path / "ledger.sqlite3"
+    with closing(Store(path)) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerError, match="free the file"):
+            store.projects.add(1, "x")
+        assert store.generation == 0
+        other.execute("ROLLBACK")
+        store.projects.add(1, "x")
+        assert not store.trouble
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "kind"),
+    [
+        (sqlite3.SQLITE_FULL, "make room", LedgerError),
+        (sqlite3.SQLITE_IOERR | 1 << 8, "disk of CAVSAM_DATA_DIR", LedgerError),
+        (sqlite3.SQLITE_CORRUPT, "moved aside", LedgerDamaged),
+        (sqlite3.SQLITE_NOTADB, "moved aside", LedgerDamaged),
+    ],
+)
+def test_what_an_error_of_the_file_means(code: int, words: str, kind: type[LedgerError]):
+    error = sqlite3.DatabaseError("of some kind")
+    error.sqlite_errorcode = code
+    found = ledger_error(error)
+    assert type(found) is kind
+    assert words in str(found)
+
+
+def test_only_the_last_damaged_files_are_kept(tmp_path: Path):
+    path = tmp_path / "ledger.sqlite3"
+    for second in range(DAMAGED_KEPT + 2):
+        path.write_bytes(bytes(range(256)) * 64)
+        Store(path, now=lambda second=second: 1e9 + second).close()
+    assert len(list(tmp_path.glob("ledger-damaged-*"))) == DAMAGED_KEPT

@@ -17,8 +17,8 @@ from backend.errors import (
     ModelProcessStopped,
     ModelUnavailable,
 )
+from backend.image_folder import ImageFolder
 from backend.labelstudio.client import LabelStudio
-from backend.labelstudio.images import ImageFolder
 from backend.labelstudio.regions import Brush, Region
 from backend.store.store import Store
 from backend.worker import messages

@@ -7,7 +7,9 @@ import torch
 
 from cavsam.candidates.base import Candidate, Proposal, presence_said_by
 from cavsam.instances import Objects
+from cavsam.recipe import Recipe
 from cavsam.scoring.calibration import Calibration, Logistic
+from cavsam.scoring.experience import Correction, Experience
 from cavsam.video import Video
 from tests.support.candidates import candidate
 
@@ -57,6 +59,18 @@ def test_only_what_has_a_mask_has_a_score() -> None:
     sure = Logistic(5.0, {}, {})
     scored = candidate("full", [], [3, 0]).scored(Calibration({"full": sure, "concat": Logistic(0.0, {}, {})}))
     assert scored.scores == [pytest.approx(sure({})), 0.0]
+
+
+def test_experience_corrects_the_score_and_leaves_the_models_own_beside_it() -> None:
+    known, taught = Calibration({"full": Logistic(2.0, {}, {})}), Correction(-1.0, 1.0)
+    made = candidate("full", [], [3, 0])
+    scored = made.scored(known, Experience({"full": taught}))
+    own = known.score("full", {})
+    assert scored.own == [own, 0.0]
+    assert scored.scores == [taught(own, {}), 0.0]
+    assert scored.taught
+    assert scored.holds(Calibration(), Recipe())  # whatever the models were fitted on, this project was measured
+    assert made.scored(known, Experience({"concat": taught})).scores == [own, 0.0]
 
 
 def test_a_claim_is_what_the_candidate_itself_gives_to_the_label() -> None:

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import pytest
 import torch
 
-from cavsam.candidates.selection import choose, comparable, settled, strategies
+from cavsam.candidates.base import Candidate, Proposal, Scene
+from cavsam.candidates.selection import choose, comparable, enough, settled, strategies
 from cavsam.diffusion import LatentDiffusion
 from cavsam.features import without_overlap
+from cavsam.observe.run import Run
 from cavsam.recipe import Recipe
 from cavsam.scoring.calibration import Calibration
+from cavsam.scoring.experience import Experience
 from cavsam.tracking import Tracker
 from cavsam.transition import DiffusionTransition
 from tests.support.candidates import ALL_KNOWN, candidate
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A strategy that is only named."""
+
+    kind: str
+    generates_frames: bool
+
+    def propose(self, scene: Scene, before: Sequence[Candidate], run: Run) -> Proposal:
+        raise NotImplementedError
+
 
 PUBLISHED = Recipe()
 """What the tests start from, whatever the defaults become."""
@@ -94,3 +112,20 @@ def test_no_region_stands_beside_a_tracked_mask_unless_both_scores_are_known(
     calibration = Calibration({kind: ALL_KNOWN.overlap[kind] for kind in known})
     tried = strategies(recipe, tracker, DiffusionTransition(diffusion, recipe), calibration)
     assert [one.kind for one in tried] == ["full"]
+
+
+def test_auto_ends_at_the_last_candidate_that_experience_found_worth_trying() -> None:
+    found = [candidate("concat", [0.1], [4]), candidate("linear", [0.1], [4])]
+    further = Tried("activation", False)
+    auto, last = PUBLISHED.replace(mode="auto", auto_threshold=1.0), Experience(last="linear")
+    assert enough(found, further, auto, last)
+    assert not enough(found[:1], further, auto, last)
+    assert not enough(found, further, auto, Experience())
+    assert not enough(found, further, PUBLISHED, last)  # other modes have no ladder
+
+
+def test_frames_are_left_out_if_every_label_is_trusted_whatever_was_learned() -> None:
+    found = [candidate("concat", [0.9], [4])]
+    auto = PUBLISHED.replace(mode="auto", auto_threshold=0.5)
+    assert enough(found, Tried("full", True), auto, Experience())
+    assert not enough(found, Tried("linear", False), auto, Experience())

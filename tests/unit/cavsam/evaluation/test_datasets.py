@@ -1,15 +1,12 @@
-"""Readers on miniature folders of each layout, seeded lists, and sharded runs that add up."""
+"""Readers on miniature folders of each layout, seeded lists, and options that make no sense."""
 
 import argparse
-import json
-import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from cavsam.errors import CavSamError
-from cavsam.evaluation import evaluate, runs
+from cavsam.evaluation import evaluate
 from cavsam.evaluation.datasets import (
     DEEPGLOBE_COLOURS,
     READERS,
@@ -22,12 +19,7 @@ from cavsam.evaluation.datasets import (
     read_sample,
     write_list,
 )
-from research import synth
-
-
-def save(array, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
+from tests.support.pictures import save
 
 
 def picture(seed: int, size=(40, 48)):
@@ -191,78 +183,11 @@ def parse(*arguments: str) -> argparse.Namespace:
     return parser.parse_args(["--dataset", *arguments, "--model", "nano", "--mode", "concat", "--device", "cpu"])
 
 
-@pytest.fixture(scope="module")
-def cells_as_fss(tmp_path_factory):
-    root = tmp_path_factory.mktemp("fss")
-    for name in synth.classes("cells"):
-        for number in range(1, 4):
-            seed = synth.seed_of("dev", number)
-            scene = synth.generate("cells", [name], seed=seed, size=96)
-            save(scene.image, root / name / f"{number}.jpg")
-            save(scene.masks[name].astype(np.uint8) * 255, root / name / f"{number}.png")
-    return root
-
-
-def test_shards_add_up_to_the_whole(cells_as_fss, tmp_path, capsys):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert evaluate.run(parse("fss1000", str(cells_as_fss), "--out", str(whole))) == 0
-    text = capsys.readouterr().out
-    assert "79.8" in text, "the published figure stands beside ours"
-    for shard in ("0/2", "1/2"):
-        assert evaluate.run(parse("fss1000", str(cells_as_fss), "--out", str(parts), "--shard", shard)) == 0
-    logs = sorted(parts.glob("records-*.jsonl"))
-    assert [len(list(runs.read_records(log))) for log in logs] == [3, 3]
-    reports = [json.loads((out / "report.json").read_text()) for out in (whole, parts)]
-    assert reports[0]["setting"] == reports[1]["setting"]
-    figures = [report["modes"]["concat"]["domains"]["fss1000"]["mean_iou"] for report in reports]
-    assert figures[0] == figures[1]
-    with pytest.raises(CavSamError, match="--resume"):
-        evaluate.run(parse("fss1000", str(cells_as_fss), "--out", str(whole)))
-
-
-def test_a_written_list_gives_the_same_run(cells_as_fss, tmp_path):
-    first, again = tmp_path / "first", tmp_path / "again"
-    evaluate.run(parse("fss1000", str(cells_as_fss), "--out", str(first), "--episodes", "2", "--list-seed", "9"))
-    listed = str(first / "episodes-0.jsonl")
-    evaluate.run(parse("fss1000", str(cells_as_fss), "--out", str(again), "--list", listed))
-    counts = [[r.counts for r in runs.read_records(out / "records-0-of-1.jsonl")] for out in (first, again)]
-    assert counts[0] == counts[1]
-
-
-def test_bad_options_are_refused(cells_as_fss, tmp_path):
+def test_bad_options_are_refused(tmp_path):
+    make_fss(tmp_path / "fss")
     for shard in ("2/2", "x", "1"):
         with pytest.raises(CavSamError, match="--shard needs I/N"):
-            evaluate.run(parse("fss1000", str(cells_as_fss), "--out", str(tmp_path), "--shard", shard))
-
-
-def test_a_refused_run_leaves_the_first_one_as_it_is(cells_as_fss, tmp_path):
-    out = tmp_path / "run"
-    evaluate.run(parse("fss1000", str(cells_as_fss), "--out", str(out), "--episodes", "1"))
-    before = {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
-    with pytest.raises(CavSamError, match="other models or settings"):
-        evaluate.run(parse("fss1000", str(cells_as_fss), "--out", str(out), "--list-seed", "9", "--resume"))
-    with pytest.raises(CavSamError, match="another number of shards"):
-        evaluate.run(parse("fss1000", str(cells_as_fss), "--out", str(out), "--episodes", "1", "--shard", "0/2"))
-    assert {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()} == before
-    (out / "setting.json").write_text("{")
-    with pytest.raises(CavSamError, match="is damaged"):
-        evaluate.run(parse("fss1000", str(cells_as_fss), "--out", str(out), "--episodes", "1", "--resume"))
-
-
-def test_a_picture_that_cannot_be_read_costs_its_episodes_only(cells_as_fss, tmp_path):
-    root, out = tmp_path / "fss", tmp_path / "run"
-    shutil.copytree(cells_as_fss, root)
-    broken = next(root.glob("*/2.jpg"))
-    broken.write_bytes(broken.read_bytes()[:200])
-    assert evaluate.run(parse("fss1000", str(root), "--out", str(out))) == 1
-    records = list(runs.read_records(out / "records-0-of-1.jsonl"))
-    failed = [record for record in records if record.error]
-    assert len(records) == 6
-    assert 1 <= len(failed) < 6
-    assert all(broken.name in record.error for record in failed)
-    figures = json.loads((out / "report.json").read_text())["modes"]["concat"]
-    assert figures["errors"] == len(failed)
-    assert figures["domains"]["fss1000"]["episodes"] == 6 - len(failed)
+            evaluate.run(parse("fss1000", str(tmp_path / "fss"), "--out", str(tmp_path), "--shard", shard))
 
 
 def test_a_class_list_from_windows_is_read(tmp_path):

@@ -1,10 +1,8 @@
-"""A plain folder of pictures and masks: layouts, what is refused, distances, and a whole run with the baselines."""
+"""A plain folder of pictures and masks: layouts, distances, absent objects, and what is refused."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cavsam.errors import CavSamError
-from cavsam.evaluation import evaluate, runs
+from cavsam.evaluation import evaluate
 from cavsam.evaluation.datasets import (
     draw_absent_episodes,
     draw_far_episodes,
@@ -21,12 +19,7 @@ from cavsam.evaluation.datasets import (
     read_list,
     write_list,
 )
-from research import synth
-
-
-def save(array: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
+from tests.support.pictures import save
 
 
 def add_picture(folder: Path, name: str, *, empty: bool = False, size: tuple[int, int] = (12, 16)) -> None:
@@ -167,97 +160,6 @@ def parse(*arguments: str) -> argparse.Namespace:
     return parser.parse_args([*arguments, "--model", "nano", "--device", "cpu"])
 
 
-@pytest.fixture(scope="module")
-def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A domain of two classes, three drawn pictures each."""
-    root = tmp_path_factory.mktemp("folder")
-    for name in synth.classes("cells")[:2]:
-        for number in range(3):
-            scene = synth.generate("cells", [name], seed=synth.seed_of("dev", number), size=96)
-            save(scene.image, root / "cells" / name / "images" / f"{number}.png")
-            save(scene.masks[name].astype(np.uint8) * 255, root / "cells" / name / "masks" / f"{number}.png")
-    return root
-
-
-def test_a_run_compares_modes_and_baselines_in_one_report(cells: Path, tmp_path: Path) -> None:
-    options = parse(
-        *(str(cells), "--mode", "concat", "--mode", "ttga", "--set", "ttga_steps=2", "--episodes", "2"),
-        *("--baseline", "contrast", "--baseline", "forest", "--baseline", "box", "--out", str(tmp_path)),
-    )
-    assert evaluate.run(options) == 0
-    records = runs.all_records(tmp_path)
-    names = ["contrast", "forest", "box", "concat", "ttga"]
-    assert sorted(record.mode for record in records) == sorted(names * 4)
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert list(report["modes"]) == names
-    assert set(report["differences"]) == {"ttga - concat", "ttga - contrast", "ttga - forest", "ttga - box"}
-    for name in names:
-        own = [record for record in records if record.mode == name]
-        pooled, means = [], []
-        for label in {record.class_name for record in own}:
-            counts = [record.counts for record in own if record.class_name == label]
-            pooled.append(sum(c.intersection for c in counts) / sum(c.union for c in counts))
-            means += [c.intersection / c.union for c in counts]
-        figures = report["modes"][name]["domains"]["cells"]
-        assert figures["mean_iou"]["value"] == pytest.approx(np.mean(pooled))
-        assert figures["episode_iou"] == pytest.approx(np.mean(means))
-        assert figures["boundary_f"] == pytest.approx(np.mean([record.boundary_f for record in own]))
-    assert report["modes"]["forest"]["mean_iou"]["value"] > 0.3, "drawn cells have colours of their own"
-    text = (tmp_path / "report.md").read_text()
-    assert "## cells" in text
-    assert "best in hindsight" in text
-    assert (tmp_path / "episodes.png").stat().st_size > 0
-
-
-@pytest.mark.parametrize("name", ["contrast", "forest", "box"])
-def test_a_baseline_finds_what_it_can_see(name: str, tmp_path: Path) -> None:
-    """A red square on grass, always at about the same place: each baseline's own cue is there."""
-    rng = np.random.default_rng(0)
-    for number in range(3):
-        image = rng.integers(0, 60, (120, 100, 3), dtype=np.uint8)
-        image[..., 1] += 80
-        mask = np.zeros((120, 100), dtype=np.uint8)
-        mask[30 + number : 80, 25:70] = 255
-        image[mask > 0] = (220, 30, 40)
-        save(image, tmp_path / "square" / "images" / f"{number}.png")
-        save(mask, tmp_path / "square" / "masks" / f"{number}.png")
-    out = tmp_path / "out"
-    arguments = ("--mode", "concat", "--baseline", name, "--episodes", "1", "--out", str(out))
-    assert evaluate.run(parse(str(tmp_path), *arguments)) == 0
-    (record,) = (record for record in runs.all_records(out) if record.mode == name)
-    assert record.counts.iou > 0.6
-    assert record.error is None
-
-
-def test_a_video_is_tracked_from_its_first_frame(tmp_path: Path) -> None:
-    rng = np.random.default_rng(1)
-    background = rng.integers(60, 100, (96, 120, 3), dtype=np.uint8)
-    for number in range(7):
-        image, mask = background.copy(), np.zeros((96, 120), dtype=np.uint8)
-        mask[30:60, 20 + 4 * number : 55 + 4 * number] = 255
-        image[mask > 0] = (230, 220, 40)
-        save(image, tmp_path / "videos" / "ball" / "images" / f"{number:05d}.png")
-        save(mask, tmp_path / "videos" / "ball" / "masks" / f"{number:05d}.png")
-    out = tmp_path / "out"
-    options = parse(str(tmp_path / "videos"), "--dataset", "video", "--every", "2", "--out", str(out))
-    assert evaluate.run(options) == 0
-    records = runs.all_records(out)
-    assert len(records) == 3, "frames 2, 4 and 6 after frame 0"
-    (sequence,) = json.loads((out / "report.json").read_text())["sequences"]
-    assert sequence["J"] == pytest.approx(np.mean([r.intersection / r.union for r in records]))
-    assert sequence["F"] == pytest.approx(np.mean([r.boundary_f for r in records]))
-    assert sequence["J"] > 0.7
-    for record, number in zip(records, (2, 4, 6), strict=True):
-        stored = np.array(Image.open(runs.mask_path(out, record)), dtype=bool)
-        with Image.open(tmp_path / "videos" / "ball" / "masks" / f"{number:05d}.png") as truth:
-            assert (stored & (np.array(truth) > 0)).sum() == record.intersection
-    with pytest.raises(CavSamError, match="one frame only"):
-        evaluate.run(parse(str(tmp_path / "videos"), "--dataset", "video", "--every", "9", "--out", str(out)))
-    resumed = parse(str(tmp_path / "videos"), "--dataset", "video", "--every", "2", "--out", str(out), "--resume")
-    assert evaluate.run(resumed) == 0
-    assert runs.all_records(out) == records
-
-
 def test_a_video_must_show_its_object_at_first(tmp_path: Path) -> None:
     add_picture(tmp_path / "videos" / "ball", "0", empty=True)
     add_picture(tmp_path / "videos" / "ball", "1")
@@ -300,17 +202,3 @@ def test_absent_targets_come_from_other_domains_and_other_words(tmp_path: Path) 
     alone = [sample for sample in samples if sample.domain == "street"]
     with pytest.raises(CavSamError, match="No other domain"):
         draw_absent_episodes(tmp_path, alone, 1, 1, seed=0)
-
-
-def test_a_run_says_how_often_a_mode_abstains(cells: Path, tmp_path: Path) -> None:
-    root = tmp_path / "set"
-    shutil.copytree(cells, root)
-    add_class(root / "grey" / "square", 3)
-    arguments = ("--mode", "concat", "--episodes", "1", "--absent", "2", "--out", str(tmp_path / "out"))
-    assert evaluate.run(parse(str(root), *arguments)) == 0
-    records = runs.all_records(tmp_path / "out")
-    assert sum(record.absent for record in records) == 6
-    assert sum(not record.absent for record in records) == 3
-    assert len({(record.domain, record.index) for record in records}) == 9
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["modes"]["concat"]["abstained_on_absent"]["of"] == 6

@@ -137,6 +137,11 @@ class _Page(HTMLParser):
 
 
 @pytest.fixture
+def tracker(small_tracker: Tracker) -> Tracker:
+    return small_tracker
+
+
+@pytest.fixture
 def page(tracker: Tracker, diffusion: LatentDiffusion, rng: np.random.Generator) -> tuple[_Page, str, Trace]:
     """Of a run with two labels, one of which looks like HTML."""
     blobs = blob_picture(rng, 200, 260)

@@ -24,6 +24,11 @@ Traced = Callable[..., tuple[Trace, TargetResult]]
 
 
 @pytest.fixture
+def tracker(small_tracker: Tracker) -> Tracker:
+    return small_tracker
+
+
+@pytest.fixture
 def reference(tracker: Tracker, rng: np.random.Generator) -> Reference:
     """As large as SAM2 sees it, so that no mask is resized on the way."""
     return blob_picture(rng, tracker.image_size, tracker.image_size)

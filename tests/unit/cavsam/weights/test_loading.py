@@ -242,7 +242,7 @@ def test_of_a_hub_repository_no_more_is_fetched_than_is_read(
         (hub / name).parent.mkdir(exist_ok=True)
         (hub / name).write_bytes(b"gigabytes")
 
-    def snapshot_download(hub_id: str, revision: str | None, allow_patterns: list[str]) -> str:
+    def snapshot_download(hub_id: str, revision: str | None, allow_patterns: list[str], local_files_only: bool) -> str:
         names = [file.relative_to(hub).as_posix() for file in hub.rglob("*") if file.is_file()]
         for name in filter_repo_objects(names, allow_patterns=allow_patterns):
             (cache / name).parent.mkdir(parents=True, exist_ok=True)

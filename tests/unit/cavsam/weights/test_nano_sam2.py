@@ -1,17 +1,13 @@
-"""The bundled SAM2-nano: built by the ordinary loaders, of SAM2's structure, small, and able to track."""
+"""The bundled SAM2-nano: of SAM2's structure, and small."""
 
 from pathlib import Path
 
-import numpy as np
-import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors import safe_open
 
-from cavsam.tracking import Prompt
-from cavsam.weights.loading import SAM2_PACKAGE, load_tracker
-from cavsam.weights.sources import NANO, ModelSources
-from research import synth
+from cavsam.weights.loading import SAM2_PACKAGE
+from cavsam.weights.sources import NANO
 
 FOLDER = NANO / "sam2"
 SIZES = {
@@ -57,38 +53,3 @@ def test_the_weights_are_small_and_half_precision():
     with safe_open(weights, "pt") as stored:
         assert {stored.get_tensor(name).dtype for name in stored.keys()} == {torch.float16}  # noqa: SIM118
     assert sum(file.stat().st_size for file in Path(NANO).rglob("*.safetensors")) <= 20e6
-
-
-@pytest.fixture(scope="module")
-def tracker():
-    return load_tracker(ModelSources.named("nano"), torch.device("cpu"))
-
-
-def test_it_follows_an_object_through_smooth_clips(tracker):
-    ious = []
-    names = synth.classes("textures", "dev")
-    for index in range(8):
-        clip = synth.clip(names[index], seed=synth.seed_of("dev", 500 + index), length=3, absent=False)
-        frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2).float() / 255
-        prompt = Prompt(frame=0, label=0, mask=torch.from_numpy(clip.masks[0]))
-        track = tracker.track(tracker.trunk(frames), [prompt], 1, read=2)
-        found, truth = (track.logits[0] > 0).numpy(), clip.masks[2]
-        if truth.any():
-            ious.append((found & truth).sum() / (found | truth).sum())
-    assert np.mean(ious) > 0.6
-
-
-def test_its_object_score_is_lower_where_the_object_is_gone(tracker):
-    names = synth.classes("textures", "dev")
-    scores: dict[bool, list[float]] = {True: [], False: []}
-    for index in range(40):
-        clip = synth.clip(names[index % len(names)], seed=synth.seed_of("dev", 600 + index), length=3)
-        shown = bool(clip.masks[2].any())
-        if shown and len(scores[True]) > 6:
-            continue
-        frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2).float() / 255
-        prompt = Prompt(frame=0, label=0, mask=torch.from_numpy(clip.masks[0]))
-        track = tracker.track(tracker.trunk(frames), [prompt], 1, read=2)
-        scores[shown].append(float(track.object_scores[0]))
-    assert len(scores[False]) >= 3
-    assert np.median(scores[True]) > np.median(scores[False])

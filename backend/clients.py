@@ -29,19 +29,22 @@ class Clients:
         with self._lock:
             self._granted[project] = (hostname, token)
 
+    def granted(self) -> list[int]:
+        """The projects for which /setup handed something over."""
+        with self._lock:
+            return list(self._granted)
+
     def keep(self, project: int) -> None:
         """Write to the ledger what was handed over for a project, if it is new."""
         granted = self._granted.get(project)
         if granted is not None and granted != self._store.projects.grants().get(project):
             self._store.projects.set_grant(project, *granted)
 
-    def in_use(self) -> list[LabelStudio]:
-        """The connections that work needs: the configured one, or those that /setup handed over."""
+    def in_use(self) -> dict[int, LabelStudio]:
+        """The connections that work needs: the configured one, for all projects, or those that /setup handed over."""
         if self._settings.label_studio_url and self._settings.label_studio_api_key:
-            return [self.of(ALL_PROJECTS)]
-        with self._lock:
-            projects = list(self._granted)
-        return list(dict.fromkeys(self.of(project) for project in projects))
+            return {ALL_PROJECTS: self.of(ALL_PROJECTS)}
+        return {project: self.of(project) for project in self.granted()}
 
     def of(self, project: int) -> LabelStudio:
         """A connection for a project; raises `LabelStudioDenied` where there is no address or key for one."""
