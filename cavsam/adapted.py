@@ -39,6 +39,7 @@ class AdaptedReference:
         fingerprint: of the models and the recipe that made this.
         timings: step -> seconds.
         shots: how many of the references serve a target, those most like it; 0 for all.
+        features: of the references from a backbone, float (K, C, h, w); None without one.
     """
 
     labels: tuple[str, ...]
@@ -52,6 +53,7 @@ class AdaptedReference:
     fingerprint: str
     timings: dict[str, float]
     shots: int = 0
+    features: Tensor | None = None
 
     def order(self, descriptor: Tensor) -> list[int]:
         """List the references that serve a target, in the order of its video: the one most like it is the last.
@@ -113,6 +115,8 @@ class AdaptedReference:
         """Take it apart into tensors by name, and a JSON text for the rest."""
         tensors = {"masks": self.masks, "pictures": self.pictures, "descriptors": self.descriptors}
         tensors |= {f"trunk.{level}": tensor for level, tensor in enumerate(self.trunk)}
+        if self.features is not None:
+            tensors["features"] = self.features
         if self.alignment:
             tensors["prototypes"] = self.alignment.prototypes
             if self.alignment.background is not None:
@@ -169,6 +173,7 @@ class AdaptedReference:
             described["fingerprint"],
             described["timings"],
             described["shots"],
+            tensors.get("features"),
         )
 
 

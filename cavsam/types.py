@@ -77,10 +77,10 @@ class Reference:
     def digest(self) -> str:
         """Compute the SHA-256 of its pixels and masks: 64 hex digits."""
         digest = hashlib.sha256(f"{self.image.shape}".encode())
-        digest.update(np.ascontiguousarray(self.image))
+        digest.update(self.image.tobytes())
         for label in sorted(self.masks):
             digest.update(f"\0{label}\0".encode())
-            digest.update(np.packbits(self.masks[label]))
+            digest.update(np.packbits(self.masks[label]).tobytes())
         return digest.hexdigest()
 
 
