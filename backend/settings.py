@@ -31,6 +31,7 @@ IP_OR_NAME = re.compile(r"[\w.-]+|[\da-fA-F]*:[\da-fA-F:.]*(%[\w.-]+)?")
 OLD_PREDICTIONS = ("keep", "remove")
 REFERENCE_POLICIES = ("first", "pinned", "latest-k", "nearest-k")
 PROJECT_VERSION = ("follow", "leave")
+EXTRA_PARAMS_LIMIT = 10_000
 LEARN = ("on", "off")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
@@ -276,6 +277,8 @@ class Settings:
         The names are those of the settings in lower case, such as `{"reference_policy": "latest-k"}`. What cannot be
         used is left as it was.
         """
+        if len(str(extra_params)) > EXTRA_PARAMS_LIMIT:
+            return self, [f"The project's extra params are longer than {EXTRA_PARAMS_LIMIT} characters and ignored."]
         if isinstance(extra_params, str) and extra_params.strip():
             try:
                 extra_params = read_json(extra_params)

@@ -44,7 +44,7 @@ class CavSam:
     Attributes:
         tracker: SAM2.
         transition: where generated frames come from; None in the modes without them.
-        recipe: the hyperparameters; of mode `full` if `auto` was asked for and there is no calibration.
+        recipe: the hyperparameters.
         fingerprint: of the models and the recipe.
         calibration: turns cues into scores.
         backbone: whose features the candidates of regions use; None for SAM2's own.
@@ -62,8 +62,10 @@ class CavSam:
         calibration = (calibration or Calibration()).beside(backbone.digest if backbone else "")
         if recipe.mode == "auto" and not calibration.overlap:
             # without estimates of the IoU there is nothing to choose between kinds of candidates by
-            log.warning("Mode auto runs as full: there is no calibration of scores for these models.")
-            recipe = recipe.replace(mode="full")
+            log.warning(
+                "Mode auto runs as full until measured targets teach it more: there is no calibration of scores for "
+                "these models."
+            )
         if recipe.generates_frames and transition is None:
             raise ModelError(f"The mode {recipe.mode} needs a diffusion model; give one or choose concat or ttga.")
         self.tracker = tracker
@@ -102,6 +104,11 @@ class CavSam:
     def device(self) -> torch.device:
         """Where the models run."""
         return self.tracker.device
+
+    @property
+    def cells(self) -> int:
+        """How many cells of SAM2's coarsest features lie along either side of a picture."""
+        return self.tracker.image_size // 16
 
     def adapt(
         self,

@@ -21,8 +21,8 @@ from backend.labelstudio.brush import encode_mask
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.label_config import parse_label_config
 from backend.labelstudio.regions import Brush, Region
-from backend.labelstudio.webhook_secret import HEADER, read_webhook_secret
 from backend.settings import Settings, unknown_variables
+from backend.webhook_secret import HEADER, read_webhook_secret
 from backend.worker.messages import Example, ModelSpec, Result, SegmentTask
 from backend.worker.model_process import CAVSAM, ModelProcess
 from cavsam.errors import ModelError

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
-from backend.entities import DeliveryState, Job, JobGroup, JobState, LowScores, TaskState
+from backend.entities import REQUESTED, DeliveryState, Job, JobGroup, JobState, JobTimes, LowScores, TaskState
 from backend.store.database import Database
 from backend.version import taught_version
 
@@ -37,24 +38,39 @@ FILTERS: dict[str, str] = {
 
 
 class JobQueue:
-    """The jobs that the worker takes: those of present versions, whatever their project."""
+    """The jobs that the worker takes: those of present versions, of one project after the other.
+
+    The projects take turns, so that a large one keeps no other waiting. Before all turns comes what a person waits for.
+    """
 
     def __init__(self, database: Database):
         self._db = database
+        self._served: dict[int, int] = {}  # project -> how many jobs had been taken when it last had its turn
+        self._taken = 0
 
     def take_next(self) -> Job | None:
-        """Mark the most urgent queued job of a present version as running and return it."""
+        """Mark the queued job of a present version whose turn it is as running and return it."""
         with self._db.transaction() as db:
-            row = db.row("next_job", db.now)
+            row = self._chosen(db.rows("next_jobs", db.now))
             if row is None:
                 return None
             db.change("begin_job", db.now, row["project"], row["task"], row["version"])
-            return job_of(row, state=JobState.RUNNING, attempts=row["attempts"] + 1)
+        self._taken += 1
+        self._served[row["project"]] = self._taken
+        return job_of(row, state=JobState.RUNNING, attempts=row["attempts"] + 1)
 
     def peek_next(self) -> Job | None:
         """The job that `take_next` would give."""
-        rows = self._db.rows("next_job", self._db.now())
-        return job_of(rows[0]) if rows else None
+        row = self._chosen(self._db.rows("next_jobs", self._db.now()))
+        return job_of(row) if row is not None else None
+
+    def _chosen(self, rows: Iterable[sqlite3.Row]) -> sqlite3.Row | None:
+        """Of each project's most urgent job the one whose turn it is."""
+
+        def turn(row: sqlite3.Row) -> tuple[bool, int]:
+            return row["priority"] < REQUESTED, self._served.get(row["project"], 0)
+
+        return min(rows, key=turn, default=None)
 
     def seconds_to_next(self) -> float | None:
         """How long until a queued job may be tried; `None` if none is queued."""
@@ -211,10 +227,12 @@ class Jobs:
         low = self.low_scores(below)
         return int(self._db.rows("to_check", self.project, self.version, low.estimate, low.order)[0]["n"])
 
-    def mean_seconds(self) -> float | None:
-        """Mean time of the last ten finished jobs; `None` before the first."""
-        mean = self._db.rows("mean_seconds", self.project, self.version)[0]["mean"]
-        return None if mean is None else float(mean)
+    def times(self) -> JobTimes | None:
+        """How long the last 200 finished jobs took; `None` before the first."""
+        row = self._db.rows("job_times", self.project, self.version)[0]
+        if not row["count"]:
+            return None
+        return JobTimes(row["count"], row["mean"], math.sqrt(max(0.0, row["square"] - row["mean"] ** 2)))
 
     def task_states(
         self, *, show: TaskFilter = "all", order: TaskOrder = "task", low: float = 0.0, limit: int = -1, offset: int = 0

@@ -83,10 +83,10 @@ class Learning:
         with self._db.transaction() as db:
             db.change("add_review", self.project, review.task, base_of(review.version), review.version, *values)
 
-    def forget_review(self, task: int) -> bool:
-        """Forget the review of a task whose annotation is gone; returns whether there was one."""
+    def forget_reviews(self, tasks: Iterable[int]) -> bool:
+        """Forget the reviews of tasks whose annotations are gone; returns whether there were any."""
         with self._db.transaction() as db:
-            return bool(db.change("forget_review", self.project, task))
+            return bool(db.change_each("forget_review", [(self.project, task) for task in tasks]))
 
     # what they taught
 

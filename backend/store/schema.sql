@@ -1,11 +1,11 @@
--- The ledger's schema, number 6. `upgrades.sql` turns a file of an earlier one into this.
+-- The ledger's schema, number 7. `upgrades.sql` turns a file of an earlier one into this.
 
 -- Values by name: the schema's number; `paused`; `grant:<project>`, the address and key that Label Studio handed over;
 -- `again:<project>`, whose predictions are to be replaced; `rebuild`, the name under which a damaged file is kept
 -- whose projects were not looked for yet.
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 
--- `uid` is the moment of creation as Label Studio writes it. `version` and `reference_key` are what is predicted under
+-- `id` is the key of `project_keys.py`. `uid` is the moment of creation as Label Studio writes it. `version` and `reference_key` are what is predicted under
 -- now; a project without a reference has no key.
 CREATE TABLE projects (
     id INTEGER PRIMARY KEY,
@@ -36,14 +36,15 @@ CREATE TABLE tasks (
 
 -- Annotations as they were judged; those with a `reason` cannot be learned from.
 CREATE TABLE annotations (
-    id INTEGER PRIMARY KEY,
+    id INTEGER NOT NULL,
     project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
     task INTEGER NOT NULL,
     created_at TEXT NOT NULL,
     key TEXT NOT NULL,
     reason TEXT NOT NULL,
     labels TEXT NOT NULL DEFAULT '[]',
-    ground_truth INTEGER NOT NULL DEFAULT 0
+    ground_truth INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (project, id)
 );
 CREATE INDEX annotations_of_task ON annotations (project, task);
 
@@ -53,7 +54,7 @@ CREATE TABLE refusals (
     key TEXT NOT NULL,
     reason TEXT NOT NULL,
     project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
-    PRIMARY KEY (annotation, key)
+    PRIMARY KEY (project, annotation, key)
 );
 
 -- A job is one task under one version; `store/deliveries.py` explains the states of its delivery. `result` is the

@@ -192,6 +192,7 @@ class Result(_Answer):
         calibrated: whether the scores estimate the IoU with the ground truth, rather than give an order only.
         remarks: what a person should look at, see `worker.remarks`.
         candidates: the ways to each mask that were tried.
+        oddities: what makes an annotation that is learned from a poor one, see `worker.oddities`.
     """
 
     regions: tuple[dict[str, Any], ...]
@@ -201,6 +202,7 @@ class Result(_Answer):
     calibrated: bool = False
     remarks: tuple[str, ...] = ()
     candidates: tuple[KeptCandidate, ...] = ()
+    oddities: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The fields, JSON-ready."""
@@ -210,7 +212,7 @@ class Result(_Answer):
     def from_json(cls, held: dict[str, Any]) -> Self:
         """The message that `to_json` wrote."""
         candidates = tuple(KeptCandidate.from_json(one) for one in held["candidates"])
-        lists = {name: tuple(held[name]) for name in ("regions", "warnings", "remarks")}
+        lists = {name: tuple(held[name]) for name in ("regions", "warnings", "remarks", "oddities")}
         return cls(**held | lists | {"candidates": candidates})
 
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from backend.entities import Job, ReferenceAnnotation, References, Refusal
+from backend.entities import ODD_REFERENCES, Job, ReferenceAnnotation, References, Refusal
 from backend.errors import (
     ImageUnavailable,
     LabelStudioError,
@@ -349,6 +349,7 @@ class Worker:
             shared = result.seconds - seconds_of(result.candidates)
             self._store.learning(job.project).keep(job, result.candidates, last=last, seconds=max(0.0, shared))
         self._forget_attempts(job)
+        self._store.projects.set_warnings(job.project, ODD_REFERENCES, result.oddities)
         for warning in (*result.warnings, *result.remarks):
             log.info("Project %d, task %d: %s", job.project, job.task, warning)
         log.info(

@@ -138,6 +138,7 @@ class Candidate:
         presence: of each label, 0..1, estimated probability that it is on the target.
         own: of each label, the score before experience corrected it; empty if nothing did.
         taught: whether experience corrected the scores.
+        estimated: whether the scores estimate an IoU, rather than give an order within this kind only.
         seconds: time that it took.
     """
 
@@ -151,6 +152,7 @@ class Candidate:
     presence: list[float] = field(default_factory=list)
     own: list[float] = field(default_factory=list)
     taught: bool = False
+    estimated: bool = True
     seconds: float = 0.0
 
     @classmethod
@@ -232,6 +234,7 @@ class Candidate:
             instances=instances,
             own=[calibration.score(self.kind, known) if f else 0.0 for known, f in zip(self.cues, found, strict=True)],
             taught=experience.corrects(self.kind),
+            estimated=experience.corrects(self.kind) or calibration.knows(self.kind),
         )
 
 

@@ -557,7 +557,7 @@ def test_a_full_disk_fails_no_task(
 def test_label_studio_away_is_waited_for(
     label_studio: FakeLabelStudio, project: int, start_backend: StartBackend, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("backend.sync.schedule.AWAY_PAUSES", (0.2,))
+    monkeypatch.setattr("backend.sync.introductions.AWAY_PAUSE", 0.2)
     backend = start_backend()
     label_studio.failures.deny = True
     label_studio.connect(project, backend.url)

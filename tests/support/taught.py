@@ -60,7 +60,7 @@ class WrongSegmenter(ThresholdSegmenter):
         (label,) = (name for name in adapted if name)
         for index, target in enumerate(targets):
             cheap, costly, _ = read_image(target)[0, 0].tolist()
-            tried = []
+            tried: list[CandidateMask] = []
             for kind, found, seconds in (("concat", cheap, 0.1), ("full", costly, 2.0)):
                 if any(one.kind == experience.last for one in tried):
                     break

@@ -10,8 +10,8 @@ import pytest
 
 from backend.cli import main
 from backend.commands.doctor import Finding, examine
-from backend.labelstudio.webhook_secret import HEADER
 from backend.settings import Settings
+from backend.webhook_secret import HEADER
 from cavsam.scoring.calibration import Calibration
 from cavsam.weights.sources import NANO
 from tests.support.backend import THRESHOLD

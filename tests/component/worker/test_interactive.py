@@ -155,7 +155,7 @@ class Editor:
         known = self.label_studio.tasks[task]
         body: dict[str, Any] = {
             "tasks": [{"id": task, "data": known["data"]} | fields],
-            "project": f"{self.project}.1700000000",
+            "project": self.label_studio.uid(self.project),
             "label_config": config,
             "params": {"login": None, "password": None, "context": {"result": list(regions)}},
         }

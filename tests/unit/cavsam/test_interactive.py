@@ -109,7 +109,7 @@ def test_a_click_repairs_the_part_it_points_at_and_leaves_the_others(nano: Refin
     half = disc.copy()
     half[:, :120] = False
     stray = np.zeros_like(disc)
-    stray[5:25, 8:32] = True
+    stray[5:25, 10:30] = True
     start = half | other | stray
     encoded = nano.encode(image)
     left = Click(100, 90)

@@ -867,15 +867,25 @@ def test_what_cannot_be_saved_is_said_and_leaves_what_was_there(saved: Path, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", saved.name]
 
 
-def test_auto_runs_as_full_without_a_calibration_and_says_so(
+def test_auto_runs_as_full_without_a_calibration_until_it_is_taught(
     tracker: Tracker, diffusion: LatentDiffusion, reference: Reference, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recipe = QUICK.replace(mode="auto")
+    recipe = QUICK.replace(mode="auto", auto_threshold=0.0, min_presence=0.0)
     model = CavSam(tracker, DiffusionTransition(diffusion, recipe), recipe)
     assert "runs as full" in caplog.text
     assert "calibration" in caplog.text
-    (result,) = model.segment(model.adapt([reference]), [reference.image])
-    assert [one.kind for one in result.candidates[next(iter(reference.masks))]] == ["full"]
+    adapted, label = model.adapt([reference]), next(iter(reference.masks))
+    (result,) = model.segment(adapted, [reference.image])
+    assert [(one.kind, one.chosen) for one in result.candidates[label]] == [
+        ("concat", False),
+        ("ttga", False),
+        ("full", True),
+    ]
+    assert not result.calibrated
+    corrections = {"concat": Correction(1.0, 1.0), "ttga": Correction(0.0, 1.0), "full": Correction(-1.0, 1.0)}
+    (taught,) = model.segment(adapted, [reference.image], experience=Experience(corrections))
+    assert [(one.kind, one.chosen) for one in taught.candidates[label]] == [("concat", True), ("ttga", False)]
+    assert taught.calibrated
 
 
 @pytest.mark.parametrize("mode", ["concat", "full"])

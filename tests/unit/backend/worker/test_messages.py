@@ -44,7 +44,7 @@ MESSAGES: list[Message] = [
     Result(
         ({"id": "r", "value": {"rle": [1, 2]}},), 0.25, 1.5, ("A hole is filled.",), True, ("No dog.",), gpu_bytes=5
     ),
-    Result((), 0.0, 0.5),
+    Result((), 0.0, 0.5, oddities=("It is tiny.",)),
     Result((), 0.0, 0.5, candidates=(TRIED, replace(TRIED, kind="full", chosen=True, shown=True))),
     Failed("It is no picture.", gpu_bytes=7),
     BadReference(9, "It is empty."),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from backend.entities import Job, ReferenceAnnotation, References, Refusal, Task
+from backend.entities import ODD_REFERENCES, Job, ReferenceAnnotation, References, Refusal, Task
 from backend.errors import (
     ImageUnavailable,
     LabelStudioUnreachable,
@@ -124,6 +125,14 @@ def test_a_job_is_asked_with_its_images_and_its_result_stored(scene: Scene):
     job = scene.job()
     assert (job.state, job.score, job.seconds, json.loads(job.result or "")) == ("done", 0.8, 1.5, list(FOUND.regions))
     assert scene.finished == [(1, 2)]
+
+
+def test_what_a_result_says_of_the_reference_and_of_itself_is_kept(scene: Scene):
+    scene.turn(replace(FOUND, remarks=("'dog' was not found.",), oddities=("The mask is tiny.",)))
+    assert scene.job().remarks == ("'dog' was not found.",)
+    assert scene.store.projects.warnings(1) == {ODD_REFERENCES: ["The mask is tiny."]}
+    scene.turn(FOUND)
+    assert scene.store.projects.warnings(1) == {}
 
 
 def test_without_jobs_the_worker_waits_until_the_next_may_be_tried_or_it_is_woken(scene: Scene):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -129,3 +129,10 @@ def test_frames_are_left_out_if_every_label_is_trusted_whatever_was_learned() ->
     auto = PUBLISHED.replace(mode="auto", auto_threshold=0.5)
     assert enough(found, Tried("full", True), auto, Experience())
     assert not enough(found, Tried("linear", False), auto, Experience())
+
+
+def test_bare_orders_of_different_kinds_are_not_compared() -> None:
+    found = [replace(candidate("concat", [0.9], [4]), estimated=False), candidate("full", [0.1], [4])]
+    auto = PUBLISHED.replace(mode="auto", auto_threshold=0.5)
+    assert choose(found, auto) == [found[1]]
+    assert not settled(found[:1], auto)
