@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,6 +73,20 @@ class Reference:
                 )
             if not mask.any():
                 raise InvalidReference(f"The reference mask of {label!r} is empty; draw the object.")
+
+    def digest(self) -> str:
+        """Compute the SHA-256 of its pixels and masks: 64 hex digits."""
+        digest = hashlib.sha256(f"{self.image.shape}".encode())
+        digest.update(self.image.tobytes())
+        for label in sorted(self.masks):
+            digest.update(f"\0{label}\0".encode())
+            digest.update(np.packbits(self.masks[label]).tobytes())
+        return digest.hexdigest()
+
+
+def order_of_content(references: Sequence[Reference]) -> list[int]:
+    """Give the numbers of references in an order that does not depend on how they are listed."""
+    return sorted(range(len(references)), key=lambda index: references[index].digest())
 
 
 @dataclass(frozen=True)

@@ -919,3 +919,19 @@ def test_auto_runs_as_full_without_a_calibration_until_it_is_taught(
     (taught,) = model.segment(adapted, [reference.image], experience=Experience(corrections))
     assert [(one.kind, one.chosen) for one in taught.candidates[label]] == [("concat", True), ("ttga", False)]
     assert taught.calibrated
+
+
+@pytest.mark.parametrize("mode", ["concat", "full"])
+def test_how_references_are_listed_makes_no_difference(
+    build: Build, rng: np.random.Generator, targets: list[np.ndarray], mode: Mode
+) -> None:
+    model = build(mode=mode, transition_from="all")
+    first, second, third = (blob_picture(rng, 120, 160) for _ in range(3))
+    third = Reference(third.image, {"dark": third.masks["dark"]})
+    expected = list(model.segment(model.adapt([first, second, third]), targets[:1]))
+    for listed in ([third, second, first], [second, first, third]):
+        (found,) = model.segment(model.adapt(listed), targets[:1])
+        assert same(found, expected[0])
+        assert {label: one[0].cues for label, one in found.candidates.items()} == {
+            label: one[0].cues for label, one in expected[0].candidates.items()
+        }

@@ -325,6 +325,7 @@ def test_a_ledger_of_the_first_schema_is_taken_over(tmp_path: Path):
             DROP TABLE notices;
             DROP INDEX jobs_overview;
             ALTER TABLE jobs DROP COLUMN remarks;
+            ALTER TABLE jobs DROP COLUMN calibrated;
             ALTER TABLE jobs DROP COLUMN lesson;
             DROP TABLE candidates;
             DROP TABLE reviews;
@@ -530,6 +531,30 @@ class TestTaskStates:
         filled.queue.finish(good, "[]", 0.9, 1.5)
         assert jobs.find(2).remarks == ()
         assert self.shown(filled, show="low", low=0.5) == [3]
+
+    def test_of_bare_orders_the_lowest_tenth_is_low_however_high(self, store: Store):
+        fill(store, 22)
+        for number in range(20):
+            store.queue.finish(store.queue.take_next(), "[]", 0.9 + number / 1000, 1.5, calibrated=False)
+        store.queue.finish(store.queue.take_next(), "[]", 0.6, 1.5, calibrated=True)
+        jobs = store.jobs(1, VERSION)
+        assert self.shown(store, show="low", low=0.5) == [2, 3]
+        assert self.shown(store, show="low", low=0.7) == [2, 3, 22]
+        assert (jobs.to_check(0.5), jobs.to_check(0.0)) == (2, 0)
+        low = jobs.low_scores(0.5)
+        assert [t.task for t in jobs.task_states()[0] if low.hold(t.score, calibrated=t.calibrated)] == [2, 3]
+        assert jobs.is_in_lowest_tenth(0.9005)
+        assert not jobs.is_in_lowest_tenth(0.9015)
+
+    def test_equal_or_few_bare_orders_are_not_low(self, store: Store):
+        fill(store, 32)
+        jobs = store.jobs(1, VERSION)
+        for count in range(30):
+            job = store.queue.take_next()
+            assert jobs.is_in_lowest_tenth(0.1) == (count >= 9)
+            assert not jobs.is_in_lowest_tenth(0.2)
+            store.queue.finish(job, "[]", 0.2, 1.5, calibrated=False)
+        assert jobs.to_check(0.5) == 0
 
     def test_each_state_says_what_the_job_says(self, filled: Store):
         states = {task.task: task for task in filled.jobs(1, VERSION).task_states()[0]}
