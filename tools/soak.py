@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -53,7 +54,7 @@ class Soak:
         for _ in range(count):
             image = picture((8, 30, 20, 50 + len(self.tasks) % 40))
             self.tasks.append(self.label_studio.add_task(self.project, image))
-        event = {"action": "TASKS_CREATED", "project": {"id": self.project}}
+        event: dict[str, Any] = {"action": "TASKS_CREATED", "project": {"id": self.project}}
         with suppress(requests.RequestException):
             requests.post(f"{self.backend.url}/webhook", json=event, timeout=1)
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -771,6 +772,6 @@ def test_a_small_project_is_not_kept_waiting_by_a_large_one(label_studio: FakeLa
     for number in (large, small):
         label_studio.connect(number, backend.url)
         annotate_first(label_studio, number)
-        wait_for(lambda number=number: predicted(label_studio, number), "the project to be at work")
+        wait_for(partial(predicted, label_studio, number), "the project to be at work")
     wait_until_all_predicted(label_studio, small)
     assert len(predicted(label_studio, large)) < 30

@@ -5,6 +5,7 @@ import sqlite3
 import threading
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -708,7 +709,7 @@ def test_only_the_last_damaged_files_are_kept(tmp_path: Path):
     path = tmp_path / "ledger.sqlite3"
     for second in range(DAMAGED_KEPT + 2):
         path.write_bytes(bytes(range(256)) * 64)
-        Store(path, now=lambda second=second: 1e9 + second).close()
+        Store(path, now=partial(float, 1e9 + second)).close()
     assert len(list(tmp_path.glob("ledger-damaged-*"))) == DAMAGED_KEPT
 
 
