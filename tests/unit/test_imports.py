@@ -66,8 +66,12 @@ def test_packages_depend_on_each_other_in_one_direction(package: str, strangers:
     assert wrong == {}
 
 
-BACKEND_ROOMS = ["labelstudio", "store", "sync", "worker", "web", "commands"]
+BACKEND_ROOMS = ["labelstudio", "learning", "store", "sync", "worker", "web", "commands"]
 """Of the rooms of the backend each may use those that stand before it, and none that stands behind it."""
+
+
+def test_every_room_of_the_backend_has_its_place():
+    assert {path.parent.name for path in (ROOT / "backend").glob("*/__init__.py")} == set(BACKEND_ROOMS)
 
 
 @pytest.mark.parametrize("room", BACKEND_ROOMS)
