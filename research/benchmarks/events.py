@@ -44,7 +44,7 @@ class Instant(LabelStudio):
     def __init__(self, tasks: int, annotated: int):
         self.count, self.annotated, self.predicted = tasks, annotated, 0
 
-    def project(self, project: int) -> dict[str, Any]:
+    def project(self, project: int, *, timeout: float | None = None) -> dict[str, Any]:
         return {"title": "many", "label_config": CONFIG, "created_at": "2026-01-01"}
 
     def tasks(self, project: int) -> Iterator[dict[str, Any]]:
@@ -108,7 +108,7 @@ def main() -> int:
         store = Store(Path(folder) / "ledger.sqlite3")
         client = Instant(options.tasks, options.annotated)
         settings = Settings(webhook_secret="not-a-secret-here")
-        coordinator = Coordinator(settings, store, OneClient(client), "cavsam-0", wake=lambda: None)
+        coordinator = Coordinator(settings, store, OneClient(client), "cavsam-0", wake=lambda: None, introduce=str)
 
         def sync(event: Event) -> None:
             coordinator.send(event)
