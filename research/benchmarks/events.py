@@ -24,8 +24,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from backend.clients import Clients
 from backend.labelstudio.client import LabelStudio
-from backend.labelstudio.clients import Clients
 from backend.labelstudio.events import Event
 from backend.settings import Settings
 from backend.store.store import Store

@@ -22,10 +22,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from werkzeug.serving import make_server
 
-from backend.labelstudio.webhook_secret import HEADER
 from backend.service import Service
 from backend.settings import Settings
 from backend.web.app import create_app
+from backend.webhook_secret import HEADER
 from tests.support.backend import THRESHOLD, RunningBackend, wait_for
 from tests.support.fake_label_studio import CONFIG, LEGACY_KEY, FakeLabelStudio, brush, picture
 
