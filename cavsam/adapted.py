@@ -43,6 +43,7 @@ class AdaptedReference:
         fingerprint: of the models and the recipe that made this.
         timings: step -> seconds.
         shots: how many of the references serve a target, those most like it; 0 for all.
+        features: of the references from a backbone, float (K, C, h, w); None without one.
         images: of the references, uint8 (H, W, 3), to make the endpoints of; empty if they are there, or never needed.
     """
 
@@ -57,6 +58,7 @@ class AdaptedReference:
     fingerprint: str
     timings: dict[str, float]
     shots: int = 0
+    features: Tensor | None = None
     images: tuple[NDArray[np.uint8], ...] = ()
 
     def prepared(self, transition: Transition, run: Run) -> list[Endpoint]:
@@ -125,6 +127,8 @@ class AdaptedReference:
         """Take it apart into tensors by name, and a JSON text for the rest."""
         tensors = {"masks": self.masks, "pictures": self.pictures, "descriptors": self.descriptors}
         tensors |= {f"trunk.{level}": tensor for level, tensor in enumerate(self.trunk)}
+        if self.features is not None:
+            tensors["features"] = self.features
         if self.alignment:
             tensors["prototypes"] = self.alignment.prototypes
             if self.alignment.background is not None:
@@ -184,6 +188,7 @@ class AdaptedReference:
             described["fingerprint"],
             described["timings"],
             described["shots"],
+            tensors.get("features"),
             tuple(tensors[f"image{index}"].cpu().numpy() for index in range(described.get("images", 0))),
         )
 

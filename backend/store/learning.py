@@ -16,7 +16,7 @@ from backend.store.database import Database
 from backend.version import base_of
 
 KEPT = 1000
-"""Tasks of a project whose candidates are kept, the latest: some 5 MB, and more than anybody corrects at a time."""
+"""Tasks of a project whose candidates are kept, the latest: some 7 MB, and more than anybody corrects at a time."""
 MOST_REVIEWS = 500
 """Reviews of a project that are learned from, the latest: more do not change what they say."""
 

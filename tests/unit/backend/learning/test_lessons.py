@@ -77,7 +77,7 @@ def test_the_next_lesson_waits_for_a_third_more():
 
 
 def kept(label: str, own: float, *, shown: bool, to_name: str = "image") -> KeptCandidate:
-    return KeptCandidate(Place("tag", to_name, label), "full", own, 1.0, {}, shown, shown, 1.0, "")
+    return KeptCandidate(Place("tag", to_name, label), "full", own, False, 1.0, {}, shown, shown, 1.0, "")
 
 
 def test_a_prediction_is_scored_by_its_worst_label_as_the_model_process_does():

@@ -21,7 +21,7 @@ from cavsam.scoring.experience import Correction, Experience
 BASE = "cavsam-0.1.0-nano-auto-3f2a9c1b"
 VERSION = f"{BASE}-r8d1e22f0"
 PLACE = Place("tag", "image", "cat")
-CANDIDATE = KeptCandidate(PLACE, "full", 0.5, 1.0, {"seen": 0.25}, True, True, 1.5, pack(np.ones((4, 4), bool)))
+CANDIDATE = KeptCandidate(PLACE, "full", 0.5, True, 1.0, {"seen": 0.25}, True, True, 1.5, pack(np.ones((4, 4), bool)))
 LABEL = MeasuredLabel(PLACE, Verdict.CORRECTED, 0.75, (MeasuredCandidate("full", 0.5, {}, True, 1.5, True, 0.75),))
 LESSON = Lesson("0a1b2c3d", 12, Experience({"full": Correction(0.1, 0.9)}, "full", 12), ("It is better so.",))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cavsam.images import Mask
 from cavsam.observe.explain.verdict import WAYS, verdict
 from cavsam.types import CandidateMask, TargetResult
 
@@ -16,7 +17,7 @@ def result(
 ) -> TargetResult:
     mask = MASK if found else ~MASK
     tried = (CandidateMask(kind, mask, 0.8, presence, cues, True), CandidateMask("linear", ~MASK, 0.1, 0.2, {}, False))
-    masks = {"cat": MASK} if found else {}
+    masks: dict[str, Mask] = {"cat": MASK} if found else {}
     return TargetResult(
         0, (4, 4), masks, {"cat": 0.83 if found else 0.0}, calibrated=calibrated, candidates={"cat": tried}
     )
