@@ -43,7 +43,7 @@ class Activation:
         run.candidate(self.kind, len(scene.video), objects, ORIGIN)
         with run.step("prompt"):
             target = [level[-1:] for level in scene.video.trunk]
-            logits = activation_logits(self.tracker, target, alignment, self.recipe)
+            logits = scene.refined(activation_logits(self.tracker, target, alignment, self.recipe))
         neck, presence = propagating_neck(alignment, self.recipe), presence_said_by(self.presence_of, before)
         return Proposal(self.kind, scene.video, neck, objects, logits, presence, self.presence_of, scattered=scattered)
 

@@ -48,7 +48,7 @@ class LinearClassifier:
         objects, scattered = scene.objects("union"), scene.objects(self.recipe.instances).several()
         run.candidate(self.kind, len(scene.video), objects, ORIGIN)
         with run.step("prompt"):
-            logits = linear_logits(self.tracker, scene.levels, scene.masks)
+            logits = scene.refined(linear_logits(self.tracker, scene.levels, scene.masks))
         presence = presence_said_by(self.presence_of, before)
         return Proposal(self.kind, scene.video, None, objects, logits, presence, self.presence_of, scattered=scattered)
 
