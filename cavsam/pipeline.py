@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cavsam.adapted import AdaptedReference
 from cavsam.alignment import align
 from cavsam.candidates.base import NO_EXPERIENCE, Candidate, Proposal, Scene
-from cavsam.candidates.selection import choose, enough, strategies
+from cavsam.candidates.selection import choose, enough, in_agreement, strategies
 from cavsam.errors import CavSamError, InvalidReference, ModelError, NumericalError, UsageError
 from cavsam.features import descriptors, without_overlap
 from cavsam.images import ImageSource, is_one_picture, read_image
@@ -216,12 +216,13 @@ class CavSam:
             scene = Scene.of(adapted, image, self.tracker)
         candidates: list[Candidate] = []
         for strategy in self.strategies:
-            if enough(candidates, strategy, self.recipe, experience):
+            if enough(self._scored(candidates, experience), strategy, self.recipe, experience):
                 break
             begun = run.total()
             proposal = strategy.propose(scene, candidates, run)
-            candidate = self._assess(proposal, scene, run).scored(self.calibration, experience)
+            candidate = self._assess(proposal, scene, run)
             candidates.append(replace(candidate, seconds=run.total() - begun))
+        candidates = self._scored(candidates, experience)
         chosen = choose(candidates, self.recipe)
         if run.trace:
             self._complete(run.trace, scene, candidates, chosen)
@@ -244,6 +245,11 @@ class CavSam:
         run.proposed(proposal.prompts, masks)
         of_labels = [{**first, **second} for first, second in zip(alike, looks, strict=True)]
         return Candidate.of(proposal, of_labels, consistency, shown)
+
+    def _scored(self, candidates: Sequence[Candidate], experience: Experience) -> list[Candidate]:
+        """Score candidates; in `auto`, where several ways to a mask are tried, also by how much they agree."""
+        compared = in_agreement(candidates) if self.recipe.mode == "auto" else candidates
+        return [one.scored(self.calibration, experience) for one in compared]
 
     def _complete(
         self, trace: Trace, scene: Scene, candidates: Sequence[Candidate], chosen: Sequence[Candidate]
