@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo screenshots test lint format bench rehearsal lock readme clean
+.PHONY: help setup demo screenshots test lint format bench soak rehearsal lock readme clean
 
 PYTHON_BIN := .venv/bin/python
 
@@ -46,6 +46,10 @@ format:  ## let ruff write the formatting
 bench:  ## measure the modes of the method on generated episodes (ARGS="..." goes to python -m research.bench)
 	@tools/setup.sh main
 	@$(PYTHON_BIN) -m research.bench $(ARGS)
+
+soak:  ## kill the backend's processes while it works: one prediction each, none failed (ARGS="--kills 200 --tasks 200")
+	@tools/setup.sh main
+	@$(PYTHON_BIN) -m tools.soak $(ARGS)
 
 rehearsal:  ## the pair of full size with random weights in its published layouts: seconds and memory (6 GB of disk)
 	@tools/setup.sh main

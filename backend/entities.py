@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from backend.errors import LabelConfigError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
+from backend.labelstudio.project_keys import number_of
 from backend.labelstudio.regions import Region
 from backend.settings import Settings
 from backend.version import taught_version
 
 ALL_PROJECTS = 0
 """Stands for the whole backend in place of a project's number (Label Studio's begin at 1)."""
+
+ODD_REFERENCES = "odd references"
+"""Topic of a project's warnings about the masks that it is learned from."""
+
+
+UNANNOTATED, ANNOTATED, REQUESTED = 0, -10, 10
+"""Priorities of jobs: what nobody has annotated comes before what somebody has, and before both what a person opens."""
 
 
 class JobState(StrEnum):
@@ -46,7 +55,7 @@ class DeliveryState(StrEnum):
 
 @dataclass(frozen=True)
 class Project:
-    """A project that Label Studio has named to us.
+    """A project that Label Studio has named to us; `id` is its key (`labelstudio/project_keys.py`).
 
     `extra_params` is the JSON text of what its connection was given; `shown_version` the version of ours that Label
     Studio was last told to show, sort and sample by.
@@ -64,6 +73,11 @@ class Project:
     reference_shots: int = 0
     extra_params: str = ""
     shown_version: str = ""
+
+    @property
+    def number(self) -> int:
+        """The project's number in its Label Studio."""
+        return number_of(self.id)
 
     @property
     def config(self) -> LabelConfig | None:
@@ -159,7 +173,8 @@ class Job:
     """One task under one version.
 
     `result` is the JSON text of its regions once it is done, `remarks` what a person should look at in them. `lesson`
-    names what the project had learned when it was made; it is empty before anything is learned.
+    names what the project had learned when it was made; it is empty before anything is learned. `calibrated` says
+    whether the score estimates an IoU, rather than give an order only.
     """
 
     project: int
@@ -174,6 +189,7 @@ class Job:
     delivery: DeliveryState
     updated_at: float
     remarks: tuple[str, ...] = ()
+    calibrated: bool = False
     lesson: str = ""
 
     @property
@@ -199,8 +215,44 @@ class TaskState:
     has_result: bool = False
     updated_at: float | None = None
     remarks: tuple[str, ...] = ()
+    calibrated: bool = False
     verdict: str | None = None
     iou: float | None = None
+
+
+@dataclass(frozen=True)
+class LowScores:
+    """Which scores a person should check: those below a bound, one for estimates of the IoU and one for bare orders.
+
+    `order` lies above the lowest tenth of a version's scores that give an order only.
+    """
+
+    estimate: float
+    order: float = 0.0
+
+    def hold(self, score: float | None, *, calibrated: bool) -> bool:
+        """Whether a score is one of them."""
+        return score is not None and score < (self.estimate if calibrated else self.order)
+
+
+@dataclass(frozen=True)
+class JobTimes:
+    """How long finished jobs of one version took: their number, the mean in seconds, and the deviation from it.
+
+    One task may cost a hundred times another, as only some ask for generated frames; so the mean alone misleads.
+    """
+
+    count: int
+    mean: float
+    deviation: float
+
+    def left(self, waiting: int) -> float:
+        """The seconds to be expected for so many jobs more."""
+        return waiting * self.mean
+
+    def at_most(self, waiting: int) -> float:
+        """The seconds that so many jobs more hardly exceed: two deviations of their sum and of the mean's estimate."""
+        return self.left(waiting) + 2 * self.deviation * math.sqrt(waiting + waiting**2 / self.count)
 
 
 @dataclass(frozen=True)

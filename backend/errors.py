@@ -35,6 +35,10 @@ class TooBusy(BackendError):
     """No thread is free for this; the caller may try again in a moment."""
 
 
+class NotCorrected(BackendError):
+    """SAM2 or the method failed on a click; the message is its own sentence."""
+
+
 class LabelConfigError(BackendError):
     """A labelling configuration that cannot be read at all."""
 

@@ -13,41 +13,50 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import IO, Any
 
 from backend.clients import Clients
+from backend.entities import REQUESTED
 from backend.errors import (
     BackendError,
     DataFolderBusy,
     LabelStudioDenied,
     LabelStudioError,
+    LedgerDamaged,
     LedgerError,
+    NotKnown,
 )
 from backend.image_folder import ImageFolder
 from backend.labelstudio.events import Event
-from backend.labelstudio.webhook_secret import with_webhook_secret
+from backend.labelstudio.project_keys import may_be_of
 from backend.settings import Settings
 from backend.store.store import Store
 from backend.supervision import EndProcess, LastingThread, end_process
-from backend.sync.coordinator import NOT_SAID, Coordinator
+from backend.sync.connection import extra_params_text
+from backend.sync.coordinator import Coordinator
 from backend.sync.delivery import prediction_text
+from backend.sync.introductions import Introductions, Offer
 from backend.sync.policy import why_no_reference
-from backend.sync.project_sync import REQUESTED
 from backend.sync.reachability import Reachability
 from backend.sync.rebuild import have_projects_named
 from backend.sync.reviews import forget_lesson
 from backend.version import base_of, base_version, model_version, taught_version
+from backend.webhook_secret import with_webhook_secret
 from backend.worker.interactive import Interactive
 from backend.worker.messages import ModelSpec
-from backend.worker.model_process import CAVSAM, CLICKS, SAM2, ModelProcess
+from backend.worker.model_process import CAVSAM, CLICKS, DRAWING, DRAWINGS, SAM2, ModelProcess
 from backend.worker.worker import Hooks, Worker
 
 log = logging.getLogger(__name__)
 
 FAILED_PAUSE = 60.0
 LOOKUP_TIMEOUT = 5.0
+NOT_SAID: Any = object()
+DRAWING_MEMORY = 4_000_000_000
+"""Bytes of address space that the drawing process may take."""
 REFERENCE_PATIENCE = 15.0
 
 
@@ -71,8 +80,15 @@ class Service:
             give_up=give_up,
         )
         self.coordinator = Coordinator(
-            settings, self.store, self.clients, self.base_version, wake=lambda: self.worker.wake(), give_up=give_up
+            settings,
+            self.store,
+            self.clients,
+            self.base_version,
+            wake=lambda: self.worker.wake(),
+            introduce=lambda number: self.introductions.ask(Offer(number)),
+            give_up=give_up,
         )
+        self.introductions = Introductions(self.store, self.clients, self.coordinator.seen)
         hooks = Hooks(
             self.clients.of,
             self.coordinator.finished,
@@ -82,6 +98,9 @@ class Service:
         self.worker = Worker(self.store, self.model_process, image_folder(settings), hooks, give_up=give_up)
         self.reachability = Reachability(self.clients.in_use)
         self._asking = LastingThread("reachability", self._ask, self.coordinator.stopping, give_up=give_up)
+        self.drawing = ModelProcess(
+            ModelSpec(DRAWING, {"memory": DRAWING_MEMORY}, settings.log_level, DRAWINGS, settings.log_format)
+        )
         self._started = self._stopped = False
         # however many tasks are opened at once, some threads stay free to answer /setup and /webhook in time
         self._waiters = threading.BoundedSemaphore(max(1, settings.threads // 2))
@@ -90,7 +109,8 @@ class Service:
 
     def start(self) -> None:
         """Go on where the last process stopped."""
-        resume(self.store, self.settings, self.base_version)
+        with suppress(LedgerDamaged):  # found only now; the empty one that took its place has nothing to go on with
+            resume(self.store, self.settings, self.base_version)
         if self.trial_models:
             log.warning("The bundled nano models are for trying out only; set CAVSAM_MODEL=default for real work.")
         self.coordinator.start()
@@ -109,7 +129,9 @@ class Service:
             return
         self._stopped = True
         self.coordinator.notify()
+        self.introductions.stop()
         self.interactive.stop()
+        self.drawing.stop()
         self.worker.stop()
         if self.coordinator.stop() and not self.worker.thread.is_alive:
             self.store.close()  # else a call to Label Studio is still waited for, and ends with the process
@@ -143,10 +165,10 @@ class Service:
 
     def _rebuild(self) -> None:
         """Fill a store that took a damaged one's place, as far as Label Studio can be reached."""
-        if self.store.damaged_file() is None or self.reachability.trouble:
+        if self.store.damaged_file is None or self.reachability.trouble:
             return
         try:
-            for connection in self.clients.in_use():
+            for connection in set(self.clients.in_use().values()):
                 have_projects_named(connection)
         except LabelStudioError as error:
             log.warning("The projects of the damaged ledger are looked for again later. %s", error)
@@ -159,22 +181,40 @@ class Service:
             return []
         return [thread.name for thread in self.threads() if thread.has_ended]
 
-    def setup(self, project: int, hostname: str, token: str, extra_params: Any = NOT_SAID) -> str:
+    def setup(self, number: int, hostname: str, token: str, extra_params: Any = NOT_SAID) -> str:
         """Take note of a project that Label Studio connects, and name the present version.
 
-        `extra_params` are settings of this project alone, see `Settings.for_project`; they stay as they are where the
+        `extra_params` are settings of this project alone, see `Settings.for_project`; they stay as they are if the
         caller does not say.
 
         Raises:
             LabelStudioDenied: the key was not taken when it was tried last, so nothing can be predicted.
         """
-        if hostname and token:
-            self.clients.grant(project, hostname, token)
-        self.coordinator.seen(project, extra_params)
-        refusal = self.reachability.refusal(project)
+        said = None if extra_params is NOT_SAID else extra_params_text(extra_params)
+        project = self.introductions.take(Offer(number, hostname, token, said))
+        refusal = self.reachability.refusal(number if project is None else project)
         if refusal:
             raise LabelStudioDenied(refusal)
-        return self.version_of(project)
+        return self.base_version if project is None else self.version_of(project)
+
+    def project_of(self, number: int, created: int | None) -> int:
+        """The key of the project that a call means: that of its `number` which was made at the second `created`.
+
+        Raises:
+            NotKnown: there is one of that number, and it is another.
+        """
+        alike = self.store.projects.of_number(number)
+        for project, uid in alike.items():
+            if may_be_of(uid, created):
+                return project
+        for project in alike:
+            self.coordinator.send(Event(project, doubtful=True))  # Label Studio may have been set up afresh
+        if alike:
+            raise NotKnown(
+                f"The backend knows a project {number}, but of another Label Studio or time; connect this one "
+                "under Settings, Model."
+            )
+        return number
 
     def version_of(self, project: int) -> str:
         """The version that predictions for the project carry now, with what was learned."""
@@ -240,8 +280,10 @@ class Service:
 
     def _await_reference(self, project: int, tasks: Sequence[int], deadline: float) -> str | None:
         """The present version, once the project has a reference and the tasks are known."""
-        self.coordinator.send(Event(project, "seen"))
         patience = min(deadline, time.monotonic() + REFERENCE_PATIENCE)
+        if not self.store.projects.is_known(project) and not self._introduce(project, patience):
+            return None
+        self.coordinator.send(Event(project, "seen"))
         syncs_before: int | None = None
         while True:
             known, reference = self.store.projects.find(project), self.store.annotations(project).references()
@@ -264,6 +306,13 @@ class Service:
         why = (known.error if known else None) or self.why_no_reference(project)
         log.info("Project %d: nothing to answer to /predict yet. %s", project, why)
         return None
+
+    def _introduce(self, number: int, until: float) -> bool:
+        """Wait until a project that is not known is found to be there, or not."""
+        try:
+            return self.introductions.ask(Offer(number)).result(max(0.0, until - time.monotonic())) is not None
+        except (TimeoutError, CancelledError):
+            return False
 
     def _request(self, project: int, version: str, tasks: Sequence[int]) -> None:
         """Have these tasks done next, those that failed a while ago once more."""
@@ -319,9 +368,10 @@ class Service:
 
     def _seconds_to_next_result(self, project: int, version: str, tasks: set[int]) -> float:
         """An estimate of when the first of some tasks is finished; 0 where there is nothing to go by."""
-        mean = self.store.jobs(project, version).mean_seconds()
-        if mean is None:
+        times = self.store.jobs(project, version).times()
+        if times is None:
             return 0.0
+        mean = times.mean
         activity = self.worker.activity
         if activity.task is None:
             return mean

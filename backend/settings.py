@@ -31,6 +31,7 @@ IP_OR_NAME = re.compile(r"[\w.-]+|[\da-fA-F]*:[\da-fA-F:.]*(%[\w.-]+)?")
 OLD_PREDICTIONS = ("keep", "remove")
 REFERENCE_POLICIES = ("first", "pinned", "latest-k", "nearest-k")
 PROJECT_VERSION = ("follow", "leave")
+EXTRA_PARAMS_LIMIT = 10_000
 LEARN = ("on", "off")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
@@ -88,6 +89,11 @@ class Settings:
         "Diffusion weights instead of the pair's, such as a model of your domain: hub id, folder or checkpoint file.",
     )
     diffusion_revision: str = _setting("", "Revision of `CAVSAM_DIFFUSION` on the hub, to pin it.")
+    features: str = _setting(
+        "",
+        "Backbone of the DINO family whose features the candidates `activation` and `linear` use in place of SAM2's, "
+        "for whoever measured that it helps on their pictures: hub id such as `facebook/dinov2-small`, or folder.",
+    )
     calibration: str = _setting(
         "",
         "File that makes estimates of the IoU of the scores, for whoever fitted one to their weights "
@@ -171,7 +177,8 @@ class Settings:
     )
     review_below: float = _setting(
         0.5,
-        "Score below which a prediction is pushed but flagged for review; `0` flags none. Whoever reviews "
+        "Score below which a prediction is pushed but flagged for review; `0` flags none. Of scores without a "
+        "calibration, which are an order only, the lowest tenth is flagged. Whoever reviews "
         "more or less of the predictions changes it.",
         per_project=True,
     )
@@ -270,6 +277,8 @@ class Settings:
         The names are those of the settings in lower case, such as `{"reference_policy": "latest-k"}`. What cannot be
         used is left as it was.
         """
+        if len(str(extra_params)) > EXTRA_PARAMS_LIMIT:
+            return self, [f"The project's extra params are longer than {EXTRA_PARAMS_LIMIT} characters and ignored."]
         if isinstance(extra_params, str) and extra_params.strip():
             try:
                 extra_params = read_json(extra_params)
@@ -322,6 +331,7 @@ class Settings:
             diffusion=self.diffusion or None,
             diffusion_revision=self.diffusion_revision or None,
             calibration=self.calibration or None,
+            features=self.features or None,
         )
 
     def address(self, host: str | None = None) -> str:

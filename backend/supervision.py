@@ -108,7 +108,8 @@ class LastingThread:
                 self._recover()
             self._work()
         except BaseException as error:
-            log.exception("The %s failed.", self.name)
+            if not self._stopping.is_set():  # else it was cut short, as when the store is closed
+                log.exception("The %s failed.", self.name)
             return f"{type(error).__name__}: {error}"[:300]
         return "an end before its time"
 

@@ -14,6 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from cavsam.errors import NumericalError
+from cavsam.features import otsu, separation
 from cavsam.images import Mask
 from cavsam.tracking import Tracker
 from cavsam.video import picture_square
@@ -24,12 +25,18 @@ NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = range(4)
 """SAM2's labels of points; a box is two of them."""
 
 
-REACH = 2.0
+REACH = 1.5
 """A click is heard as far as so many times the distance to the nearest pixel that is already as it asks for,"""
-LEAST_REACH = 0.05
-"""but at least so far, as a share of the picture's diagonal."""
+WHOLE_REACH = 3.0
+"""but so many times as far if all that it points at, a part of the mask or a hole in it, ends within that,"""
+LEAST_REACH = 0.03
+"""and at least so far, as a share of the picture's diagonal."""
 DOT = 0.015
 """Radius of what a click changes where SAM2 disagrees with it, as a share of the picture's diagonal."""
+TWO_COLOURS = 3.0
+"""Separation of the colours of a part from which it is two things; a single normal mode gives 2.6."""
+LEAST_COLOURED = 0.2
+"""Share of a part that has to have the click's colour, or the colours are texture."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,19 @@ class EncodedImage:
         size: (H, W) of the image.
         embedding: float (1, C, S/16, S/16).
         fine: (1, C/8, S/4, S/4) and (1, C/4, S/8, S/8), or nothing if the model goes without.
+        colours: of the image squashed to a square, a little blurred, uint8 (S, S, 3).
     """
 
     size: tuple[int, int]
     embedding: Tensor
     fine: list[Tensor]
+    colours: NDArray[np.uint8]
+
+    def colours_of(self, part: Mask) -> NDArray[np.float32]:
+        """Look up the colours, float (N, 3), of the N pixels of a part (H, W)."""
+        rows, columns = np.nonzero(part)
+        (height, width), side = self.size, self.colours.shape[0]
+        return self.colours[rows * side // height, columns * side // width].astype(np.float32)
 
 
 class Refiner:
@@ -79,7 +94,9 @@ class Refiner:
                 fine = [decoder.conv_s0(levels[0]), decoder.conv_s1(levels[1])]
         if model.directly_add_no_mem_embed:  # an image has no memory of other frames, and SAM2 should know it
             features = features + model.no_mem_embed.view(1, -1, 1, 1)
-        return EncodedImage((image.shape[0], image.shape[1]), features, fine)
+        pixels = square.permute(1, 2, 0).cpu().numpy() * 255
+        colours = ndimage.gaussian_filter(pixels, (1, 1, 0)).astype(np.uint8)
+        return EncodedImage((image.shape[0], image.shape[1]), features, fine, colours)
 
     def refine(
         self, encoded: EncodedImage, clicks: Sequence[Click], boxes: Sequence[Box] = (), start: Mask | None = None
@@ -135,7 +152,8 @@ class Refiner:
         answers = self._answers(encoded, clicks, mask)
         parts = [part for found, _ in answers if (part := _changed(mask, found, click, near)).any()]
         # SAM2 errs by taking too much rather than too little: the next click may ask for more
-        part = min(parts, key=np.count_nonzero, default=_changed(mask, _pointed(mask.shape, click), click, near))
+        pointed = _changed(mask, _pointed(mask.shape, click), click, near)
+        part = _of_one_colour(encoded, min(parts, key=np.count_nonzero, default=pointed), click)
         return _with(mask, click, part), answers[0][1]
 
     def _answers(self, encoded: EncodedImage, clicks: Sequence[Click], mask: Mask) -> list[tuple[Mask, float]]:
@@ -207,14 +225,20 @@ def neighbourhood(mask: Mask, clicks: Sequence[Click]) -> Mask:
     """Find the pixels, bool (H, W), of a mask (H, W) that the last of some clicks may change.
 
     What a click corrects reaches from it to where the mask is right, and not much farther. So it is a disc whose radius
-    is `REACH` times the distance to the nearest pixel that is already as the click asks for. A pixel that is nearer to
+    is `REACH` times the distance to the nearest pixel that is already as the click asks for. A part of the mask (or a
+    hole in it) that ends within `WHOLE_REACH` times that distance belongs to it as a whole. A pixel that is nearer to
     an earlier click which asks for the opposite is left to that one.
     """
     *earlier, click = clicks
     distance = _distances(mask.shape, click)
     right = distance[mask == click.positive]
     least = LEAST_REACH * math.hypot(*mask.shape)
-    near: Mask = distance <= max(REACH * float(right.min()) if right.size else np.inf, least)
+    nearest = float(right.min()) if right.size else math.inf
+    parts, _ = ndimage.label(mask != click.positive)
+    own = parts == parts[_pixel(click, mask.shape)]
+    near: Mask = distance <= max(REACH * nearest, least)
+    if float(distance[own].max()) <= WHOLE_REACH * nearest:
+        near |= own
     for other in earlier:
         if other.positive != click.positive and _pixel(other, mask.shape) != _pixel(click, mask.shape):
             near &= distance < _distances(mask.shape, other)
@@ -228,6 +252,24 @@ def _changed(mask: Mask, found: Mask, click: Click, near: Mask) -> Mask:
     number = parts[_pixel(click, mask.shape)]
     changed: Mask = (parts == number) & (number > 0)
     return changed
+
+
+def _of_one_colour(encoded: EncodedImage, part: Mask, click: Click) -> Mask:
+    """Leave of a part (H, W) only what has the click's colour, if its colours are clearly of two kinds."""
+    disc = _distances(part.shape, click) <= max(2.0, DOT * math.hypot(*part.shape))
+    if not (disc & part).any():
+        return part
+    around = np.median(encoded.colours_of(disc & part), axis=0)
+    unlike = torch.from_numpy(np.linalg.norm(encoded.colours_of(part) - around, axis=1))
+    threshold = otsu(unlike)
+    if separation(unlike, threshold) < TWO_COLOURS:
+        return part
+    alike = np.zeros_like(part)
+    alike[part] = (unlike <= threshold).numpy()
+    parts, _ = ndimage.label(ndimage.binary_closing(alike) & part)
+    number = parts[_pixel(click, part.shape)]
+    kept: Mask = (parts == number) & (number > 0)
+    return kept if kept.sum() >= LEAST_COLOURED * part.sum() else part
 
 
 def _with(mask: Mask, click: Click, part: Mask) -> Mask:

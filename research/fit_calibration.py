@@ -107,15 +107,16 @@ def read_samples(folders: Sequence[Path]) -> tuple[list[Sample], dict[str, Any]]
     return list(samples.values()), {name: first[name] for name in RECIPE}
 
 
-def sam2_of(folders: Sequence[Path]) -> str:
-    """The digest of the SAM2 weights that runs were made with; empty in runs from before it was written.
+def weights_of(folders: Sequence[Path]) -> tuple[str, str]:
+    """The digests of SAM2 and of the backbone that runs were made with; empty in runs from before they were written.
 
     Raises:
         CavSamError: they were made with different weights.
     """
-    found = {str(json.loads((folder / "setting.json").read_text()).get("sam2", "")) for folder in folders}
+    settings = [json.loads((folder / "setting.json").read_text()) for folder in folders]
+    found = {(str(setting.get("sam2", "")), str(setting.get("features", ""))) for setting in settings}
     if len(found) > 1:
-        raise CavSamError("The runs were made with different SAM2 weights; fit on runs of the same.")
+        raise CavSamError("The runs were made with different SAM2 weights or features; fit on runs of the same.")
     return found.pop()
 
 
@@ -260,9 +261,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise CavSamError(f"--out must name a file in a folder that is there, not {options.out}.")
         samples, recipe = read_samples(options.runs)
         described = ", ".join(folder.name for folder in options.runs)
+        sam2, features = weights_of(options.runs)
         penalties = best_penalties(samples)
         fitted = fit(samples, penalties, f"{len(samples)} masks of {described}", recipe)
-        fitted = replace(fitted, sam2=sam2_of(options.runs))
+        fitted = replace(fitted, sam2=sam2, features=features)
         if not fitted.overlap:
             raise CavSamError("These runs hold too few masks to fit anything; run more episodes.")
     except CavSamError as error:

@@ -21,8 +21,8 @@ from backend.labelstudio.brush import encode_mask
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.label_config import parse_label_config
 from backend.labelstudio.regions import Brush, Region
-from backend.labelstudio.webhook_secret import HEADER, read_webhook_secret
 from backend.settings import Settings, unknown_variables
+from backend.webhook_secret import HEADER, read_webhook_secret
 from backend.worker.messages import Example, ModelSpec, Result, SegmentTask
 from backend.worker.model_process import CAVSAM, ModelProcess
 from cavsam.errors import ModelError
@@ -109,7 +109,9 @@ def _weights(settings: Settings) -> Iterator[Finding]:
     """Where weights from the hub are kept; local files and the bundled models need no room."""
     sources = settings.sources()
     yield from _calibration(sources, settings.method())
-    from_hub = [name for name in (sources.sam2, sources.diffusion) if not Path(name).exists()]
+    from_hub = [
+        name for name in (sources.sam2, sources.diffusion, sources.features) if name and not Path(name).exists()
+    ]
     if not from_hub:
         return
     from huggingface_hub.constants import HF_HUB_CACHE

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 
+from backend.clients import Clients
 from backend.errors import BackendError
-from backend.labelstudio.clients import Clients
 from backend.learning.evaluation import Evaluation, Figure, Way, summary
 from backend.settings import Settings
 from backend.store.store import Store, ledger_path

@@ -17,6 +17,7 @@ import requests
 from backend.errors import LabelStudioNotFound
 from backend.labelstudio.auth import KeyAuth
 from backend.labelstudio.image_hosts import GuardedAdapter, PrivateHosts
+from backend.labelstudio.project_keys import number_of
 from backend.labelstudio.transport import RETRY, check_status, json_of, session, unreachable
 
 PAGE_SIZE = 200
@@ -28,6 +29,7 @@ TASK_FIELDS = "id,data,updated_at,total_annotations,cancelled_annotations,total_
 class LabelStudio:
     """A connection to one Label Studio with one API key; may be used by several threads.
 
+    Its methods take projects by their keys (`project_keys.py`).
     `public_url` is the address under which people and tasks know the same Label Studio, where it differs from `url`.
     `private_hosts` are those inside our own network from which images may be fetched; Label Studio's own host is.
     """
@@ -50,9 +52,9 @@ class LabelStudio:
 
     # projects, tasks, annotations
 
-    def project(self, project: int) -> dict[str, Any]:
+    def project(self, project: int, *, timeout: float | None = None) -> dict[str, Any]:
         """The project's description; its `label_config` is the XML."""
-        return self._get(f"/api/projects/{project}/")
+        return self._get(f"/api/projects/{number_of(project)}/", timeout=timeout)
 
     def projects(self) -> Iterator[int]:
         """The numbers of all projects that the key may see."""
@@ -68,7 +70,7 @@ class LabelStudio:
 
     def set_model_version(self, project: int, version: str) -> None:
         """Have the project show, sort and sample by the predictions of one version."""
-        self._request("PATCH", f"/api/projects/{project}/", json={"model_version": version})
+        self._request("PATCH", f"/api/projects/{number_of(project)}/", json={"model_version": version})
 
     def tasks(self, project: int) -> Iterator[dict[str, Any]]:
         """All tasks of a project, without annotations and predictions; addresses in their data are resolved."""
@@ -106,16 +108,17 @@ class LabelStudio:
 
     def backends(self, project: int, *, timeout: float | None = None) -> list[dict[str, Any]]:
         """The machine learning backends connected to the project; Label Studio calls each of them to answer this."""
-        return self._get("/api/ml", {"project": project}, timeout=timeout)
+        return self._get("/api/ml", {"project": number_of(project)}, timeout=timeout)
 
     def webhooks(self, project: int) -> list[dict[str, Any]]:
         """The project's webhooks."""
-        return self._get("/api/webhooks/", {"project": project})
+        return self._get("/api/webhooks/", {"project": number_of(project)})
 
     def add_webhook(self, project: int, url: str, headers: Mapping[str, str]) -> None:
         """Have Label Studio send the project's events to `url`; raises `LabelStudioRejected` where it will not."""
-        body = {"project": project, "url": url, "send_payload": True, "send_for_all_actions": True, "is_active": True}
-        self._request("POST", "/api/webhooks/", json=body | {"headers": dict(headers)})
+        body = {"project": number_of(project), "url": url, "headers": dict(headers)}
+        always = {"send_payload": True, "send_for_all_actions": True, "is_active": True}
+        self._request("POST", "/api/webhooks/", json=body | always)
 
     def set_webhook_headers(self, webhook: Mapping[str, Any], headers: Mapping[str, str]) -> None:
         """Have a webhook, as it was listed, send these headers and no others."""
@@ -146,7 +149,7 @@ class LabelStudio:
         """
         answer = self._request(
             "POST",
-            f"/api/projects/{project}/import/predictions",
+            f"/api/projects/{number_of(project)}/import/predictions",
             data=body.encode(),
             headers={"Content-Type": "application/json"},
         )
@@ -166,7 +169,7 @@ class LabelStudio:
 
     def delete_version(self, project: int, version: str) -> int:
         """Remove all predictions of a version from a project; returns how many there were."""
-        path = f"/api/projects/{project}/model-versions/"
+        path = f"/api/projects/{number_of(project)}/model-versions/"
         return int(json_of(self._request("DELETE", path, json={"model_version": version}))["deleted_predictions"])
 
     # requests
@@ -201,9 +204,9 @@ class LabelStudio:
     ) -> Iterator[dict[str, Any]]:
         page, seen = 1, 0
         while True:
-            page_params = {"project": project, "page": page, "page_size": PAGE_SIZE, "fields": "task_only", **params}
+            which = {"project": number_of(project), "page": page, "page_size": PAGE_SIZE}
             try:
-                answer = self._get("/api/tasks", page_params, timeout=timeout)
+                answer = self._get("/api/tasks", {**which, "fields": "task_only", **params}, timeout=timeout)
             except LabelStudioNotFound:
                 if page == 1:
                     raise

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
 from backend.errors import InvalidRequest
+from backend.labelstudio.project_keys import SPAN
 from backend.text import read_json
 
 LARGEST = 2**63 - 1
@@ -54,11 +55,14 @@ def read_webhook(raw: bytes) -> dict[str, Any]:
 
 
 def webhook_events(body: Mapping[str, Any]) -> list[Event]:
-    """What a webhook's body says may have changed; empty if it names no project (its payload is switched off)."""
+    """What a webhook's body says may have changed, with the project's number in place of its key.
+
+    Empty if it names no project (its payload is switched off).
+    """
     action = str(body.get("action"))
     described = body.get("project")
     project = described.get("id") if isinstance(described, Mapping) else None
-    if not is_number(project):
+    if not is_number(project) or project >= SPAN:
         return []
     if action in ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED"):
         annotations = [a for a in _as_list(body.get("annotation")) if isinstance(a, Mapping)]

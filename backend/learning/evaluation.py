@@ -165,6 +165,10 @@ def _advice(
         )
     elif enough is not None and len(ladder) > 1:
         advice.append("Mode auto is right as it is: every further candidate pays here.")
+    if mode != "auto" and len(kinds) == 1:
+        advice.append(
+            f"Only {mode} was tried. CAVSAM_MODE=auto tries the cheaper ways as well, and stops where they suffice."
+        )
     modes = [way for way in kinds if way.name in ("concat", "ttga", "dbst", "full") and way.name != mode]
     whole = [way for way in modes if way.tasks == len(reviews)]
     best = max(whole, key=lambda way: way.iou.value, default=None)

@@ -128,17 +128,8 @@ def score_of(candidates: Sequence[KeptCandidate], experience: Experience) -> flo
 
 def _ladder_told(found: Sequence[Rung], enough: int) -> str:
     rung, best = found[enough], max(found[enough + 1 :], key=lambda other: float(other.ious.mean()))
+    here = f"a mean IoU of {rung.ious.mean():.2f} in {rung.seconds.mean():.1f} s a task"
     return (
-        f"Mode auto stops at {rung.kind}: there, {len(rung.ious)} reviews have a mean IoU of {rung.ious.mean():.2f}, "
-        f"and {best.ious.mean():.2f} at {best.kind}, which took {_times(best, rung)}. Every {CLIMBS_ALL}th task "
-        "still tries all."
-    )
-
-
-def _times(costly: Rung, cheap: Rung) -> str:
-    first, second = float(costly.seconds.mean()), float(cheap.seconds.mean())
-    return (
-        f"{first:.1f} s more than the references alone instead of {second:.1f} s"
-        if second <= 0
-        else (f"{first / second:.1f} times as long")
+        f"Mode auto stops at {rung.kind}: there, {len(rung.ious)} reviews have {here}, and {best.ious.mean():.2f} in "
+        f"{best.seconds.mean():.1f} s at {best.kind}. Every {CLIMBS_ALL}th task still tries all."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from backend.entities import JudgedAnnotation, ReferenceAnnotation, References, Refusal
@@ -40,6 +40,12 @@ class Annotations:
                 ],
             )
             db.change("set_annotations_read", read_under, self.project, task)
+
+    def clear(self, read_under: Mapping[int, str]) -> None:
+        """Store that some tasks have no annotations; `read_under` is the state that each was read under."""
+        with self._db.transaction() as db:
+            db.change_each("forget_annotations", [(self.project, task) for task in read_under])
+            db.change_each("set_annotations_read", [(state, self.project, task) for task, state in read_under.items()])
 
     def judge_again(self) -> None:
         """Have all annotations read and judged again, as after a change of the labelling configuration."""

@@ -16,10 +16,12 @@ from backend.store.queries import named_statements, script, single_statements
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 DAMAGED_NAME = "ledger-damaged-%Y%m%dT%H%M%SZ.sqlite3"
 DAMAGED_NAMES = "ledger-damaged-*.sqlite3"
 DAMAGED_KEPT = 3
+CHECKED_BYTES = 2_000_000_000
+"""Size up to which a file is checked when it is opened; that takes some seconds."""
 REBUILD = "rebuild"
 """Name of the value that stays until the projects of a damaged file were looked for in Label Studio."""
 LOCK_PATIENCE = 30.0
@@ -72,6 +74,8 @@ class Database:
         self._is_open = self._is_closed = False
         self.trouble = ""
         """What the last `LedgerError` said, until something is written again."""
+        self.to_rebuild: str | None = None
+        """The name under which a damaged file is kept, until its projects were looked for in Label Studio."""
         self.generation = 0
         """How many files were damaged while this one was used."""
         self._damaged = ""  # the name under which the last damaged file is kept
@@ -104,6 +108,7 @@ class Database:
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self._connection.execute("PRAGMA foreign_keys = ON")
+            self._check(path)
             self._prepare(path)
             self._reader = _connected(path)
             self._reader.execute("PRAGMA query_only = ON")
@@ -220,6 +225,14 @@ class Database:
             if not self._is_open:
                 self._open()
 
+    def _check(self, path: Path) -> None:
+        """Look for damage, unless that would take long; raises `LedgerDamaged`."""
+        if path.stat().st_size > CHECKED_BYTES:
+            return
+        (found,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise LedgerDamaged(f"The ledger {path} is damaged ({found}).")
+
     def _prepare(self, path: Path) -> None:
         """Make the tables of a new file, or bring those of an older release up to date."""
         with self._all_or_nothing() as db:
@@ -231,6 +244,8 @@ class Database:
                 db.change("set_value", "schema", str(SCHEMA_VERSION))
             if self._damaged and not tables:
                 db.change("set_value", REBUILD, self._damaged)
+            row = db.row("value", REBUILD)
+            self.to_rebuild = row["value"] if row is not None else None
 
     def _upgrade(self, path: Path) -> Iterator[str]:
         row = self._connection.execute("SELECT value FROM meta WHERE name = 'schema'").fetchone()

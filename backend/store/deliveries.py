@@ -83,6 +83,10 @@ class Deliveries:
         with self._db.transaction() as db:
             db.change("mark_rejected", error, db.now, self.project, self.version, task)
 
+    def delivered(self) -> list[int]:
+        """The tasks whose result Label Studio has."""
+        return [row["task"] for row in self._db.rows("delivered", self.project, self.version)]
+
     def answered(self) -> dict[int, float]:
         """Results whose storing is not confirmed: task -> the time until which Label Studio may be at it."""
         rows = self._db.rows("answered", self.project, self.version)

@@ -16,7 +16,7 @@ from backend.store.database import Database
 from backend.version import base_of
 
 KEPT = 1000
-"""Tasks of a project whose candidates are kept, the latest: some 5 MB, and more than anybody corrects at a time."""
+"""Tasks of a project whose candidates are kept, the latest: some 7 MB, and more than anybody corrects at a time."""
 MOST_REVIEWS = 500
 """Reviews of a project that are learned from, the latest: more do not change what they say."""
 
@@ -83,10 +83,10 @@ class Learning:
         with self._db.transaction() as db:
             db.change("add_review", self.project, review.task, base_of(review.version), review.version, *values)
 
-    def forget_review(self, task: int) -> bool:
-        """Forget the review of a task whose annotation is gone; returns whether there was one."""
+    def forget_reviews(self, tasks: Iterable[int]) -> bool:
+        """Forget the reviews of tasks whose annotations are gone; returns whether there were any."""
         with self._db.transaction() as db:
-            return bool(db.change("forget_review", self.project, task))
+            return bool(db.change_each("forget_review", [(self.project, task) for task in tasks]))
 
     # what they taught
 

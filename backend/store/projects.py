@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from backend.entities import ALL_PROJECTS, Project
 from backend.labelstudio.label_config import LabelConfig
+from backend.labelstudio.project_keys import SPAN
 from backend.settings import Settings
 from backend.store.database import Database, Transaction
 
@@ -50,6 +51,10 @@ class Projects:
     def is_known(self, project: int) -> bool:
         """Whether the ledger has a project."""
         return bool(self._db.rows("project_uid", project))
+
+    def of_number(self, number: int) -> dict[int, str]:
+        """The projects that some Label Studio counts as `number`: key -> moment of creation."""
+        return {row["id"]: row["uid"] for row in self._db.rows("projects_of_number", SPAN, number)}
 
     def find(self, project: int) -> Project | None:
         """One project, if it is known."""

@@ -14,6 +14,9 @@ SELECT * FROM projects ORDER BY id;
 -- project_numbers: The numbers of all projects.
 SELECT id FROM projects ORDER BY id;
 
+-- projects_of_number: Those of one number, whichever their Label Studio; the first value is `project_keys.SPAN`.
+SELECT id, uid FROM projects WHERE id % ? = ? ORDER BY id;
+
 -- project_uid: The moment of creation, as Label Studio writes it, tells two projects of one number apart.
 SELECT uid FROM projects WHERE id = ?;
 
@@ -89,6 +92,10 @@ SELECT * FROM tasks WHERE project = ? ORDER BY id;
 -- task: One task.
 SELECT * FROM tasks WHERE project = ? AND id = ?;
 
+-- tasks_without_job: Under one version.
+SELECT id, annotated FROM tasks WHERE project = ?
+AND id NOT IN (SELECT task FROM jobs WHERE project = ? AND version = ?) ORDER BY id;
+
 -- task_numbers: The tasks that the ledger has.
 SELECT id FROM tasks WHERE project = ?;
 
@@ -101,6 +108,9 @@ DELETE FROM tasks WHERE project = ? AND id = ?;
 
 -- forget_jobs_of_task: Of all versions.
 DELETE FROM jobs WHERE project = ? AND task = ?;
+
+-- annotations_read: The state under which each task's annotations were read last.
+SELECT id, annotations_read FROM tasks WHERE project = ?;
 
 -- predictions_read: Under how many predictions each task was last searched for duplicates.
 SELECT id, predictions_read FROM tasks WHERE project = ?;
@@ -125,12 +135,12 @@ UPDATE tasks SET annotations_read = '' WHERE project = ?;
 
 -- annotations: As they were judged, and with the reason for which the model refused one as it is now.
 SELECT a.*, r.reason AS refused FROM annotations a
-LEFT JOIN refusals r ON r.annotation = a.id AND r.key = a.key
+LEFT JOIN refusals r ON r.project = a.project AND r.annotation = a.id AND r.key = a.key
 WHERE a.project = ?;
 
 -- annotations_of_task: The same of one task.
 SELECT a.*, r.reason AS refused FROM annotations a
-LEFT JOIN refusals r ON r.annotation = a.id AND r.key = a.key
+LEFT JOIN refusals r ON r.project = a.project AND r.annotation = a.id AND r.key = a.key
 WHERE a.project = ? AND a.task = ?;
 
 -- refuse_annotation: It taught nothing as it is now; an edit changes its key and gives it another try.
@@ -155,12 +165,12 @@ WHERE p.id = ? AND p.reference_key IS NOT NULL ORDER BY l.position;
 
 -- The queue of the worker
 
--- next_job: The most urgent present job that may be tried now and whose project is not paused.
-SELECT j.* FROM jobs j
-JOIN projects p ON p.id = j.project AND p.version = j.version AND NOT p.paused
-AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'paused')
-WHERE j.state = 'queued' AND j.not_before <= ? ORDER BY j.priority DESC, j.project, j.task
-LIMIT 1;
+-- next_jobs: The most urgent present job that may be tried now of each project that is not paused.
+SELECT j.* FROM projects p
+JOIN jobs j ON j.project = p.id AND j.version = p.version AND j.task = (
+SELECT q.task FROM jobs q WHERE q.project = p.id AND q.version = p.version AND q.state = 'queued'
+AND q.not_before <= ? ORDER BY q.priority DESC, q.task LIMIT 1)
+WHERE NOT p.paused AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'paused') ORDER BY p.id;
 
 -- begin_job: Each beginning counts as an attempt.
 UPDATE jobs SET state = 'running', attempts = attempts + 1, updated_at = ?
@@ -179,8 +189,8 @@ AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'paused')
 WHERE j.state = 'queued';
 
 -- finish_job: Its result, compressed, and the remarks on it.
-UPDATE jobs SET state = 'done', result = ?, score = ?, seconds = ?, remarks = ?, lesson = ?, error = NULL,
-updated_at = ?
+UPDATE jobs SET state = 'done', result = ?, score = ?, seconds = ?, remarks = ?, calibrated = ?, lesson = ?,
+error = NULL, updated_at = ?
 WHERE project = ? AND task = ? AND version = ?;
 
 -- fail_job: Why it gave no result.
@@ -234,12 +244,12 @@ AND state = 'failed' AND updated_at <= ? AND task = ?;
 
 -- jobs: Without their results, which may be large.
 SELECT project, task, version, state, attempts, score, seconds, error, NULL AS result, delivery, updated_at, remarks,
-lesson
+calibrated, lesson
 FROM jobs WHERE project = ? AND version = ?;
 
 -- jobs_of_tasks: The same of some tasks, given as a JSON list.
 SELECT project, task, version, state, attempts, score, seconds, error, NULL AS result, delivery, updated_at, remarks,
-lesson
+calibrated, lesson
 FROM jobs WHERE project = ? AND version = ? AND task IN (SELECT value FROM json_each(?));
 
 -- job: One job with its result.
@@ -253,14 +263,24 @@ SELECT sum(state = 'queued') AS queued, sum(state = 'running') AS running, sum(s
 sum(state = 'failed') AS failed, sum(delivery = 'delivered') AS delivered
 FROM jobs WHERE project = ? AND version = ?;
 
--- to_check: How many predictions that nobody has reviewed have a score below a bound, or a remark.
+-- lowest_tenth: The score below which lies a tenth of the bare orders, or less.
+SELECT score FROM jobs WHERE project = :project AND version = :version AND state = 'done' AND NOT calibrated
+AND score IS NOT NULL ORDER BY score LIMIT 1 OFFSET (SELECT count(*) / 10 FROM jobs WHERE project = :project
+AND version = :version AND state = 'done' AND NOT calibrated AND score IS NOT NULL);
+
+-- order_rank: How many bare orders there are, and how many of them are no higher than a score.
+SELECT count(*) AS count, coalesce(sum(score <= ?), 0) AS lower FROM jobs
+WHERE project = ? AND version = ? AND state = 'done' AND NOT calibrated AND score IS NOT NULL;
+
+-- to_check: How many predictions that nobody has reviewed have a score below the bound of its kind, or a remark.
 SELECT count(*) AS n FROM jobs j WHERE j.project = ? AND j.version = ? AND j.state = 'done'
-AND (j.score < ? OR j.remarks != '[]')
+AND (j.score < iif(j.calibrated, ?, ?) OR j.remarks != '[]')
 AND NOT EXISTS (SELECT 1 FROM reviews r WHERE r.project = j.project AND r.task = j.task);
 
--- mean_seconds: Of the last finished jobs.
-SELECT avg(seconds) AS mean FROM (SELECT seconds FROM jobs WHERE project = ? AND version = ?
-AND state = 'done' AND seconds IS NOT NULL ORDER BY updated_at DESC LIMIT 10);
+-- job_times: Of the last finished jobs: how many, the mean of their seconds and of the squares of these.
+SELECT count(*) AS count, avg(seconds) AS mean, avg(seconds * seconds) AS square FROM (
+SELECT seconds FROM jobs WHERE project = ? AND version = ?
+AND state = 'done' AND seconds IS NOT NULL ORDER BY updated_at DESC LIMIT 200);
 
 -- count_tasks: Of a project.
 SELECT count(*) AS n FROM tasks t WHERE t.project = :project;
@@ -278,7 +298,7 @@ LEFT JOIN reviews r ON r.project = t.project AND r.task = t.id
 WHERE t.project = :project AND {filter} ORDER BY {order} LIMIT :limit OFFSET :offset;
 
 -- task_state: What became of one task.
-SELECT state, delivery, score, seconds, error, attempts, result IS NOT NULL AS has_result, updated_at, remarks
+SELECT state, delivery, score, seconds, error, attempts, result IS NOT NULL AS has_result, updated_at, remarks, calibrated
 FROM jobs WHERE project = ? AND task = ? AND version = ?;
 
 
@@ -333,6 +353,9 @@ WHERE project = ? AND version = ? AND task = ?;
 -- doubt_pushing: Imports whose outcome could not be written down count as answered.
 UPDATE jobs SET delivery = 'answered', delivery_owner = NULL, delivery_until = ?
 WHERE delivery = 'pushing';
+
+-- delivered: What Label Studio has.
+SELECT task FROM jobs WHERE project = ? AND version = ? AND delivery = 'delivered' ORDER BY task;
 
 -- answered: Results whose storing is not confirmed.
 SELECT task, delivery_until FROM jobs WHERE project = ? AND version = ? AND delivery = 'answered';

@@ -1,11 +1,11 @@
--- The ledger's schema, number 6. `upgrades.sql` turns a file of an earlier one into this.
+-- The ledger's schema, number 7. `upgrades.sql` turns a file of an earlier one into this.
 
 -- Values by name: the schema's number; `paused`; `grant:<project>`, the address and key that Label Studio handed over;
 -- `again:<project>`, whose predictions are to be replaced; `rebuild`, the name under which a damaged file is kept
 -- whose projects were not looked for yet.
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 
--- `uid` is the moment of creation as Label Studio writes it. `version` and `reference_key` are what is predicted under
+-- `id` is the key of `project_keys.py`. `uid` is the moment of creation as Label Studio writes it. `version` and `reference_key` are what is predicted under
 -- now; a project without a reference has no key.
 CREATE TABLE projects (
     id INTEGER PRIMARY KEY,
@@ -36,14 +36,15 @@ CREATE TABLE tasks (
 
 -- Annotations as they were judged; those with a `reason` cannot be learned from.
 CREATE TABLE annotations (
-    id INTEGER PRIMARY KEY,
+    id INTEGER NOT NULL,
     project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
     task INTEGER NOT NULL,
     created_at TEXT NOT NULL,
     key TEXT NOT NULL,
     reason TEXT NOT NULL,
     labels TEXT NOT NULL DEFAULT '[]',
-    ground_truth INTEGER NOT NULL DEFAULT 0
+    ground_truth INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (project, id)
 );
 CREATE INDEX annotations_of_task ON annotations (project, task);
 
@@ -53,12 +54,12 @@ CREATE TABLE refusals (
     key TEXT NOT NULL,
     reason TEXT NOT NULL,
     project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
-    PRIMARY KEY (annotation, key)
+    PRIMARY KEY (project, annotation, key)
 );
 
 -- A job is one task under one version; `store/deliveries.py` explains the states of its delivery. `result` is the
 -- compressed JSON text of the regions, `remarks` a JSON list of what a person should look at in it, `lesson` the name of
--- what it was made with, see `lessons`.
+-- what it was made with, see `lessons`, `calibrated` whether the score estimates an IoU, rather than give an order only.
 CREATE TABLE jobs (
     project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
     task INTEGER NOT NULL,
@@ -77,6 +78,7 @@ CREATE TABLE jobs (
     delivery_until REAL,
     updated_at REAL NOT NULL,
     remarks TEXT NOT NULL DEFAULT '[]',
+    calibrated INTEGER NOT NULL DEFAULT 0,
     lesson TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (project, task, version)
 );
@@ -92,7 +94,8 @@ CREATE TABLE notices (
 );
 
 -- This index spares an overview of 50,000 tasks reading past their results.
-CREATE INDEX jobs_overview ON jobs (project, version, task, state, delivery, score, seconds, updated_at, remarks);
+CREATE INDEX jobs_overview
+    ON jobs (project, version, task, state, delivery, score, seconds, updated_at, remarks, calibrated);
 
 -- The annotations of the present reference only, by age.
 CREATE TABLE learned_from (

@@ -34,7 +34,11 @@ ALTER TABLE jobs ADD COLUMN remarks TEXT NOT NULL DEFAULT '[]';
 DROP INDEX jobs_overview;
 CREATE INDEX jobs_overview ON jobs (project, version, task, state, delivery, score, seconds, updated_at, remarks);
 
--- from_4: Nothing changed.
+-- from_4: With schema 5 a job knows whether its score estimates an IoU; of earlier ones nobody does.
+ALTER TABLE jobs ADD COLUMN calibrated INTEGER NOT NULL DEFAULT 0;
+DROP INDEX jobs_overview;
+CREATE INDEX jobs_overview
+    ON jobs (project, version, task, state, delivery, score, seconds, updated_at, remarks, calibrated);
 
 -- from_5: Kept candidates, measured reviews and what they taught came with schema 6.
 ALTER TABLE jobs ADD COLUMN lesson TEXT NOT NULL DEFAULT '';
@@ -75,3 +79,31 @@ CREATE TABLE evaluations (
     project INTEGER PRIMARY KEY REFERENCES projects ON DELETE CASCADE,
     evaluation TEXT NOT NULL
 );
+
+-- from_6: Annotations of several Label Studios, which may have the same number, came with schema 7.
+ALTER TABLE annotations RENAME TO former_annotations;
+DROP INDEX annotations_of_task;
+CREATE TABLE annotations (
+    id INTEGER NOT NULL,
+    project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+    task INTEGER NOT NULL,
+    created_at TEXT NOT NULL,
+    key TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    labels TEXT NOT NULL DEFAULT '[]',
+    ground_truth INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (project, id)
+);
+CREATE INDEX annotations_of_task ON annotations (project, task);
+INSERT INTO annotations SELECT id, project, task, created_at, key, reason, labels, ground_truth FROM former_annotations;
+DROP TABLE former_annotations;
+ALTER TABLE refusals RENAME TO former_refusals;
+CREATE TABLE refusals (
+    annotation INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+    PRIMARY KEY (project, annotation, key)
+);
+INSERT INTO refusals SELECT annotation, key, reason, project FROM former_refusals;
+DROP TABLE former_refusals;

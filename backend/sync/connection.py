@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from backend.errors import LabelStudioDenied, LabelStudioNotFound, LabelStudioRejected
 from backend.labelstudio.client import LabelStudio
-from backend.labelstudio.webhook_secret import HEADER
+from backend.settings import EXTRA_PARAMS_LIMIT
 from backend.version import VERSION_PREFIX
+from backend.webhook_secret import HEADER
 
 log = logging.getLogger(__name__)
 
 CONNECT_PAUSES = (0.5, 2.0, 4.0, 8.0, 16.0)
 """Seconds to the next syncs of a project without a backend: Label Studio calls /setup before it stores one."""
+
+
+def extra_params_text(extra_params: Any) -> str:
+    """The JSON text of extra params: Label Studio's form hands on what was typed as it is, its API an object.
+
+    What is too long to be used is cut, which keeps it useless.
+    """
+    typed = isinstance(extra_params, str)
+    text = extra_params.strip() if typed else json.dumps(extra_params) if extra_params else ""
+    return text[: EXTRA_PARAMS_LIMIT + 1]
 
 
 class Connection:
@@ -39,6 +51,14 @@ class Connection:
             self.is_settled = True
             self._ensure_webhook(backends)
         return bool(backends)
+
+    def has_extra_params(self, text: str) -> bool:
+        """Whether Label Studio gave one of its backends these extra params: anybody may have called /setup."""
+        try:
+            backends = self._client.backends(self.project)
+        except LabelStudioDenied:
+            return True  # a key that may label but not administrate cannot ask
+        return any(extra_params_text(backend.get("extra_params")) == text for backend in backends)
 
     def next_pause(self) -> float | None:
         """Seconds until a project without a backend is synchronised again; `None` for the usual interval."""

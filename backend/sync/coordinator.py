@@ -7,12 +7,12 @@ waits for its work calls `wait`. When a project has its turn is up to `Turns`, w
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from backend.clients import Clients
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 LEDGER_PAUSE = 10.0
 """Seconds until the store is tried again after it could not be written."""
-NOT_SAID: Any = object()
 
 
 class Coordinator:
@@ -47,6 +46,7 @@ class Coordinator:
         base_version: str,
         *,
         wake: Callable[[], None],
+        introduce: Callable[[int], object],
         clock: Callable[[], float] = time.monotonic,
         give_up: EndProcess = end_process,
     ):
@@ -58,10 +58,12 @@ class Coordinator:
             clients: gives the connection for a project.
             base_version: the version of predictions without a reference.
             wake: has the worker look for jobs.
+            introduce: finds out about a project that is not known, given by its number.
             clock: seconds; the one that `wait` goes by is always the monotonic clock.
             give_up: ends the process if the thread keeps failing.
         """
-        self._settings, self._store, self._wake = settings, store, wake
+        self._settings, self._store = settings, store
+        self._wake, self._introduce = wake, introduce
         self._inbox = Inbox()
         self._turns = Turns(settings, store, clients, base_version, clock, self._tell_others)
         self._generation = store.generation
@@ -115,7 +117,11 @@ class Coordinator:
         log.info("Webhook %s.", str(body.get("action"))[:60])
         events = webhook_events(body)
         for event in events:
-            self.send(event)
+            projects = self._store.projects.of_number(event.project)
+            for project in projects:
+                self.send(replace(event, project=project))
+            if not projects:
+                self._introduce(event.project)
         if not events:
             self.sync_all()
 
@@ -126,8 +132,8 @@ class Coordinator:
         """
         events = webhook_events(body) if body is not None else []
         for event in events:
-            if self._store.projects.is_known(event.project):
-                self.send(doubted(event))
+            for project in self._store.projects.of_number(event.project):
+                self.send(doubted(replace(event, project=project)))
         if not events:
             self.sync_all(doubtful=True)
 
@@ -139,18 +145,14 @@ class Coordinator:
         if not self._inbox.put_unread(raw):
             self.sync_all()
 
-    def seen(self, project: int, extra_params: Any = NOT_SAID) -> None:
-        """Label Studio called for a project, with these extra params of its connection if it said which."""
-        if extra_params is NOT_SAID:
-            self.send(Event(project, "seen"))
-            return
-        # Label Studio's form hands on what was typed as it is, its API an object
-        typed = isinstance(extra_params, str)
-        text = extra_params.strip() if typed else json.dumps(extra_params) if extra_params else ""
+    def seen(self, project: int, extra_params: str | None = None) -> None:
+        """Label Studio called for a project, with this JSON text of its connection's extra params if it said which."""
         known = self._store.projects.find(project)
-        news = known is not None and text != known.extra_params
-        self._turns.extra_params[project] = text
-        self.send(Event(project, "changed" if news else "seen"))
+        if extra_params is not None:
+            self._turns.extra_params[project] = extra_params
+            if known is not None and extra_params != known.extra_params:
+                self.send(Event(project, doubtful=True))
+        self.send(Event(project, "seen"))
 
     def finished(self, project: int, task: int = 0) -> None:
         """A job is over, or a result is free to be pushed."""

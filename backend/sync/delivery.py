@@ -223,8 +223,7 @@ class Delivery:
         if self._project.reference_key is None:
             return []
         before = self._store.tasks(self.project).predictions_read()
-        jobs = self._store.jobs(self.project, self.version).all()
-        delivered = [task for task, job in jobs.items() if job.delivery == "delivered"]
+        delivered = self._results.delivered()
         if not any(counts.get(task, 0) < max(1, before.get(task, 0)) for task in delivered):
             return []
         there = self._client.tasks_with_prediction(self.project, self.version)
@@ -239,15 +238,16 @@ class Delivery:
 
         `counts` says how many predictions each task has; a task is searched again only if that number has changed.
         """
-        searched = self._store.tasks(self.project).predictions_read()
+        tasks = self._store.tasks(self.project)
+        searched = tasks.predictions_read()
+        news = {task: count for task, count in counts.items() if count != searched.get(task, 0)}
+        tasks.set_predictions_read({task: count for task, count in news.items() if count <= 1})
         ours = set(self._store.queue.versions())
         removed = 0
-        for task, count in counts.items():
-            if count == searched.get(task, 0):
-                continue
+        for task, count in news.items():
             if count > 1:
                 removed += self._remove_duplicates_of(task, ours)
-            self._store.tasks(self.project).set_predictions_read(task, count)
+                tasks.set_predictions_read({task: count})
         if removed:
             log.warning("Project %d: removed %d duplicate predictions.", self.project, removed)
         return removed
@@ -267,5 +267,5 @@ class Delivery:
 
 def delete_predictions(store: Store, client: LabelStudio, project: int, version: str) -> int:
     """Delete a version's predictions in Label Studio, whatever lesson they were made with; returns how many."""
-    lessons = store.jobs(project, version).lessons()
+    lessons = dict.fromkeys(["", *store.jobs(project, version).lessons()])
     return sum(client.delete_version(project, taught_version(version, lesson)) for lesson in lessons)

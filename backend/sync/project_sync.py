@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from backend.entities import Project, References, Task
+from backend.entities import ANNOTATED, ODD_REFERENCES, UNANNOTATED, Project, References
 from backend.errors import LabelStudioError, LabelStudioNotFound
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
@@ -23,7 +23,6 @@ from backend.version import model_version
 
 log = logging.getLogger(__name__)
 
-UNANNOTATED, ANNOTATED, REQUESTED = 0, -10, 10
 CHOICES = 3
 """How often a reference is chosen anew if annotations change meanwhile."""
 MEASURE_PAUSE = 5.0
@@ -162,7 +161,9 @@ class ProjectSync:
             self._store.annotations(self.project).judge_again()
         self._store.projects.describe(self.project, str(found.get("title") or ""), xml)
         self._asks_meanwhile = bool(found.get("evaluate_predictions_automatically"))
-        if extra_params is not None:
+        if extra_params is None:
+            return
+        if extra_params == known.extra_params or self._connection.has_extra_params(extra_params):
             self._keep(extra_params, known)
 
     def _keep(self, extra_params: str, known: Project) -> None:
@@ -247,6 +248,9 @@ class ProjectSync:
         if not _are_news(references, version, known):
             return
         self._store.annotations(self.project).set_references(version, references)
+        self._store.projects.set_warnings(
+            self.project, ODD_REFERENCES, []
+        )  # the first result says them of the new ones
         if references is not None:
             log.info("Project %d: %s; version %s.", self.project, _described(references), version)
         elif known.reference_key is not None:
@@ -295,11 +299,10 @@ class ProjectSync:
         if self._store.jobs(self.project, self.version).retry_failed():
             self._changed()
 
-    def unqueued(self, references: References) -> list[Task]:
-        """The tasks that have no job under the present version, but the references' own."""
-        jobs = self._store.jobs(self.project, self.version).all()
-        tasks = self._store.tasks(self.project).all()
-        return [task for task in tasks if task.id not in references.tasks and task.id not in jobs]
+    def unqueued(self, references: References) -> dict[int, bool]:
+        """The tasks that have no job under the present version, but the references' own; whether each is annotated."""
+        found = self._store.tasks(self.project).without_job(self.version)
+        return {task: annotated for task, annotated in found.items() if task not in references.tasks}
 
     def queue_missing(self, references: References, limit: int | None = None) -> int:
         """Queue the tasks that have no job yet, those that a person annotated last; returns how many.
@@ -310,10 +313,10 @@ class ProjectSync:
         version = self.version
         there = self.client.tasks_with_prediction(self.project, version)
         self._store.deliveries(self.project, version).mark_delivered(there)
-        tasks = self.unqueued(references)[:limit]
+        tasks = dict(list(self.unqueued(references).items())[:limit])
         jobs = self._store.jobs(self.project, version)
-        queued = jobs.queue([task.id for task in tasks if not task.annotated], priority=UNANNOTATED)
-        queued += jobs.queue([task.id for task in tasks if task.annotated], priority=ANNOTATED)
+        queued = jobs.queue([task for task in tasks if not tasks[task]], priority=UNANNOTATED)
+        queued += jobs.queue([task for task in tasks if tasks[task]], priority=ANNOTATED)
         if queued:
             log.info("Project %d: %d tasks are queued.", self.project, queued)
         self._changed()

@@ -39,23 +39,16 @@ class Reader:
         gone = self._tasks.replace(tasks)
         if gone:
             log.info("Project %d: %d tasks were deleted.", self.project, gone)
-        read_under = {task.id: task.annotations_read for task in self._tasks.all()}
-        for found in listed:
-            self._judge_if_changed(found, config, read_under[int(found["id"])])
+        read_under = self._tasks.annotations_read()
+        states = {int(found["id"]): _state(found) for found in listed}
+        changed = [found for found in listed if states[int(found["id"])] != read_under[int(found["id"])]]
+        bare = [int(found["id"]) for found in changed if not found.get("total_annotations")]
+        self._annotations.clear({task: states[task] for task in bare})
+        self._reviews.forget(bare)
+        for found in changed:
+            if found.get("total_annotations"):
+                self.judge(int(found["id"]), config, read_under=states[int(found["id"])])
         return {int(found["id"]): int(found.get("total_predictions") or 0) for found in listed}
-
-    def _judge_if_changed(self, found: Mapping[str, Any], config: LabelConfig, read_under: str) -> None:
-        """Judge a listed task's annotations if they are not those that were judged last."""
-        task = int(found["id"])
-        # annotating a task renews its updated_at; the counts tell of deletions that do not
-        state = f"{found.get('updated_at')} {found.get('total_annotations')} {found.get('cancelled_annotations')}"
-        if read_under == state:
-            return
-        if found.get("total_annotations"):
-            self.judge(task, config, read_under=state)
-        else:
-            self._annotations.replace(task, [], state)
-            self._reviews.measure(task, [], config)
 
     def _listed(self) -> list[dict[str, Any]]:
         """The project's tasks; one that we know is missing only when it is missing twice.
@@ -64,7 +57,7 @@ class Reader:
         was read.
         """
         found = {int(task["id"]): task for task in self._client.tasks(self.project)}
-        if any(task.id not in found for task in self._tasks.all()):
+        if self._tasks.numbers() - found.keys():
             found |= {int(task["id"]): task for task in self._client.tasks(self.project)}
         return [found[number] for number in sorted(found)]
 
@@ -136,3 +129,8 @@ class Reader:
             texts = [f"Annotation {one.annotation} on task {one.task}: {why}; it is left out." for why in one.left_out]
             for text in self._store.projects.set_warnings(self.project, f"annotation {one.annotation}", texts):
                 log.warning("Project %d: %s", self.project, text)
+
+
+def _state(found: Mapping[str, Any]) -> str:
+    """What changes with a task's annotations: its updated_at, and for deletions, which leave that, the counts."""
+    return f"{found.get('updated_at')} {found.get('total_annotations')} {found.get('cancelled_annotations')}"

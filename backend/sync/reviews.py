@@ -44,6 +44,10 @@ class Reviews:
         except Exception:
             log.exception("Project %d, task %d: its annotation cannot be measured.", self.project, task)
 
+    def forget(self, tasks: Iterable[int]) -> None:
+        """Forget what was measured of tasks that have no annotation any more."""
+        self._is_news = self._learning.forget_reviews(tasks) or self._is_news
+
     def _measure(self, task: int, annotations: Iterable[Mapping[str, Any]], config: LabelConfig) -> None:
         """Hold a task's annotations, as Label Studio has them now, against its prediction.
 
@@ -52,7 +56,7 @@ class Reviews:
         """
         chosen = annotation_to_measure(annotations)
         if chosen is None:
-            self._is_news = self._learning.forget_review(task) or self._is_news
+            self.forget([task])
             return
         known = self._store.projects.find(self.project)
         job = self._store.jobs(self.project, known.version).find(task) if known else None

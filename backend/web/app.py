@@ -14,15 +14,16 @@ from werkzeug.exceptions import HTTPException
 from backend.errors import (
     BackendError,
     CrossSiteRequest,
+    ImageNotKept,
     ImageUnavailable,
     InvalidRequest,
-    LabelStudioDenied,
-    LabelStudioError,
+    LabelConfigError,
+    NotCorrected,
     NotKnown,
     NotPossibleNow,
-    TooBusy,
 )
 from backend.labelstudio.events import is_number, read_webhook
+from backend.labelstudio.project_keys import SPAN
 from backend.readiness import DEAD_THREAD, problems
 from backend.service import Service
 from backend.settings import Settings
@@ -35,22 +36,27 @@ log = logging.getLogger(__name__)
 
 MODEL_CLASS = "CavSam"
 TRIAL_WARNING = "try-out models (nano): for trying the backend out, not for real work"
+LONGEST_TEXT = 5000
 EVENT_READ_NOW = 100_000
 """Bytes up to which an event is read before it is answered; Label Studio gives up on an answer after a second."""
 LONGEST_REASON = 400
 """Characters of a sentence in the status line; proxies bound a line at some thousands."""
 
+RETRY_AFTER = "5"
+"""Seconds after which a call that was answered 503 may be made again."""
+
 STATUS_OF: tuple[tuple[type[BackendError], int], ...] = (
     (InvalidRequest, 400),
+    (LabelConfigError, 400),
     (CrossSiteRequest, 403),
     (NotKnown, 404),
+    (ImageNotKept, 503),
     (ImageUnavailable, 404),
     (NotPossibleNow, 409),
-    (TooBusy, 503),
-    (LabelStudioDenied, 502),
-    (LabelStudioError, 502),
-    (BackendError, 500),
+    (NotCorrected, 422),
+    (BackendError, 503),
 )
+"""All others are of what the backend depends on: the ledger, the model process, Label Studio."""
 
 
 def create_app(settings: Settings, service: Service) -> Flask:
@@ -94,9 +100,11 @@ def create_app(settings: Settings, service: Service) -> Flask:
     @app.post("/setup")
     def setup() -> Response:
         body = _body()
-        project = _project_number(body.get("project"))
-        extra_params = body.get("extra_params")
-        version = service.setup(project, _text(body, "hostname"), _text(body, "access_token"), extra_params)
+        number, _ = _project_named(body.get("project"))
+        hostname, token, extra_params = _text(body, "hostname"), _text(body, "access_token"), body.get("extra_params")
+        if max(len(hostname), len(token)) > LONGEST_TEXT:
+            raise InvalidRequest(f"The fields hostname and access_token have at most {LONGEST_TEXT} characters.")
+        version = service.setup(number, hostname, token, extra_params)
         _, problems = settings.for_project(extra_params)
         service.interactive.prepare(_text(body, "schema"))
         return jsonify({"model_version": version} | ({"warning": " ".join(problems)} if problems else {}))
@@ -105,7 +113,7 @@ def create_app(settings: Settings, service: Service) -> Flask:
     def predict() -> Response:
         body = _body()
         tasks = _task_numbers(body.get("tasks"))
-        project = _project_number(body.get("project"))
+        project = service.project_of(*_project_named(body.get("project")))
         if _is_interactive(body) and tasks:
             regions, score = service.interactive.answer(
                 project, body["tasks"][0], _text(body, "label_config"), body["params"]["context"]
@@ -159,6 +167,12 @@ def _handle_errors(app: Flask, metrics: Metrics) -> None:
             return jsonify({"error": "The request is larger than CAVSAM_MAX_REQUEST_MB allows."}), 413
         return jsonify({"error": error.description or error.name}), error.code or 500
 
+    @app.after_request
+    def say_when(answer: Response) -> Response:
+        if answer.status_code == 503:
+            answer.headers.setdefault("Retry-After", RETRY_AFTER)
+        return answer
+
     @app.errorhandler(Exception)
     def unknown(error: Exception) -> tuple[Response, int]:
         log.error("%s %s failed.", request.method, request.path, exc_info=error)
@@ -182,14 +196,15 @@ def _body() -> dict[str, Any]:
     return body
 
 
-def _project_number(value: Any) -> int:
-    """The number in Label Studio's `"number.created"`; a bare number works too."""
-    number = str(value).partition(".")[0]
+def _project_named(value: Any) -> tuple[int, int | None]:
+    """The number in Label Studio's `"number.created"`, and the second; a bare number works too."""
+    number, _, created = str(value).partition(".")
     if isinstance(value, bool) or not number.isascii() or not number.isdigit() or len(number) > 19:
         raise InvalidRequest("The field project must be like '12.1700000000', as Label Studio sends it.")
-    if not is_number(int(number)):
+    if not 0 < int(number) < SPAN:
         raise InvalidRequest(f"There is no project {number}.")
-    return int(number)
+    known = created.isascii() and created.isdigit() and len(created) <= 12
+    return int(number), int(created) if known else None
 
 
 def _task_numbers(tasks: Any) -> list[int]:

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from flask import Flask, Response, jsonify, request
 
+from backend import webhook_secret
 from backend.errors import CrossSiteRequest
-from backend.labelstudio import webhook_secret
 from backend.settings import Settings
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/webhook"})

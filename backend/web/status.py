@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, get_args
 from urllib.parse import unquote, urlsplit
 
-from backend.entities import ALL_PROJECTS, Project, References, Task, TaskState
+from backend.entities import ALL_PROJECTS, LowScores, Project, References, Task, TaskState
 from backend.errors import InvalidRequest, LabelStudioError, NotKnown
 from backend.labelstudio.address_guard import SWITCHES, has_guard, listens_privately
 from backend.labelstudio.label_config import LabelConfig, image_url
+from backend.labelstudio.project_keys import number_of
 from backend.learning.evaluation import summary
 from backend.readiness import LOADING, problems
 from backend.service import Service
@@ -78,15 +80,21 @@ def model_status(service: Service) -> dict[str, Any]:
 
 
 def project_states(service: Service) -> list[dict[str, Any]]:
-    """All projects in the order in which the model comes to them; the time left counts those before as well."""
-    states = []
-    ahead = 0.0
-    for project in service.store.projects.all():
-        states.append(_project_state(service, project, ahead))
-        own = states[-1]["seconds_of_work"]
-        if own is not None and not states[-1]["paused"]:
-            ahead += own
+    """All projects; the time left counts the others as well, for they take turns with the model."""
+    states = [_project_state(service, project) for project in service.store.projects.all()]
+    at_work = [state for state in states if state["seconds_of_work"] is not None and not state["paused"]]
+    if service.store.projects.is_paused(ALL_PROJECTS):
+        return states
+    for state in at_work:
+        waiting = _waiting(state["jobs"])
+        left = sum(min(waiting, _waiting(other["jobs"])) * other["seconds_per_task"] for other in at_work)
+        state["seconds_left"] = round(left, 1)
+        state["seconds_left_at_most"] = round(left - state["seconds_of_work"] + state["seconds_of_work_at_most"], 1)
     return states
+
+
+def _waiting(jobs: Mapping[str, int]) -> int:
+    return jobs["queued"] + jobs["running"]
 
 
 def project_state(service: Service, project: int) -> dict[str, Any]:
@@ -97,16 +105,15 @@ def project_state(service: Service, project: int) -> dict[str, Any]:
     raise NotKnown(f"The backend does not know project {project}; connect it in Label Studio.")
 
 
-def _project_state(service: Service, project: Project, ahead: float) -> dict[str, Any]:
+def _project_state(service: Service, project: Project) -> dict[str, Any]:
     store = service.store
     settings = store.projects.settings(project.id, service.settings)
     references = store.annotations(project.id).references()
     jobs = store.jobs(project.id, project.version).counts()
     jobs["low"] = store.jobs(project.id, project.version).to_check(settings.review_below)
-    waiting = jobs["queued"] + jobs["running"]
-    mean = store.jobs(project.id, project.version).mean_seconds()
-    work = None if mean is None or not waiting else mean * waiting
-    held = project.paused or store.projects.is_paused(ALL_PROJECTS)
+    waiting = _waiting(jobs)
+    times = store.jobs(project.id, project.version).times()
+    work, at_most = (times.left(waiting), times.at_most(waiting)) if times and waiting else (None, None)
     config = store.projects.config(project.id)
     tasks = {number: store.tasks(project.id).find(number) for number in (references.tasks if references else ())}
     learned_from = [
@@ -122,6 +129,7 @@ def _project_state(service: Service, project: Project, ahead: float) -> dict[str
     ]
     return {
         "id": project.id,
+        "number": project.number,
         "title": project.title,
         "version": service.version_of(project.id),
         "reviews": _reviews(service, project, settings),
@@ -137,9 +145,11 @@ def _project_state(service: Service, project: Project, ahead: float) -> dict[str
         "total": waiting + jobs["done"] + jobs["failed"],
         "over": jobs["done"] + jobs["failed"],
         "low_score": settings.review_below,
-        "seconds_per_task": None if mean is None else round(mean, 2),
+        "seconds_per_task": round(times.mean, 2) if times else None,
         "seconds_of_work": None if work is None else round(work, 1),
-        "seconds_left": None if work is None or held else round(ahead + work, 1),
+        "seconds_of_work_at_most": None if at_most is None else round(at_most, 1),
+        "seconds_left": None,
+        "seconds_left_at_most": None,
         "link": _link(service, project.id),
     }
 
@@ -184,7 +194,9 @@ def task_page(
     if known is None:
         raise NotKnown(f"The backend does not know project {project}; connect it in Label Studio.")
     settings = service.store.projects.settings(project, service.settings)
-    found, total = service.store.jobs(project, known.version).task_states(
+    jobs = service.store.jobs(project, known.version)
+    low = jobs.low_scores(settings.review_below)
+    found, total = jobs.task_states(
         show=show,  # type: ignore[arg-type]  # checked above
         order=order,  # type: ignore[arg-type]
         low=settings.review_below,
@@ -193,7 +205,7 @@ def task_page(
     )
     references, config = service.store.annotations(project).references(), service.store.projects.config(project)
     return {
-        "tasks": [_task(service, known, config, state, settings.review_below, references) for state in found],
+        "tasks": [_task(service, known, config, state, low, references) for state in found],
         "page": page,
         "pages": max(1, -(-total // per_page)),
         "per_page": per_page,
@@ -208,7 +220,7 @@ def _task(
     project: Project,
     config: LabelConfig | None,
     state: TaskState,
-    low: float,
+    low: LowScores,
     references: References | None,
 ) -> dict[str, Any]:
     known = service.store.tasks(project.id).find(state.task)
@@ -228,7 +240,8 @@ def _task(
         "score": state.score,
         "low": state.state == "done"
         and state.verdict is None
-        and bool(state.remarks or (state.score is not None and state.score < low)),
+        and (bool(state.remarks) or low.hold(state.score, calibrated=state.calibrated)),
+        "calibrated": state.calibrated if state.score is not None else None,
         "remarks": list(state.remarks),
         "verdict": state.verdict,
         "iou": state.iou,
@@ -261,7 +274,7 @@ def _picture(project: int, task: int, kind: str, state: str) -> str:
 
 
 def _warnings(service: Service, project: int) -> list[str]:
-    """What the configuration holds that is not supported, and what else was noted (`Store.set_notices`)."""
+    """What the configuration holds that is not supported, and what else was noted (`Projects.set_warnings`)."""
     config = service.store.projects.config(project)
     noted = [text for texts in service.store.projects.warnings(project).values() for text in texts]
     return list(dict.fromkeys([*(config.warnings if config else ()), *noted]))
@@ -276,4 +289,4 @@ def _link(service: Service, project: int, task: int | None = None) -> str | None
     address = client.public_url or client.url
     if urlsplit(address).scheme not in ("http", "https"):
         return None
-    return f"{address}/projects/{project}/data" + (f"?task={task}" if task is not None else "")
+    return f"{address}/projects/{number_of(project)}/data" + (f"?task={task}" if task is not None else "")

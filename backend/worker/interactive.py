@@ -24,12 +24,13 @@ from backend.errors import (
     InvalidRequest,
     LabelConfigError,
     LabelStudioError,
+    NotCorrected,
     NotKnown,
     TooBusy,
 )
 from backend.image_folder import ImageFolder, name_tasks
 from backend.labelstudio.label_config import LabelConfig, image_url, parse_label_config
-from backend.labelstudio.regions import Rectangle, Region, Slot, read_regions, region_id
+from backend.labelstudio.regions import FARTHEST, Rectangle, Region, Slot, read_regions, region_id
 from backend.store.store import Store
 from backend.supervision import EndProcess, LastingThread, end_process
 from backend.worker.decisions import MODEL_DELAYS
@@ -48,10 +49,6 @@ IMAGES_KEPT = 16
 ANSWERS_KEPT = 256
 POINTS = ("keypointlabels", "keypoint")
 BOXES = ("rectanglelabels", "rectangle")
-
-
-class NotCorrected(BackendError):
-    """SAM2 or the method failed on this click; the message is its own sentence."""
 
 
 @dataclass(frozen=True)
@@ -352,15 +349,20 @@ def _pointed(result: Mapping[str, Any]) -> Pointing | None:
     if result.get("image_rotation"):
         raise InvalidRequest("The image is rotated in the editor; set the rotation back to 0 and click again.")
     fields = ("x", "y") if kind in POINTS else ("x", "y", "width", "height")
-    numbers = [value.get(name) for name in fields]
-    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+    numbers = [value.get(name) for name in fields] + [value.get("rotation") or 0]
+    if not all(map(_is_place, numbers)):
         raise InvalidRequest(f"A {kind} region of the context does not say where it is.")
     listed = value.get(kind) or value.get("labels") or []
     label = str(listed[0]) if isinstance(listed, list) and listed else ""
-    x, y, *extent = (float(number) for number in numbers if number is not None)
+    x, y, *extent, rotation = (float(number or 0) for number in numbers)
     clicks = ((x, y, result.get("is_positive") is not False),) if kind in POINTS else ()
-    boxes = (Rectangle(x, y, extent[0], extent[1], float(value.get("rotation") or 0)),) if extent else ()
+    boxes = (Rectangle(x, y, extent[0], extent[1], rotation),) if extent else ()
     return Pointing(str(result.get("to_name", "")), label, clicks, boxes, frozenset({str(result.get("id"))}))
+
+
+def _is_place(number: Any) -> bool:
+    """Whether something is a coordinate in percent or an angle in degrees."""
+    return isinstance(number, int | float) and not isinstance(number, bool) and -FARTHEST <= number <= FARTHEST
 
 
 def _of_slot(results: Sequence[Any], slot: Slot, config: LabelConfig) -> list[Region]:

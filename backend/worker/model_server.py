@@ -40,6 +40,7 @@ from backend.worker.messages import (
     read_message,
     write_message,
 )
+from backend.worker.oddities import oddities
 from backend.worker.remarks import most_parts, remarks_on
 from cavsam.errors import CavSamError, ImageError, InvalidReference, ModelError
 from cavsam.images import read_image
@@ -54,7 +55,10 @@ PROGRESS_PAUSE = 0.5
 
 
 class Segmenter(Protocol):
-    """What is asked of a model; `cavsam.CavSam` is one. Its `device`, if it has one, is shown to people."""
+    """What is asked of a model; `cavsam.CavSam` is one.
+
+    Its `device`, if it has one, is shown to people; `cells`, if it has that, tells masks that are too small for it.
+    """
 
     def adapt(
         self,
@@ -67,9 +71,9 @@ class Segmenter(Protocol):
         """Do once what depends on the references only; `shots` of them, those most like it, serve each target."""
 
     def segment(
-        self, adapted: Any, targets: Iterable[str], *, progress: Progress | None = None, **taught: Any
+        self, adapted: Any, targets: Iterable[str], *, progress: Progress | None = None
     ) -> Iterator[TargetResult]:
-        """Segment targets, given as paths, one after the other; `taught` is an `experience` if there is one."""
+        """Segment targets, given as paths, one after the other; also asked with an `experience` if there is one."""
 
 
 def open_cavsam(options: Mapping[str, Any]) -> Segmenter:
@@ -89,11 +93,13 @@ class _Adapted:
         references: what the segmenter made of them.
         slots: where the mask of each of its labels belongs.
         parts: of each label, how many parts its mask has on the examples.
+        oddities: what makes an example a poor one, in sentences that name its annotation.
     """
 
     references: Any
     slots: dict[str, Slot]
     parts: dict[str, int]
+    oddities: list[str]
 
 
 class ModelServer:
@@ -108,6 +114,7 @@ class ModelServer:
         regions: list[dict[str, Any]] = []
         warnings: list[str] = []
         remarks: list[str] = []
+        odd: list[str] = []
         results: list[TargetResult] = []
         candidates: list[KeptCandidate] = []
         # who segments without candidates, as stand-ins do, need not know of experience
@@ -133,6 +140,7 @@ class ModelServer:
                     regions += drawn
                     warnings += unsaid
             remarks += remarks_on(result, adapted.parts)
+            odd += adapted.oddities
             results.append(result)
             candidates += kept_candidates(result, adapted.slots)
             seconds += time.monotonic() - started
@@ -140,14 +148,15 @@ class ModelServer:
             return Failed("The task has none of the images that the reference has.")
         score = min(_score(result.score) for result in results)
         calibrated = all(result.calibrated for result in results)
-        said = tuple(dict.fromkeys(remarks))
-        return Result(tuple(regions), score, seconds, tuple(warnings), calibrated, said, tuple(candidates))
+        said, found = tuple(dict.fromkeys(remarks)), tuple(candidates)
+        return Result(tuple(regions), score, seconds, tuple(warnings), calibrated, said, found, tuple(odd))
 
     def _adapt(self, job: SegmentTask, to_name: str, progress: Progress) -> _Adapted:
         """The model adapted to the examples on one image tag, which need not be all."""
         key = (job.reference_key, to_name)
         if key not in self._adapted:
-            read = [_read_example(one, to_name) for one in job.examples if to_name in one.drawn_on]
+            drawn = [one for one in job.examples if to_name in one.drawn_on]
+            read = [_read_example(one, to_name) for one in drawn]
             names = mask_names({slot: None for _, masks in read for slot in masks})
             named = [{names[slot]: mask for slot, mask in masks.items()} for _, masks in read]
             references = [Reference(image, masks) for (image, _), masks in zip(read, named, strict=True)]
@@ -155,7 +164,13 @@ class ModelServer:
             class_name = ", ".join(dict.fromkeys(slot.label for slot in names))
             adapted = self._segmenter.adapt(references, class_name=class_name, shots=job.shots, progress=progress)
             slots = {name: slot for slot, name in names.items()}
-            self._adapted[key] = _Adapted(adapted, slots, most_parts(named))
+            cells = int(getattr(self._segmenter, "cells", 0))
+            odd = [
+                f"Annotation {one.annotation}, which is learned from: {text}"
+                for one, reference in zip(drawn, references, strict=True)
+                for text in oddities(reference.image, reference.masks, cells)
+            ]
+            self._adapted[key] = _Adapted(adapted, slots, most_parts(named), odd)
             while len(self._adapted) > ADAPTED_KEPT:
                 self._adapted.popitem(last=False)
         self._adapted.move_to_end(key)
@@ -190,6 +205,7 @@ def kept_candidates(result: TargetResult, slots: Mapping[str, Slot]) -> list[Kep
             Place.of(slots[name]),
             one.kind,
             _score(one.own),
+            one.calibrated,
             _score(one.presence),
             dict(one.cues),
             one.chosen,

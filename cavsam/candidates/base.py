@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cavsam.adapted import AdaptedReference
 from cavsam.alignment import Alignment
+from cavsam.backbone import Backbone
 from cavsam.errors import NumericalError
 from cavsam.features import descriptors, guided_filter, without_overlap
 from cavsam.instances import Objects
@@ -45,6 +46,7 @@ class Scene:
         levels: of SAM2's own neck, of the video's frames, from `Tracker.neck`.
         picture: the target, small, see `appearance.pictures_of`.
         appearances: of each label on the video's references.
+        features: of the video's frames from a backbone, float (K + 1, C, h, w); None without one.
     """
 
     adapted: AdaptedReference
@@ -54,16 +56,23 @@ class Scene:
     levels: list[Tensor]
     picture: Tensor
     appearances: list[LabelAppearance]
+    features: Tensor | None = None
 
     @classmethod
-    def of(cls, adapted: AdaptedReference, image: NDArray[np.uint8], tracker: Tracker) -> Scene:
+    def of(
+        cls, adapted: AdaptedReference, image: NDArray[np.uint8], tracker: Tracker, backbone: Backbone | None = None
+    ) -> Scene:
         """Encode a target and find the references that serve it."""
         square = picture_square(image, tracker.image_size, tracker.device)
         trunk = tracker.trunk(square[None])
         order = adapted.order(descriptors(tracker.neck(trunk)[0])[0])
         video = Video.of(adapted.trunk, order, trunk)
         known = appearances(adapted.pictures[order], adapted.masks[order])
-        return cls(adapted, image, square, video, tracker.neck(video.trunk)[1], pictures_of(square[None]), known)
+        features = None
+        if backbone and adapted.features is not None:
+            features = torch.cat([adapted.features[order], backbone(square[None])])
+        levels, picture = tracker.neck(video.trunk)[1], pictures_of(square[None])
+        return cls(adapted, image, square, video, levels, picture, known, features)
 
     @property
     def masks(self) -> Tensor:
@@ -136,6 +145,7 @@ class Candidate:
         presence: of each label, 0..1, estimated probability that it is on the target.
         own: of each label, the score before experience corrected it; empty if nothing did.
         taught: whether experience corrected the scores.
+        estimated: whether the scores estimate an IoU, rather than give an order within this kind only.
         seconds: time that it took.
     """
 
@@ -149,6 +159,7 @@ class Candidate:
     presence: list[float] = field(default_factory=list)
     own: list[float] = field(default_factory=list)
     taught: bool = False
+    estimated: bool = True
     seconds: float = 0.0
 
     @classmethod
@@ -189,8 +200,8 @@ class Candidate:
         logits = self.logits[label]
         return torch.where(self.masks[label], logits, -logits.abs())
 
-    def described(self, label: int, *, chosen: bool) -> CandidateMask:
-        """Describe what it came to for one label, as plain numpy."""
+    def described(self, label: int, *, chosen: bool, calibrated: bool) -> CandidateMask:
+        """Describe what it came to for one label, as plain numpy; see `CandidateMask` for the flags."""
         return CandidateMask(
             self.kind,
             self.masks[label].cpu().numpy(),
@@ -199,6 +210,7 @@ class Candidate:
             dict(self.cues[label]),
             chosen,
             self.own[label] if self.own else self.scores[label],
+            calibrated,
             self.seconds,
         )
 
@@ -235,6 +247,7 @@ class Candidate:
             instances=instances,
             own=[calibration.score(self.kind, known) if f else 0.0 for known, f in zip(self.cues, found, strict=True)],
             taught=experience.corrects(self.kind),
+            estimated=experience.corrects(self.kind) or calibration.knows(self.kind),
         )
 
 

@@ -27,7 +27,7 @@ def strategies(
     """List the ways to a mask that a recipe tries, in order; `auto` has the one that generates frames last.
 
     A region is tried beside a tracked mask only if the calibration knows both, because bare orders of different kinds
-    cannot be compared.
+    cannot be compared. Without a calibration `auto` tries the tracked kinds: what they are worth can be measured.
     """
     concat, ttga = Tracked(tracker, recipe), Tracked(tracker, recipe, aligns=True)
     if recipe.mode == "auto":
@@ -35,11 +35,14 @@ def strategies(
         same = recipe.propagate_with == "original" and recipe.target_prompt == "none"
         tracked = concat if same else ttga
         pixels = PixelForest(recipe, presence_of=concat.kind)
-        return (
-            *((concat,) if same else (concat, ttga)),
+        regions = (
             Activation(tracker, recipe, presence_of=tracked.kind),
             LinearClassifier(tracker, recipe, presence_of=concat.kind),
             *((pixels,) if calibration.knows(pixels.kind) else ()),
+        )
+        return (
+            *((concat,) if same else (concat, ttga)),
+            *(regions if calibration.overlap else ()),
             Tracked(tracker, recipe, aligns=True, transition=transition),
         )
     own = Tracked(tracker, recipe, recipe.aligns, transition if recipe.generates_frames else None)
@@ -48,8 +51,8 @@ def strategies(
     return (own, region) if recipe.region_fallback and recipe.aligns and compared else (own,)
 
 
-def in_agreement(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Add to each the cue `agreement`: the mean IoU of its masks with those of the cheap other ways to a mask.
+def with_consensus(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Add to each the cue `consensus`: the mean IoU of its masks with those of the cheap other ways to a mask.
 
     Those are the regions and the first tracked candidate: that of generated frames comes last and changes nothing for
     the others, and tracking twice is one way, so that tracked candidates do not speak for each other.
@@ -61,7 +64,7 @@ def in_agreement(candidates: Sequence[Candidate]) -> list[Candidate]:
         shared = [[iou(a, b) for a, b in zip(one.masks, other.masks, strict=True)] for other in others]
         means = [sum(of_label) / len(others) for of_label in zip(*shared, strict=True)]
         cues = (
-            [{**known, "agreement": mean} for known, mean in zip(one.cues, means, strict=True)] if means else one.cues
+            [{**known, "consensus": mean} for known, mean in zip(one.cues, means, strict=True)] if means else one.cues
         )
         agreed.append(replace(one, cues=cues))
     return agreed
@@ -69,7 +72,7 @@ def in_agreement(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 def settled(candidates: Sequence[Candidate], recipe: Recipe) -> bool:
     """Tell whether generated frames are not worth their cost: every label has a mask that is trusted without them."""
-    if not candidates:
+    if not candidates or not all(candidate.estimated for candidate in candidates):
         return False
     best = [max(scores) for scores in zip(*(candidate.scores for candidate in candidates), strict=True)]
     return min(best) >= recipe.auto_threshold
@@ -89,10 +92,13 @@ def enough(candidates: Sequence[Candidate], following: Strategy, recipe: Recipe,
 def choose(candidates: Sequence[Candidate], recipe: Recipe) -> list[Candidate]:
     """Choose the candidate to believe for each label.
 
-    In `auto` that is the one with the highest score, the first of equals. Otherwise it is the mode's own, unless
-    another one disagrees with it and scores higher.
+    In `auto` that is the one with the highest score, the first of equals; or the last one tried, if a score is a bare
+    order and cannot be compared. Otherwise it is the mode's own, unless another one disagrees with it and scores
+    higher.
     """
     labels = range(len(candidates[0].scores))
+    if recipe.mode == "auto" and not all(one.estimated for one in candidates):
+        return [candidates[-1] for _ in labels]
     if recipe.mode == "auto":
         return [max(candidates, key=lambda one: one.scores[label]) for label in labels]
     (own,) = (one for one in candidates if one.kind == recipe.mode)

@@ -1,1 +1,1 @@
-"""Measuring the method on images whose truth is known."""
+"""Measuring the method on images whose ground truth is known."""

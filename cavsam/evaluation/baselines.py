@@ -20,7 +20,7 @@ LONGER_SIDE = 512
 
 
 def colour_contrast(episode: Episode, tracker: Tracker) -> Mask:
-    """Pixels whose colour (CIELAB) is nearer to the object's mean than to its background's, by Otsu's threshold."""
+    """Find the pixels whose colour (CIELAB) is nearer to the object's mean than the background's, by Otsu's method."""
     from skimage.color import rgb2lab
     from skimage.filters import threshold_otsu
 
@@ -38,7 +38,7 @@ def colour_contrast(episode: Episode, tracker: Tracker) -> Mask:
 
 
 def pixel_forest(episode: Episode, tracker: Tracker) -> Mask:
-    """A random forest on features of each pixel at several scales, as in ilastik or scikit-image's own example."""
+    """Classify pixels by a random forest on features at several scales, as in ilastik or scikit-image's own example."""
     from sklearn.ensemble import RandomForestClassifier
 
     features = np.concatenate([_pixel_features(reference.image) for reference in episode.references])
@@ -52,7 +52,7 @@ def pixel_forest(episode: Episode, tracker: Tracker) -> Mask:
 
 
 def reference_box(episode: Episode, tracker: Tracker) -> Mask:
-    """What SAM2 segments in the reference's box, laid on the target in proportion to its size."""
+    """Let SAM2 segment in the reference's box, laid on the target in proportion to its size."""
     from cavsam.interactive import Refiner
 
     reference = episode.references[0]
@@ -74,7 +74,7 @@ BASELINES: dict[str, Callable[[Episode, Tracker], Mask]] = {
 
 
 def _reduced(picture: NDArray) -> NDArray:
-    """A picture (H, W, 3) or mask (H, W) with its longer side at most `LONGER_SIDE`."""
+    """Reduce a picture (H, W, 3) or mask (H, W) until its longer side is at most `LONGER_SIDE`."""
     height, width = picture.shape[:2]
     scale = min(1.0, LONGER_SIDE / max(height, width))
     if scale == 1.0:
@@ -85,7 +85,7 @@ def _reduced(picture: NDArray) -> NDArray:
 
 
 def _pixel_features(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Intensity, edges and texture at the scales 0.5 to 16 pixels, float32 (pixels, features)."""
+    """Measure intensity, edges and texture at the scales 0.5 to 16 pixels, float32 (pixels, features)."""
     from skimage.feature import multiscale_basic_features
 
     features = multiscale_basic_features(_reduced(image), sigma_max=16, workers=1, channel_axis=2)

@@ -61,7 +61,7 @@ class Sample:
 
 
 def read_sample(root: Path, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Image uint8 (H, W, 3) and mask bool (H, W); raises `CavSamError` when they cannot be read or do not fit."""
+    """Read an image, uint8 (H, W, 3), and its mask, bool (H, W); raises `CavSamError` if that is not possible."""
     image = read_image(root / sample.image)
     if not sample.mask:
         return image, np.zeros(image.shape[:2], dtype=bool)
@@ -179,7 +179,7 @@ def _class_samples(root: Path, folder: Path, domain: str) -> list[Sample]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts 2.jpg before 10.jpg."""
+    """Make a key that sorts 2.jpg before 10.jpg."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -194,7 +194,7 @@ READERS: dict[str, Callable[[Path], list[Sample]]] = {
 
 
 def read_dataset(name: str, root: Path) -> list[Sample]:
-    """Every object of the set `name` under `root`, in a fixed order.
+    """Read every object of the set `name` under `root`, in a fixed order.
 
     Raises:
         CavSamError: nothing lies there as it should, or a mask is missing.
@@ -223,8 +223,9 @@ class ListedEpisode:
 
 
 def draw_episodes(samples: Sequence[Sample], shots: int, count: int | None, seed: int) -> list[ListedEpisode]:
-    """A seeded list: each object is the target once (the first `count` of a shuffled order where it is given), its
-    references are drawn from other images of its class.
+    """Draw a seeded list of episodes: each object is the target once, with references from other images of its class.
+
+    If `count` is given, only the first of a shuffled order are targets.
 
     Raises:
         CavSamError: a class has too few images for its references.
@@ -253,7 +254,7 @@ def draw_far_episodes(
     seed: int,
     per_domain: int | None = None,
 ) -> list[ListedEpisode]:
-    """A seeded list in which references are far from their target, for classes whose neighbours look alike.
+    """Draw a seeded list whose references are far from their target, for classes whose neighbours look alike.
 
     Each picture of a class is the target once, or `per_class` of them. Its references are drawn from those pictures
     that show the object and lie at least a third of the class's list away. If those are too few, the farthest others
@@ -300,7 +301,7 @@ def draw_absent_episodes(
     seed: int,
     per_domain: int | None = None,
 ) -> list[ListedEpisode]:
-    """A seeded list of targets that do not show their class: pictures of other domains.
+    """Draw a seeded list of targets that do not show their class: pictures of other domains.
 
     Nobody looked at these pictures for the class. So classes with a word of their names in common lend each other no
     picture (`car` and `car-shadow`); that of a street may still show the sky.
@@ -355,7 +356,7 @@ def _in_turns(drawn: list[tuple[int, Sample, tuple[Sample, ...]]], per_domain: i
 
 
 def list_text(episodes: Sequence[ListedEpisode]) -> str:
-    """One episode per line, JSON."""
+    """Write episodes as text: one per line, as JSON."""
     lines = [
         json.dumps({"target": vars(episode.target), "references": [vars(sample) for sample in episode.references]})
         for episode in episodes
@@ -371,7 +372,7 @@ def write_list(path: Path, episodes: Sequence[ListedEpisode]) -> None:
 
 
 def read_list(path: Path) -> list[ListedEpisode]:
-    """The episodes of a list written by `write_list`; raises `CavSamError` when it is not one."""
+    """Read a list that `write_list` wrote; raises `CavSamError` if it is not one."""
     try:
         entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [
@@ -383,7 +384,7 @@ def read_list(path: Path) -> list[ListedEpisode]:
 
 
 def load_episode(name: str, root: Path, listed: ListedEpisode) -> Episode:
-    """Read the files of a listed episode; raises `CavSamError` when one cannot be read."""
+    """Read the files of a listed episode; raises `CavSamError` if one cannot be read."""
     class_name = listed.target.class_name
     references = []
     for sample in listed.references:
@@ -400,7 +401,7 @@ def _sample(entry: dict) -> Sample:
 
 
 def _colour_coded(root: Path, pairs: Sequence[tuple[Path, Path]], colours: dict[str, Colour]) -> list[Sample]:
-    """A sample for each class that covers enough of an image."""
+    """Make a sample for each class that covers enough of an image."""
     found = []
     for image, mask in pairs:
         if not mask.is_file():
@@ -413,7 +414,7 @@ def _colour_coded(root: Path, pairs: Sequence[tuple[Path, Path]], colours: dict[
 
 
 def _of_colour(pixels: NDArray[np.uint8], colour: Colour) -> NDArray[np.bool_]:
-    """Pixels of a colour whose channels are 0 or 255, with the tolerance that lossy files need."""
+    """Find the pixels of a colour whose channels are 0 or 255, with the tolerance that lossy files need."""
     return ((pixels > 127) == (np.array(colour) > 127)).all(axis=2)
 
 
@@ -428,7 +429,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _beside(folder: Path, stem: str) -> Path:
-    """The file in `folder` of this stem, whatever its suffix; a .png where there is none."""
+    """Name the file of a stem in `folder`, whatever its suffix; a .png if there is none."""
     return next(iter(sorted(folder.glob(f"{stem}.*"))), folder / f"{stem}.png")
 
 

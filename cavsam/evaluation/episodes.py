@@ -18,7 +18,7 @@ class Episode:
         domain, index: what it is called in the records.
         references: K annotated images.
         image: the target, uint8 (H, W, 3).
-        truth: bool (H, W), empty where the target does not show the object.
+        truth: bool (H, W), empty if the target does not show the object.
     """
 
     domain: str

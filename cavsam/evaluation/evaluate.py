@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run this shard's episodes; report over all shards' records in --out. Returns 1 when an episode failed.
+    """Run this shard's episodes; report over all shards' records in --out. Returns 1 if an episode failed.
 
     Raises:
         CavSamError: the set is not there, --out holds another run, or the models cannot be had.
@@ -152,7 +152,7 @@ def _run_videos(options: argparse.Namespace) -> int:
 
 
 def _episodes(options: argparse.Namespace) -> list[ListedEpisode]:
-    """The list that --list names, or one that is drawn."""
+    """Read the list that --list names, or draw one."""
     seed = options.seed if options.list_seed is None else options.list_seed
     if options.list:
         episodes = read_list(options.list)[: options.episodes]
@@ -175,7 +175,7 @@ def _digest(episodes: list[ListedEpisode]) -> str:
 
 
 def _lookup(options: argparse.Namespace, episodes: list[ListedEpisode]) -> partial[Episode]:
-    """Reads the episode of a domain and an index."""
+    """Make the function that reads the episode of a domain and an index."""
     return partial(_load, options.dataset, options.root, episodes)
 
 

@@ -35,7 +35,7 @@ class Counts:
 
 
 def count(class_name: str, predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Counts:
-    """Compare two bool (H, W) masks; raises ValueError when their sizes differ."""
+    """Compare two bool (H, W) masks; raises ValueError if their sizes differ."""
     if predicted.shape != truth.shape:
         raise ValueError(f"The masks differ in size: {predicted.shape} and {truth.shape}.")
     both, either = int((predicted & truth).sum()), int((predicted | truth).sum())
@@ -43,7 +43,7 @@ def count(class_name: str, predicted: NDArray[np.bool_], truth: NDArray[np.bool_
 
 
 def boundary_f(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """F-measure of the boundaries of two bool (H, W) masks, 0..1, as the DAVIS benchmark computes it.
+    """Compute the F-measure of the boundaries of two bool (H, W) masks, 0..1, as the DAVIS benchmark does.
 
     A boundary pixel is right if the other mask has one within 0.8% of the image's diagonal, rounded up to whole pixels.
     F is the harmonic mean of the shares that are right in either mask. It is 1 if neither mask has a boundary, as an
@@ -66,13 +66,13 @@ def boundary_f(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
 
 
 def _boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels, bool (H, W), that differ from their neighbour below, to the right, or diagonally below to the right."""
+    """Find the pixels, bool (H, W), that differ from the one below, to the right, or below to the right."""
     beyond = np.pad(mask, (0, 1), mode="edge")
     return (mask != beyond[1:, :-1]) | (mask != beyond[:-1, 1:]) | (mask != beyond[1:, 1:])
 
 
 def auroc(values: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
-    """Probability that a positive has the higher value (N,), ties counted half; NaN where one side is empty."""
+    """Estimate how probably a positive has the higher value (N,), ties counted half; NaN if one side is empty."""
     from scipy.stats import rankdata
 
     count = int(positive.sum())
@@ -100,7 +100,7 @@ class ScoreQuality:
 
 
 def score_quality(scores: NDArray[np.float64], ious: NDArray[np.float64], absent: NDArray[np.bool_]) -> ScoreQuality:
-    """Of the scores (N,) of masks whose true IoU (N,) is known."""
+    """Judge the scores (N,) of masks whose true IoU (N,) is known."""
     from scipy.stats import spearmanr
 
     constant = len(scores) < 2 or not np.ptp(scores) or not np.ptp(ious)
@@ -119,12 +119,12 @@ def calibration_error(scores: NDArray[np.float64], ious: NDArray[np.float64], bi
 
 
 def mean_iou(episodes: Sequence[Counts]) -> float:
-    """Mean over the classes of summed intersection over summed union, 0..1; nan without episodes."""
+    """Average summed intersection over summed union over the classes, 0..1; NaN without episodes."""
     return float(_mean_iou(_Table.of(episodes), np.ones((1, len(episodes))))[0])
 
 
 def foreground_background_iou(episodes: Sequence[Counts]) -> float:
-    """Mean of the pooled foreground and the pooled background IoU, 0..1; nan without episodes."""
+    """Average the pooled foreground and the pooled background IoU, 0..1; NaN without episodes."""
     if not episodes:
         return float("nan")
     foreground = sum(e.intersection for e in episodes) / max(1, sum(e.union for e in episodes))
@@ -142,14 +142,14 @@ class Interval:
 
 
 def interval(domains: Sequence[Sequence[Counts]], seed: int = 0) -> Interval:
-    """The mean over `domains` of the mean IoU, with episodes resampled within each domain."""
+    """Average the mean IoU over `domains`, with episodes resampled within each domain."""
     draws = _resampled(domains, seed)
     value = float(np.mean([mean_iou(episodes) for episodes in domains])) if domains else float("nan")
     return _interval(value, draws)
 
 
 def paired_difference(first: Sequence[Sequence[Counts]], second: Sequence[Sequence[Counts]], seed: int = 0) -> Interval:
-    """`second` minus `first` over the same episodes in the same order, drawn together in each resample.
+    """Compare the same episodes in the same order, `second` minus `first`, drawn together in each resample.
 
     Raises ValueError when the episodes do not match.
     """
@@ -179,7 +179,7 @@ class _Table:
 
 
 def _mean_iou(table: _Table, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean IoU of each row of `weights` (R, N), how often each episode counts; classes not drawn are left out."""
+    """Average the IoU for each row of `weights` (R, N): how often each episode counts. Leave out classes not drawn."""
     intersection, union = weights @ table.intersection, weights @ table.union
     drawn = union > 0
     ratio = np.divide(intersection, union, out=np.zeros_like(union), where=drawn)
@@ -188,7 +188,7 @@ def _mean_iou(table: _Table, weights: NDArray[np.float64]) -> NDArray[np.float64
 
 
 def _resampled(domains: Sequence[Sequence[Counts]], seed: int) -> NDArray[np.float64]:
-    """(RESAMPLES,) means over domains; the draws depend on the seed and the numbers of episodes alone."""
+    """Draw (RESAMPLES,) means over domains; the draws depend on the seed and the numbers of episodes alone."""
     rng = np.random.default_rng(seed)
     total = np.zeros(RESAMPLES)
     for episodes in domains:

@@ -65,7 +65,7 @@ def write(
 
 
 def summarise(records: Sequence[Record], modes: Sequence[str], domains: Sequence[str]) -> dict[str, Any]:
-    """All figures. IoU over the targets that show the object; the others say how often a mode abstains rightly."""
+    """Work out all figures: IoU over the targets that show the object, abstention over those that do not."""
     modes = [mode for mode in modes if any(record.mode == mode for record in records)]
     kept = sorted((r for r in records if r.class_name), key=lambda record: (record.domain, record.index))
     unreadable = [record for record in records if not record.class_name]
@@ -108,15 +108,15 @@ def summarise(records: Sequence[Record], modes: Sequence[str], domains: Sequence
 
 
 def _pairs(modes: Sequence[str]) -> list[tuple[str, str]]:
-    """What is compared: each of our modes with the plain one, and the last mode with each other one."""
+    """Pair each of our modes with the plain one, and the last mode with each other one."""
     pairs = [(PLAIN, mode) for mode in modes if PLAIN in modes and mode != PLAIN and mode not in BASELINES]
     return list(dict.fromkeys([*pairs, *((mode, modes[-1]) for mode in modes[:-1])]))
 
 
 def _candidate_figures(records: Sequence[Record], domains: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    """Mean IoU of the episodes by kind of candidate and domain, on SAM2's square; and of the best in hindsight.
+    """Average the episodes' IoU by kind of candidate and domain, on SAM2's square; and that of the best in hindsight.
 
-    A kind counts where it was tried. Empty if nothing was to choose.
+    A kind counts where it was tried. Empty if there was nothing to choose.
     """
     kinds = list(dict.fromkeys(one["kind"] for record in records for one in record.candidates))
     if len(kinds) < 2:
@@ -163,7 +163,7 @@ def _domain_figures(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _episode_figures(records: Sequence[Record]) -> dict[str, Any]:
-    """Means over episodes; None for a figure that is not in the records."""
+    """Average over episodes; None for a figure that is not in the records."""
     boundaries = [record.boundary_f for record in records if record.boundary_f is not None]
     return {
         "episodes": len(records),
@@ -173,7 +173,7 @@ def _episode_figures(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _difference(records: Sequence[Record], first: str, second: str, domains: Sequence[str]) -> Interval:
-    """Over the episodes that both modes have run."""
+    """Compare two modes over the episodes that both have run."""
     pairs: list[tuple[list[Counts], list[Counts]]] = []
     for domain in domains:
         found = [
@@ -189,7 +189,7 @@ def _difference(records: Sequence[Record], first: str, second: str, domains: Seq
 def markdown(
     summary: dict[str, Any], title: str, setting: dict[str, Any], published: dict[str, dict[str, float]]
 ) -> str:
-    """The figures as tables."""
+    """Write the figures as tables."""
     modes, domains = list(summary["modes"]), list(summary["episodes"])
     counts = ", ".join(f"{domain} {number}" for domain, number in summary["episodes"].items())
     lines = [
@@ -260,7 +260,7 @@ def markdown(
 
 
 def _domain_table(summary: dict[str, Any], domain: str) -> list[str]:
-    """One domain: the pooled IoU of its classes, and the means over its episodes, for each mode."""
+    """Write the table of a domain: the pooled IoU of its classes and the means over its episodes, for each mode."""
     figures = {mode: every["domains"][domain] for mode, every in summary["modes"].items()}
     classes = list(dict.fromkeys(name for one in figures.values() for name in one.get("classes", ())))
     lines = [
@@ -303,7 +303,7 @@ def _cell(value: dict[str, float] | None) -> str:
 
 
 def plot(summary: dict[str, Any], path: Path) -> None:
-    """Mean IoU of each mode by domain, with its intervals, as a PNG."""
+    """Plot the mean IoU of each mode by domain, with its intervals, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -337,7 +337,7 @@ def contact_sheet(
     lookup: Callable[[str, int], Episode],
     path: Path,
 ) -> None:
-    """Best, median and worst episode of each domain in `mode`: reference, truth and what was found."""
+    """Show the best, median and worst episode of each domain in `mode`: reference, ground truth and what was found."""
     rows = []
     for domain in domains:
         own = [r for r in records if r.domain == domain and r.mode == mode and r.class_name and not r.absent]
@@ -368,7 +368,7 @@ def _outlined(image: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[i
 
 
 def _titled(tiles: Sequence[NDArray[np.uint8]], title: str) -> NDArray[np.uint8]:
-    """Tiles side by side under a line of text, uint8 (TILE + 16, 3 * TILE + 8, 3)."""
+    """Lay tiles side by side under a line of text, uint8 (TILE + 16, 3 * TILE + 8, 3)."""
     small = [np.asarray(Image.fromarray(tile).resize((TILE, TILE))) for tile in tiles]
     sheet = Image.new("RGB", (len(small) * TILE + 8, TILE + 16), "white")
     for number, tile in enumerate(small):

@@ -26,7 +26,7 @@ from cavsam.images import Mask, resize_mask
 from cavsam.options import MODES, add_method_arguments, announce, recipe_of, sources_of
 from cavsam.recipe import Recipe
 from cavsam.types import CandidateMask
-from cavsam.weights.sources import ModelSources, fingerprint, sam2_digest
+from cavsam.weights.sources import ModelSources, features_digest, fingerprint, sam2_digest
 
 if TYPE_CHECKING:
     from cavsam.adapted import AdaptedReference
@@ -49,7 +49,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def shard_of(text: str) -> tuple[int, int]:
-    """The number of a shard and how many there are, from "I/N"; raises `CavSamError` when it is none."""
+    """Read the number of a shard and how many there are from "I/N"; raises `CavSamError` if it is neither."""
     first, _, second = text.partition("/")
     if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
         raise CavSamError(f"--shard needs I/N with I from 0 to N-1, such as 0/4, not {text!r}.")
@@ -57,7 +57,7 @@ def shard_of(text: str) -> tuple[int, int]:
 
 
 def all_records(out: Path) -> list[Record]:
-    """The records of all shards in a folder."""
+    """Read the records of all shards in a folder."""
     return [record for file in sorted(out.glob("records-*.jsonl")) for record in read_records(file)]
 
 
@@ -73,7 +73,7 @@ class Method:
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Method:
-        """From parsed options; raises `CavSamError` where they do not fit."""
+        """Read parsed options; raises `CavSamError` if they do not fit together."""
         modes = tuple(mode for mode in MODES if mode in (options.mode or MODES))
         baselines = tuple(name for name in BASELINES if name in options.baseline)
         return cls(sources_of(options), recipe_of(options, "full"), modes, options.device, baselines)
@@ -84,16 +84,17 @@ class Method:
         return (*self.baselines, *self.modes)
 
     def setting(self) -> dict[str, Any]:
-        """What must agree for two runs to be one, JSON-ready."""
+        """List what must agree for two runs to be one, ready for JSON."""
         return {
             "models": self.sources.name,
             "recipe": {name: value for name, value in self.recipe.to_dict().items() if name != "mode"},
             "fingerprint": fingerprint(self.sources, self.recipe),
             "sam2": sam2_digest(self.sources),
+            "features": features_digest(self.sources),
         }
 
     def load(self) -> dict[str, CavSam]:
-        """One `CavSam` for each mode; the weights are loaded once and shared."""
+        """Build a `CavSam` for each mode; the weights are loaded once and shared."""
         from cavsam.pipeline import CavSam
 
         generating = (mode for mode in self.modes if self.recipe.replace(mode=mode).generates_frames)
@@ -103,7 +104,8 @@ class Method:
         for mode in self.modes:
             own = self.recipe.replace(mode=mode)
             transition = loaded.transition if own.generates_frames else None
-            models[mode] = CavSam(loaded.tracker, transition, own, fingerprint(self.sources, own), loaded.calibration)
+            name = fingerprint(self.sources, own)
+            models[mode] = CavSam(loaded.tracker, transition, own, name, loaded.calibration, loaded.backbone)
         return models
 
 
@@ -126,7 +128,7 @@ class Record:
     error: str | None
     candidates: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """Every way to the mask that was tried: kind, whether it found a mask and was chosen, score, presence, cues, and
-    its IoU with the truth on SAM2's square."""
+    its IoU with the ground truth on SAM2's square."""
     boundary_f: float | None = None
     """F-measure of the boundary, 0..1; None in a run from before it was measured."""
 
@@ -210,7 +212,7 @@ def with_kept_frames(model: CavSam, task: Episode, store: FrameStore) -> tuple[C
     if not isinstance(model.transition, DiffusionTransition):
         return model, None
     kept = KeptTransition(store, model.transition, task)
-    return CavSam(model.tracker, kept, model.recipe, model.fingerprint, model.calibration), kept
+    return CavSam(model.tracker, kept, model.recipe, model.fingerprint, model.calibration, model.backbone), kept
 
 
 def measure(
@@ -221,10 +223,10 @@ def measure(
     adapt_seconds: float,
     kept: KeptTransition | None = None,
 ) -> tuple[Record, NDArray[np.bool_]]:
-    """Segment the episode's target, count pixels; also returns the mask found (H, W).
+    """Segment the episode's target and count pixels; returns the record and the mask found, bool (H, W).
 
-    Generated frames that are used count with the seconds that they took when they were made, now or in an earlier run:
-    `kept` is where the model has them from.
+    Generated frames count with the seconds that they took to make, now or in an earlier run; `kept` is where the model
+    has them from.
     """
     (result,) = model.segment(adapted, [task.image])
     added = kept.made - kept.waited if kept else 0.0
@@ -287,7 +289,7 @@ def record_of(
 
 
 def _unreadable(domain: str, index: int, mode: str, error: str) -> Record:
-    """The record of an episode that cannot be read: it counts as an error and in no figure."""
+    """Make the record of an episode that cannot be read: it counts as an error and in no figure."""
     return Record(
         domain=domain,
         index=index,
@@ -320,12 +322,12 @@ def _candidate(candidate: CandidateMask, truth: Mask) -> dict[str, Any]:
 
 
 def mask_path(out: Path, record: Record) -> Path:
-    """Where the mask of a record lies, a 1-bit PNG."""
+    """Name the file of a record's mask, a 1-bit PNG."""
     return out / "masks" / f"{record.domain}-{record.index:05d}-{record.mode}.png"
 
 
 def open_shard(out: Path, shard: int, shards: int, setting: dict[str, Any], resume: bool) -> tuple[Path, list[Record]]:
-    """The file of a shard's records in `out`, and what it holds from an earlier run; makes the folder.
+    """Open a shard in `out`: the file of its records, and those it holds from an earlier run; makes the folder.
 
     Raises:
         CavSamError: the folder holds records of this shard and --resume was not given, or a run with another setting or
@@ -353,7 +355,7 @@ def open_shard(out: Path, shard: int, shards: int, setting: dict[str, Any], resu
 
 
 def read_records(log: Path, *, repair: bool = False) -> Iterator[Record]:
-    """The records in a file without an interrupted last line, which `repair` cuts off the file."""
+    """Read the records of a file without an interrupted last line, which `repair` cuts off the file."""
     lines = log.read_text().splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()

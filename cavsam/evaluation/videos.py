@@ -26,7 +26,7 @@ MODE = "track"
 
 
 def list_frames(samples: Sequence[Sample], every: int, at_most: int | None) -> list[ListedEpisode]:
-    """An episode for each frame after the first of each sequence, whose reference is the first.
+    """List an episode for each frame after the first of a sequence; the first is the reference.
 
     Args:
         samples: frames in order, each sequence a class.
@@ -49,7 +49,7 @@ def list_frames(samples: Sequence[Sample], every: int, at_most: int | None) -> l
 
 
 def sequences_of(episodes: Sequence[ListedEpisode]) -> list[list[ListedEpisode]]:
-    """The episodes by sequence, in order."""
+    """Group episodes by sequence, in order."""
     groups: dict[Sample, list[ListedEpisode]] = defaultdict(list)
     for episode in episodes:
         groups[episode.references[0]].append(episode)
@@ -135,8 +135,9 @@ def track(tracker: Tracker, images: Sequence[NDArray[np.uint8]], first: NDArray[
 
 
 def summarise(records: Sequence[Record]) -> dict[str, Any]:
-    """J (mean IoU) and F (mean boundary F-measure) of each sequence, and their means over the sequences of each domain
-    and over all sequences; 0..1.
+    """Average J (IoU) and F (F-measure of the boundary) over the frames of each sequence, 0..1.
+
+    Both are averaged over the sequences of each domain and over all sequences, too.
     """
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
@@ -164,7 +165,7 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def markdown(summary: dict[str, Any], title: str, setting: dict[str, Any]) -> str:
-    """The figures as a table."""
+    """Write the figures as a table."""
     lines = [
         f"# {title}",
         "",

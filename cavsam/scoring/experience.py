@@ -213,7 +213,7 @@ class _Design:
         """
         import numpy as np
 
-        x = np.zeros(self.table.shape[1])
+        x: Floats = np.zeros(self.table.shape[1])
         penalty = np.full(self.table.shape[1], shrinkage)
 
         def loss(at: Floats) -> float:

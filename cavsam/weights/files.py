@@ -37,6 +37,10 @@ WEIGHTS = {
 """Part of a diffusion model -> stem of its weights' file; the text encoder's depends on the format."""
 
 
+BACKBONE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""Files of a backbone's weights, the preferred one first."""
+
+
 @dataclass(frozen=True)
 class WeightFormat:
     """One of the ways in which a diffusers folder stores the weights of a part."""
@@ -45,7 +49,7 @@ class WeightFormat:
     safetensors: bool
 
     def file(self, part: str) -> str:
-        """Name of the part's file in this format, relative to the folder; a large one may be split into several."""
+        """Name the part's file in this format, relative to the folder; a large one may be split into several."""
         stem = WEIGHTS[part] or ("model" if self.safetensors else "pytorch_model")
         variant = f".{self.variant}" if self.variant else ""
         return f"{part}/{stem}{variant}.{'safetensors' if self.safetensors else 'bin'}"
@@ -59,7 +63,7 @@ class WeightFormat:
         return file.is_file() or (file.parent / f"{index}.index{variant}.json").is_file()
 
     def patterns(self, part: str) -> list[str]:
-        """Patterns of the files that a hub repository may hold of a part in this format."""
+        """List patterns of the files that a hub repository may hold of a part in this format."""
         file = Path(self.file(part))
         stem, variant = file.name.split(".")[0], f".{self.variant}" if self.variant else ""
         return [str(file), f"{part}/{stem}{file.suffix}.index{variant}.json", f"{part}/{stem}{variant}-*{file.suffix}"]
@@ -101,7 +105,7 @@ def hub_checkpoint_stem(hub_id: str) -> str:
 
 
 def _stem_of(hub_id: str) -> str:
-    """`facebook/sam2.1-hiera-tiny` -> `sam2.1_hiera_tiny`, the name its checkpoint carries."""
+    """Name the checkpoint of a hub id: `facebook/sam2.1-hiera-tiny` -> `sam2.1_hiera_tiny`."""
     return hub_id.split("/")[-1].replace("-", "_")
 
 
@@ -170,6 +174,24 @@ def diffusion_files(source: str, revision: str | None = None) -> list[Path]:
             return []  # fetched in part only
         patterns += stored.patterns(part)
     return sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
+
+
+def backbone_files(source: str, revision: str | None = None) -> list[Path]:
+    """List the configuration and the weights of a backbone; nothing that is not on this machine.
+
+    Args:
+        source: folder or hub id.
+        revision: of a hub id.
+    """
+    path = Path(source)
+    folder = path if path.is_dir() else None
+    if folder is None and is_hub_id(source):
+        config = in_hub_cache(source, "config.json", revision)
+        folder = config.parent if config else None
+    if folder is None or not (folder / "config.json").is_file():
+        return []
+    weights = next((file for name in BACKBONE_WEIGHTS if (file := folder / name).is_file()), None)
+    return [folder / "config.json", weights] if weights else []
 
 
 def in_hub_cache(hub_id: str, file: str, revision: str | None) -> Path | None:

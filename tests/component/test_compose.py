@@ -96,5 +96,7 @@ def test_the_two_servers_find_each_other(services: dict[str, dict[str, Any]]):
     assert "." in alias  # else Label Studio makes no webhook for it
     documents = "".join(path.read_text(encoding="utf-8") for path in (COMPOSE, ROOT / "docs" / "connecting.md"))
     assert documents.count(f"http://{alias}:9090") >= 2
-    for switch, value in re.findall(r"(LABEL_STUDIO_\w+)=(false)", SWITCHES):
+    switches = re.findall(r"(LABEL_STUDIO_\w+)=(false)", SWITCHES)
+    assert switches
+    for switch, value in switches:
         assert label_studio["environment"][switch] == value

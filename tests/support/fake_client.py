@@ -72,7 +72,7 @@ class FakeClient(LabelStudio):
 
     # what the backend asks
 
-    def project(self, project: int) -> dict[str, Any]:
+    def project(self, project: int, *, timeout: float | None = None) -> dict[str, Any]:
         self._ask("project")
         return self.described
 

@@ -111,6 +111,8 @@ class FakeLabelStudio:
         self.makes_webhooks = True  # when a backend is connected; a real one does not for a name without a dot
         self.failures = Failures()
         self.calls: list[tuple[str, str, str]] = []  # method, path, authorization
+        self.legacy_key = LEGACY_KEY
+        self.offset = 0.0  # seconds by which its moments are later than those of another
         self.exchanges = 0
         self.token_life = 300.0
         self.access_tokens: set[str] = set()
@@ -201,17 +203,20 @@ class FakeLabelStudio:
         return self.webhooks[-1]
 
     def setup(self, project: int, url: str | None = None) -> dict[str, Any]:
-        created = int(datetime.fromisoformat(self.projects[project]["created_at"]).timestamp())
         body = {
-            "project": f"{project}.{created}",
+            "project": self.uid(project),
             "schema": self.projects[project]["label_config"],
             "hostname": self.url,
-            "access_token": LEGACY_KEY,
+            "access_token": self.legacy_key,
             "extra_params": self.extra_params.get(project),
         }
         answer = requests.post(f"{url or self.connected[project]}/setup", json=body, timeout=5)
         answer.raise_for_status()
         return answer.json()
+
+    def uid(self, project: int) -> str:
+        """What /setup and /predict call a project."""
+        return f"{project}.{int(datetime.fromisoformat(self.projects[project]['created_at']).timestamp())}"
 
     def retrieve(
         self,
@@ -236,7 +241,7 @@ class FakeLabelStudio:
                     }
                     for t in asked
                 ],
-                "project": f"{project}.1",
+                "project": self.uid(project),
                 "label_config": self.projects[project]["label_config"],
                 "params": {"login": None, "password": None, "context": None},
             }
@@ -290,7 +295,7 @@ class FakeLabelStudio:
             return self._next
 
     def _moment(self) -> str:
-        return (START + timedelta(seconds=self._number())).isoformat().replace("+00:00", "Z")
+        return (START + timedelta(seconds=self._number() + self.offset)).isoformat().replace("+00:00", "Z")
 
     # the API
 
@@ -306,7 +311,7 @@ class FakeLabelStudio:
             if request.path in ("/api/token/refresh/", "/api/version"):
                 return None
             kind, _, key = authorization.partition(" ")
-            good = (kind, key) == ("Token", LEGACY_KEY) or (kind == "Bearer" and key in self.access_tokens)
+            good = (kind, key) == ("Token", self.legacy_key) or (kind == "Bearer" and key in self.access_tokens)
             if not good or self.failures.deny:
                 return jsonify({"detail": "Invalid token."}), 401
             if request.path in self.missing_paths:
@@ -347,6 +352,7 @@ class FakeLabelStudio:
             if self.sets_up_when_listed:
                 self.setup(project)
             backend = {"id": 1, "project": project, "url": self.connected[project], "state": self.backend_state}
+            backend["extra_params"] = self.extra_params.get(project)
             return jsonify([backend | {"model_version": "cavsam-0", "title": BACKEND_TITLE}])
 
         @app.get("/api/webhooks/")

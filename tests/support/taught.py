@@ -60,13 +60,13 @@ class WrongSegmenter(ThresholdSegmenter):
         (label,) = (name for name in adapted if name)
         for index, target in enumerate(targets):
             cheap, costly, _ = read_image(target)[0, 0].tolist()
-            tried = []
+            tried: list[CandidateMask] = []
             for kind, found, seconds in (("concat", cheap, 0.1), ("full", costly, 2.0)):
                 if any(one.kind == experience.last for one in tried):
                     break
                 own, cues = 1 - found / 41, {"consistency": found / 41}
                 score = experience.score(kind, own, cues)
-                tried.append(CandidateMask(kind, columns(found), score, 1.0, cues, False, own, seconds))
+                tried.append(CandidateMask(kind, columns(found), score, 1.0, cues, False, own, True, seconds))
             best = max(range(len(tried)), key=lambda number: tried[number].score)
             shown = [CandidateMask(**{**vars(one), "chosen": n == best}) for n, one in enumerate(tried)]
             masks = {label: tried[best].mask} if tried[best].mask.any() else {}

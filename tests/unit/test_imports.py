@@ -66,6 +66,31 @@ def test_packages_depend_on_each_other_in_one_direction(package: str, strangers:
     assert wrong == {}
 
 
+BACKEND_ROOMS = ["labelstudio", "store", "sync", "worker", "web", "commands"]
+"""Of the rooms of the backend each may use those that stand before it, and none that stands behind it."""
+
+
+@pytest.mark.parametrize("room", BACKEND_ROOMS)
+def test_the_rooms_of_the_backend_stand_on_each_other(room: str):
+    above = {f"backend.{name}" for name in BACKEND_ROOMS[BACKEND_ROOMS.index(room) + 1 :]}
+    own = [name for name in MODULES if name.startswith(f"backend.{room}.")]
+    assert own
+    for name in own:
+        assert {".".join(found.split(".")[:2]) for found in EVER[name]} & above == set(), name
+
+
+def test_label_studios_room_knows_nothing_that_the_backend_keeps():
+    own = [name for name in MODULES if name.startswith("backend.labelstudio.")]
+    assert own
+    for name in own:
+        known = {
+            found
+            for found in EVER[name]
+            if found.startswith("backend.") and not found.startswith("backend.labelstudio")
+        }
+        assert known <= {"backend.errors", "backend.text"}, name
+
+
 @pytest.mark.parametrize("room", ["backend.web", "backend.labelstudio", "backend.store", "backend.sync"])
 def test_the_http_layer_loads_no_torch(room: str):
     """Neither itself nor through a module that it loads, packages' own files included."""

@@ -210,8 +210,7 @@ def test_predictions_that_are_gone_are_found_without_listing_them_each_time(
     def missing() -> list[int]:
         counts = sync.read_tasks()
         found = sync.delivery().reopen_deleted(counts)
-        for task, count in counts.items():
-            store.tasks(project).set_predictions_read(task, count)
+        store.tasks(project).set_predictions_read(counts)
         return found
 
     assert missing() == []

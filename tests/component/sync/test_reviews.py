@@ -14,7 +14,7 @@ from backend.version import base_of, taught_version
 from cavsam.scoring.experience import LEAST
 from tests.support.backend import RunningBackend, wait_for
 from tests.support.fake_label_studio import FakeLabelStudio
-from tests.support.taught import SIDE, columns, picture_of, truth
+from tests.support.taught import columns, picture_of, truth
 
 StartBackend = Callable[..., RunningBackend]
 Running = tuple[RunningBackend, int, list[int]]
@@ -29,8 +29,8 @@ def drawn(mask: np.ndarray) -> dict[str, Any]:
         "to_name": "image",
         "type": "brushlabels",
         "origin": "manual",
-        "original_width": SIDE,
-        "original_height": SIDE,
+        "original_width": mask.shape[1],
+        "original_height": mask.shape[0],
         "image_rotation": 0,
         "value": {"format": "rle", "rle": mask2rle(mask.astype(np.uint8) * 255), "brushlabels": ["cat"]},
     }
@@ -55,9 +55,8 @@ def state_of(backend: RunningBackend, project: int) -> dict[str, Any]:
 
 
 def tasks_of(backend: RunningBackend, project: int, show: str = "all") -> dict[int, dict[str, Any]]:
-    page = requests.get(
-        f"{backend.url}/api/projects/{project}/tasks", params={"show": show, "per_page": 500}, timeout=5
-    )
+    query = {"show": show, "per_page": "500"}
+    page = requests.get(f"{backend.url}/api/projects/{project}/tasks", params=query, timeout=5)
     return {task["task"]: task for task in page.json()["tasks"]}
 
 
@@ -164,6 +163,22 @@ def test_corrections_teach_scores_and_the_ladder_and_nothing_is_predicted_anew(
     assert all(len(label_studio.versions_of(task)) == 1 for task in [*tasks, *fresh])
 
 
+def test_the_page_shows_what_the_reviews_say(label_studio: FakeLabelStudio, running: Running):
+    backend, project, tasks = running
+    for task in tasks[:LEAST]:
+        label_studio.annotate(task, [drawn(truth())])
+    wait_for_reviews(backend, project, LEAST)
+    wait_for(lambda: state_of(backend, project)["reviews"]["learned"], "a lesson")
+    page = requests.get(backend.url, headers={"Accept": "text/html"}, timeout=30).text
+    state = state_of(backend, project)["reviews"]
+    for words in (state["summary"], *state["learned"], *state["evaluation"]["advice"], "0 unchanged"):
+        assert words in page
+    assert page.count("<circle") == len(state["evaluation"]["points"]) == LEAST
+    assert len(state["worst"]) == 10
+    for task in state["worst"][:2]:
+        assert requests.get(f"{backend.url}/{task['masks']}", timeout=30).headers["Content-Type"] == "image/jpeg"
+
+
 def test_learning_can_be_turned_off_and_undone(label_studio: FakeLabelStudio, running: Running):
     backend, project, tasks = running
     stem = label_studio.versions_of(tasks[0])[0]
@@ -208,3 +223,21 @@ def test_a_project_predicted_again_loses_no_lesson_and_leaves_no_prediction_behi
     wait_for(lambda: all(label_studio.versions_of(task) == [taught] for task in tasks), "all tasks under the lesson")
     requests.post(f"{backend.url}/api/projects/{project}/predict-again", timeout=5)
     wait_for(lambda: not any(label_studio.versions_of(task) for task in tasks), "the removal", 10)
+
+
+def test_an_annotation_that_cannot_be_measured_holds_up_nothing(label_studio: FakeLabelStudio, running: Running):
+    backend, project, (first, second, third, fourth, *_) = running
+    damaged = drawn(truth())
+    damaged["value"] = damaged["value"] | {"rle": [255, 3, 1]}
+    label_studio.annotate(first, [damaged])
+    label_studio.annotate(second, [{"value": None}, drawn(truth()) | {"original_width": 1 << 40}])
+    larger = drawn(np.kron(truth(), np.ones((2, 2), bool)))
+    label_studio.annotate(third, [larger])
+    label_studio.annotate(fourth, [drawn(truth())])
+    wait_for(lambda: fourth in tasks_of(backend, project, "reviewed"), "the last review")
+    found = tasks_of(backend, project, "reviewed")
+    assert found[first]["iou"] == found[second]["iou"] == 0  # nothing that can be read is there: it was removed
+    costly = WORTHS[2][1]
+    assert found[third]["iou"] == pytest.approx(costly / 40, abs=0.01)  # drawn on the picture in another size
+    assert found[fourth]["iou"] == pytest.approx(WORTHS[3][1] / 40)
+    assert state_of(backend, project)["error"] is None

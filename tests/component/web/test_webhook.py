@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import requests
 
-from backend.labelstudio.webhook_secret import HEADER
 from backend.web.app import EVENT_READ_NOW
+from backend.webhook_secret import HEADER
 from tests.support.backend import RunningBackend, wait_for
 from tests.support.fake_label_studio import FakeLabelStudio, brush, picture
 

@@ -121,6 +121,14 @@ class TestModelServer:
         )
         assert answer.remarks == (f"The mask of 'cat' has {8 * 12} parts, that of the reference 1.",)
 
+    def test_a_poor_reference_is_named_by_its_annotation(self, tmp_path: Path):
+        """The cat's box covers nothing but the ground."""
+        job = a_job(tmp_path, picture(CAT_BOX), [brush((40, 60, 60, 80), "cat")])
+        (tmp_path / "reference.png").write_bytes(picture(CAT_BOX))
+        answer = found(ModelServer(ThresholdSegmenter()).run(job, silent))
+        (said,) = answer.oddities
+        assert said.startswith("Annotation 1, which is learned from: The mask of 'cat' does not differ")
+
     def test_the_mask_has_the_size_that_a_browser_shows(self, tmp_path: Path):
         job = a_job(tmp_path, b"")
         image = np.full((40, 70, 3), GROUND, np.uint8)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cavsam.candidates import pixels
 from cavsam.diffusion import LatentDiffusion
 from cavsam.tracking import Tracker
 from tests.support.tiny_models import make_diffusion, make_tracker, write_tokenizer
@@ -40,6 +41,12 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def diffusion(tokenizer_folder: Path) -> LatentDiffusion:
     """See `make_diffusion`."""
     return make_diffusion(tokenizer_folder)
+
+
+@pytest.fixture
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small forest in place of the real one, which is slower than all else that runs on models of random weights."""
+    monkeypatch.setattr(pixels, "TREES", 4)
 
 
 @pytest.fixture

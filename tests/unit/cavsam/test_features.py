@@ -47,7 +47,9 @@ def test_prototypes_against_a_loop() -> None:
     features = torch.randn(2, 5, 4, 4, generator=generator)
     masks = (torch.rand(2, 3, 16, 16, generator=generator) > 0.6).float()
     masks[1, 2] = 0  # a label may be missing on one image
-    for label, result in enumerate(prototypes(features, masks)):
+    results = prototypes(features, masks)
+    assert results.shape == (3, 5)
+    for label, result in enumerate(results):
         total, weight = np.zeros(5), 0.0
         for image in range(2):
             for row in range(4):

@@ -37,6 +37,8 @@ from cavsam.video import picture_square
 from tests.support.candidates import ALL_KNOWN
 from tests.support.tiny_models import blob_picture
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 QUICK = Recipe().replace(
     frames=3, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3, min_separation=0.0, min_cycle_iou=0.0
 )
@@ -146,6 +148,7 @@ def test_concat_is_sam2_on_two_frames(build: Build, tracker: Tracker, reference:
         prompts.append(Prompt(0, label, mask=torch.from_numpy(np.asarray(squashed) >= 128)))
     logits = tracker.track(tracker.trunk(video), prompts, 2, read=1).logits
     full = F.interpolate(logits[None], size=(120, 170), mode="bilinear")[0].numpy()
+    assert result.masks
     for label, name in enumerate(reference.masks):
         expected = (full[label] > 0) & (full[label] >= full.max(axis=0))
         np.testing.assert_array_equal(result.masks.get(name, np.zeros_like(expected)), expected)
@@ -154,8 +157,10 @@ def test_concat_is_sam2_on_two_frames(build: Build, tracker: Tracker, reference:
 def test_masks_do_not_overlap(build: Build, reference: Reference, targets: list[np.ndarray]) -> None:
     same_place = Reference(reference.image, {"one": reference.masks["bright"], "two": reference.masks["bright"]})
     model = build(mode="concat")
-    for result in model.segment(model.adapt([same_place]), targets):
-        assert np.sum(list(result.masks.values()), axis=0).max() <= 1
+    results = list(model.segment(model.adapt([same_place]), targets))
+    assert [bool(result.masks) for result in results] == [True] * len(targets)
+    for result in results:
+        assert np.sum(list(result.masks.values()), axis=0).max() == 1
 
 
 @pytest.mark.parametrize(
@@ -239,6 +244,33 @@ def test_experience_ends_the_ladder_and_corrects_the_scores(
     assert 0 < sum(one.seconds for one in next(iter(short.candidates.values()))) < short.seconds
 
 
+def test_auto_fits_the_references_adapters_when_a_target_first_asks_for_frames(
+    build: Build, reference: Reference, targets: list[np.ndarray], tmp_path: Path
+) -> None:
+    model = build(mode="auto", auto_threshold=1.0)
+    adapted = model.adapt([reference])
+    assert "lora" not in adapted.timings
+    before, after = tmp_path / "before.safetensors", tmp_path / "after.safetensors"
+    adapted.save(before)
+    fits: list[int] = []
+    first, second = model.segment(
+        adapted, targets[:2], progress=lambda step, done, total: fits.append((step, done, total) == ("lora", 1, 3))
+    )
+    adapted.save(after)
+    assert sum(fits) == 3  # of the reference and of each target
+    for path in (before, after):  # in another process, and whichever target asks first
+        loaded = AdaptedReference.load(path)
+        assert bool(loaded.endpoints) == (path == after)
+        for wanted, target in ((second, targets[1]), (first, targets[0])):
+            (found,) = model.segment(loaded, [target])
+            assert found.scores == wanted.scores
+            assert all((found.masks[label] == mask).all() for label, mask in wanted.masks.items())
+    cheap = build(mode="auto", auto_threshold=0.0)
+    spared = cheap.adapt([reference])
+    next(cheap.segment(spared, targets[:1]))
+    assert spared.endpoints == []
+
+
 def test_candidates_of_auto_are_those_of_the_modes(
     build: Build, reference: Reference, targets: list[np.ndarray]
 ) -> None:
@@ -250,7 +282,7 @@ def test_candidates_of_auto_are_those_of_the_modes(
         (alone,) = next(model.segment(model.adapt([reference]), targets[:1])).candidates["dark"]
         (beside,) = (way for way in auto.candidates["dark"] if way.kind == mode)
         np.testing.assert_array_equal(alone.mask, beside.mask)
-        assert {name: value for name, value in beside.cues.items() if name != "agreement"} == alone.cues
+        assert {name: value for name, value in beside.cues.items() if name != "consensus"} == alone.cues
 
 
 def test_the_candidate_activation_is_what_its_map_marks(build: Build, reference: Reference) -> None:
@@ -383,7 +415,9 @@ def test_more_references_and_a_label_that_is_not_on_all(
     model = build(mode=mode)
     adapted = model.adapt([partial, reference] if partial_first else [reference, partial])
     assert set(adapted.labels) == {"dark", "bright"}
-    for result in model.segment(adapted, [*targets[:1], reference.image, second.image]):
+    results = list(model.segment(adapted, [*targets[:1], reference.image, second.image]))
+    assert len(results) == 3
+    for result in results:
         assert result.error is None
         assert set(result.scores) == {"dark", "bright"}
 
@@ -411,7 +445,7 @@ def test_models_without_a_name_know_their_recipe(build: Build, reference: Refere
 
 
 def test_bad_targets_fail_alone(build: Build, reference: Reference, targets: list[np.ndarray]) -> None:
-    model = build()
+    model = build(mode="ttga")
     adapted = model.adapt([reference])
     results = list(model.segment(adapted, ["nowhere.png", targets[0], b"junk"]))
     assert [result.error is None for result in results] == [False, True, False]
@@ -669,9 +703,8 @@ def test_odd_sizes(build: Build) -> None:
     model = build(mode="concat")
     adapted = model.adapt([Reference(thin, {"dot": dot})])
     huge = np.zeros((900, 30, 3), dtype=np.uint8)
-    for result in model.segment(adapted, [np.zeros((1, 1, 3), dtype=np.uint8), huge]):
-        assert result.error is None
-        assert result.size in ((1, 1), (900, 30))
+    results = list(model.segment(adapted, [np.zeros((1, 1, 3), dtype=np.uint8), huge]))
+    assert [(result.error, result.size) for result in results] == [(None, (1, 1)), (None, (900, 30))]
 
 
 def test_an_object_too_small_for_the_canvas_is_still_prompted(build: Build, tracker: Tracker) -> None:
@@ -761,9 +794,9 @@ def test_progress_and_cancel(build: Build, reference: Reference, targets: list[n
     assert ("align", 3, 3) in steps
     assert ("lora", 2, 3) in steps
     done: list[TargetResult] = []
-    for result in model.segment(adapted, targets, cancelled=lambda: len(done) == 2):
+    for result in model.segment(adapted, targets, cancelled=lambda: len(done) == 1):
         done.append(result)
-    assert len(done) == 2
+    assert len(done) == 1
     assert set(done[0].timings) == {"encode", "lora", "invert", "generate", "prompt", "track", "score"}
     assert sum(done[0].timings.values()) <= done[0].seconds
 
@@ -869,12 +902,38 @@ def test_what_cannot_be_saved_is_said_and_leaves_what_was_there(saved: Path, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", saved.name]
 
 
-def test_auto_runs_as_full_without_a_calibration_and_says_so(
+def test_auto_runs_as_full_without_a_calibration_until_it_is_taught(
     tracker: Tracker, diffusion: LatentDiffusion, reference: Reference, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recipe = QUICK.replace(mode="auto")
+    recipe = QUICK.replace(mode="auto", auto_threshold=0.0, min_presence=0.0)
     model = CavSam(tracker, DiffusionTransition(diffusion, recipe), recipe)
     assert "runs as full" in caplog.text
     assert "calibration" in caplog.text
-    (result,) = model.segment(model.adapt([reference]), [reference.image])
-    assert [one.kind for one in result.candidates[next(iter(reference.masks))]] == ["full"]
+    adapted, label = model.adapt([reference]), next(iter(reference.masks))
+    (result,) = model.segment(adapted, [reference.image])
+    assert [(one.kind, one.chosen) for one in result.candidates[label]] == [
+        ("concat", False),
+        ("ttga", False),
+        ("full", True),
+    ]
+    assert not result.calibrated
+    corrections = {"concat": Correction(1.0, 1.0), "ttga": Correction(0.0, 1.0), "full": Correction(-1.0, 1.0)}
+    (taught,) = model.segment(adapted, [reference.image], experience=Experience(corrections))
+    assert [(one.kind, one.chosen) for one in taught.candidates[label]] == [("concat", True), ("ttga", False)]
+    assert taught.calibrated
+
+
+@pytest.mark.parametrize("mode", ["concat", "full"])
+def test_how_references_are_listed_makes_no_difference(
+    build: Build, rng: np.random.Generator, targets: list[np.ndarray], mode: Mode
+) -> None:
+    model = build(mode=mode, transition_from="all")
+    first, second, third = (blob_picture(rng, 120, 160) for _ in range(3))
+    third = Reference(third.image, {"dark": third.masks["dark"]})
+    expected = list(model.segment(model.adapt([first, second, third]), targets[:1]))
+    for listed in ([third, second, first], [second, first, third]):
+        (found,) = model.segment(model.adapt(listed), targets[:1])
+        assert same(found, expected[0])
+        assert {label: one[0].cues for label, one in found.candidates.items()} == {
+            label: one[0].cues for label, one in expected[0].candidates.items()
+        }

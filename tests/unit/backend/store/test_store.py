@@ -5,13 +5,27 @@ import sqlite3
 import threading
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from backend.entities import ALL_PROJECTS, Job, JudgedAnnotation, ReferenceAnnotation, References, Refusal, Task
+from backend.entities import (
+    ALL_PROJECTS,
+    ANNOTATED,
+    REQUESTED,
+    Job,
+    JobTimes,
+    JudgedAnnotation,
+    ReferenceAnnotation,
+    References,
+    Refusal,
+    Task,
+)
 from backend.errors import BackendError, LedgerDamaged, LedgerError
+from backend.labelstudio.project_keys import SPAN
 from backend.labelstudio.regions import Brush, Region
 from backend.store.database import DAMAGED_KEPT, ledger_error
 from backend.store.jobs import MAX_BEGUN
@@ -312,6 +326,7 @@ def test_a_ledger_of_the_first_schema_is_taken_over(tmp_path: Path):
             DROP TABLE notices;
             DROP INDEX jobs_overview;
             ALTER TABLE jobs DROP COLUMN remarks;
+            ALTER TABLE jobs DROP COLUMN calibrated;
             ALTER TABLE jobs DROP COLUMN lesson;
             DROP TABLE candidates;
             DROP TABLE reviews;
@@ -329,6 +344,64 @@ def test_a_ledger_of_the_first_schema_is_taken_over(tmp_path: Path):
         store.projects.set_warnings(1, "tags", ["one"])
         assert store.projects.is_paused(1)
         store.close()
+
+
+V6 = """
+    CREATE TABLE old (id INTEGER PRIMARY KEY, project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+        task INTEGER NOT NULL, created_at TEXT NOT NULL, key TEXT NOT NULL, reason TEXT NOT NULL,
+        labels TEXT NOT NULL DEFAULT '[]', ground_truth INTEGER NOT NULL DEFAULT 0);
+    INSERT INTO old SELECT * FROM annotations; DROP TABLE annotations; ALTER TABLE old RENAME TO annotations;
+    CREATE INDEX annotations_of_task ON annotations (project, task);
+    CREATE TABLE old (annotation INTEGER NOT NULL, key TEXT NOT NULL, reason TEXT NOT NULL,
+        project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE, PRIMARY KEY (annotation, key));
+    INSERT INTO old SELECT * FROM refusals; DROP TABLE refusals; ALTER TABLE old RENAME TO refusals;
+    UPDATE meta SET value = '6' WHERE name = 'schema';
+"""
+
+
+def test_a_ledger_of_the_sixth_schema_is_taken_over_in_the_middle_of_its_jobs(tmp_path: Path):
+    path = tmp_path / "ledger.sqlite3"
+    sixth = Store(path)
+    fill(sixth, 6)
+    judged = JudgedAnnotation(9, 1, "2026-01-01", "r1", labels=frozenset({("tag", "image", "cat")}), ground_truth=True)
+    sixth.annotations(1).replace(1, [judged], "read")
+    sixth.annotations(1).replace(2, [JudgedAnnotation(10, 2, "2026-01-02", "r2")], "read")
+    sixth.annotations(1).refuse(Refusal(1, 10, "r2", "its mask is empty"), VERSION)
+    sixth.projects.set_grant(1, "http://first.example", "a token")
+    for _ in range(2):
+        finish_next(sixth)
+    assert [job.task for job in sixth.deliveries(1, VERSION).claim(1)] == [2]
+    running = sixth.queue.take_next()
+    assert running is not None
+    before = sixth.annotations(1).judged(), sixth.annotations(1).references(), sixth.jobs(1, VERSION).all()
+    sixth.close()
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(V6)
+    store = Store(path)
+    assert (store.annotations(1).judged(), store.annotations(1).references(), store.jobs(1, VERSION).all()) == before
+    assert store.projects.grants() == {1: ("http://first.example", "a token")}
+    store.recover(lease=60.0)
+    states = {task: (job.state, job.delivery) for task, job in store.jobs(1, VERSION).all().items()}
+    assert states[2] == ("done", "answered")
+    assert states[3] == ("done", "open")
+    assert states[running.task] == ("queued", "open")
+    store.annotations(1).replace(1, [judged], "read again")
+    store.projects.forget(1)  # what belongs to it goes with it, as before
+    assert store.annotations(1).judged() == []
+    store.close()
+
+
+def test_two_label_studios_may_have_annotations_of_one_number(store: Store):
+    first, second = 1, 1 + SPAN
+    for project, reason in ((first, ""), (second, "a skip")):
+        store.projects.add(project, f"made {project}")
+        store.annotations(project).replace(4, [JudgedAnnotation(9, 4, "2026-01-01", "r1", reason)], "")
+    store.annotations(second).refuse(Refusal(second, 9, "r1", "empty"), VERSION)
+    assert [one.reason for one in store.annotations(first).judged()] == [""]
+    assert [one.reason for one in store.annotations(second).judged()] == ["a skip"]
+    assert store.projects.of_number(1) == {first: f"made {first}", second: f"made {second}"}
+    store.projects.forget(second)
+    assert len(store.annotations(first).judged()) == 1
 
 
 def test_a_pause_keeps_jobs_in_the_queue_and_survives_a_restart(tmp_path: Path):
@@ -460,6 +533,30 @@ class TestTaskStates:
         assert jobs.find(2).remarks == ()
         assert self.shown(filled, show="low", low=0.5) == [3]
 
+    def test_of_bare_orders_the_lowest_tenth_is_low_however_high(self, store: Store):
+        fill(store, 22)
+        for number in range(20):
+            store.queue.finish(store.queue.take_next(), "[]", 0.9 + number / 1000, 1.5, calibrated=False)
+        store.queue.finish(store.queue.take_next(), "[]", 0.6, 1.5, calibrated=True)
+        jobs = store.jobs(1, VERSION)
+        assert self.shown(store, show="low", low=0.5) == [2, 3]
+        assert self.shown(store, show="low", low=0.7) == [2, 3, 22]
+        assert (jobs.to_check(0.5), jobs.to_check(0.0)) == (2, 0)
+        low = jobs.low_scores(0.5)
+        assert [t.task for t in jobs.task_states()[0] if low.hold(t.score, calibrated=t.calibrated)] == [2, 3]
+        assert jobs.is_in_lowest_tenth(0.9005)
+        assert not jobs.is_in_lowest_tenth(0.9015)
+
+    def test_equal_or_few_bare_orders_are_not_low(self, store: Store):
+        fill(store, 32)
+        jobs = store.jobs(1, VERSION)
+        for count in range(30):
+            job = store.queue.take_next()
+            assert jobs.is_in_lowest_tenth(0.1) == (count >= 9)
+            assert not jobs.is_in_lowest_tenth(0.2)
+            store.queue.finish(job, "[]", 0.2, 1.5, calibrated=False)
+        assert jobs.to_check(0.5) == 0
+
     def test_each_state_says_what_the_job_says(self, filled: Store):
         states = {task.task: task for task in filled.jobs(1, VERSION).task_states()[0]}
         jobs = filled.jobs(1, VERSION).all()
@@ -527,15 +624,38 @@ def test_a_damaged_file_is_kept_and_an_empty_one_takes_its_place(tmp_path: Path)
     path.write_bytes(content)
     with closing(Store(path)) as store:
         assert store.projects.all() == []
-        kept = store.damaged_file()
+        kept = store.damaged_file
         assert kept is not None
         assert (tmp_path / kept).read_bytes() == content
         assert (path.stat().st_mode & 0o777, (tmp_path / kept).exists()) == (0o600, True)
     with closing(Store(path)) as again:
-        assert again.damaged_file() == kept  # until its projects were looked for
+        assert again.damaged_file == kept  # until its projects were looked for
         again.mark_rebuilt()
-        assert again.damaged_file() is None
+        assert again.damaged_file is None
     assert len(list(tmp_path.glob("ledger-damaged-*"))) == 1
+
+
+@pytest.mark.parametrize("page", [2, 5, 9])
+def test_damage_inside_a_file_is_found_when_it_is_opened(tmp_path: Path, page: int):
+    path = tmp_path / "ledger.sqlite3"
+    with closing(Store(path)) as store:
+        fill(store, 200)
+    content = bytearray(path.read_bytes())
+    content[page * 4096 : (page + 1) * 4096] = b"\xff" * 4096
+    path.write_bytes(content)
+    with closing(Store(path)) as store:
+        assert store.damaged_file
+        assert store.projects.all() == []
+
+
+def test_a_file_that_does_not_say_which_release_wrote_it_counts_as_damaged(tmp_path: Path):
+    path = tmp_path / "ledger.sqlite3"
+    Store(path).close()
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("DELETE FROM meta")
+        other.commit()
+    with closing(Store(path)) as store:
+        assert store.damaged_file
 
 
 def test_a_file_that_is_damaged_while_it_is_used_costs_one_call(tmp_path: Path):
@@ -552,7 +672,7 @@ def test_a_file_that_is_damaged_while_it_is_used_costs_one_call(tmp_path: Path):
         store.projects.add(1, "y")
         assert not store.trouble
         assert [project.id for project in store.projects.all()] == [1]
-        assert store.damaged_file()
+        assert store.damaged_file
 
 
 def test_a_locked_file_is_not_taken_for_a_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -589,5 +709,100 @@ def test_only_the_last_damaged_files_are_kept(tmp_path: Path):
     path = tmp_path / "ledger.sqlite3"
     for second in range(DAMAGED_KEPT + 2):
         path.write_bytes(bytes(range(256)) * 64)
-        Store(path, now=lambda second=second: 1e9 + second).close()
+        Store(path, now=partial(float, 1e9 + second)).close()
     assert len(list(tmp_path.glob("ledger-damaged-*"))) == DAMAGED_KEPT
+
+
+def queue_in(store: Store, project: int, tasks: range) -> None:
+    store.projects.add(project, f"{project}")
+    store.tasks(project).replace([Task(project, n, {}, False, "") for n in tasks])
+    store.annotations(project).set_references(VERSION, learned_from(ReferenceAnnotation(project, "r1", 9, 1, REGIONS)))
+    store.jobs(project, VERSION).queue(tasks)
+
+
+def take(store: Store, count: int) -> list[tuple[int, int]]:
+    """Project and task of the next jobs; each is announced before it is taken."""
+    taken = []
+    for _ in range(count):
+        peeked, job = store.queue.peek_next(), store.queue.take_next()
+        assert (peeked.project, peeked.task) == (job.project, job.task)
+        taken.append((job.project, job.task))
+    return taken
+
+
+def test_projects_take_turns_and_what_a_person_opens_comes_before_all(store: Store):
+    queue_in(store, 1, range(1, 101))
+    assert take(store, 2) == [(1, 1), (1, 2)]
+    queue_in(store, 2, range(201, 204))
+    queue_in(store, 3, range(301, 303))
+    assert take(store, 6) == [(2, 201), (3, 301), (1, 3), (2, 202), (3, 302), (1, 4)]
+    store.jobs(1, VERSION).raise_priority([90, 91], REQUESTED)
+    store.jobs(2, VERSION).raise_priority([203], REQUESTED)
+    assert take(store, 4) == [(2, 203), (1, 90), (1, 91), (1, 5)]
+
+
+def test_what_is_annotated_waits_for_the_rest_of_its_own_project_only(store: Store):
+    queue_in(store, 1, range(1, 4))
+    queue_in(store, 2, range(11, 12))
+    store.tasks(2).replace([Task(2, n, {}, n == 12, "") for n in (11, 12)])
+    store.jobs(2, VERSION).queue([12], priority=ANNOTATED)
+    assert take(store, 5) == [(1, 1), (2, 11), (1, 2), (2, 12), (1, 3)]
+
+
+def test_a_paused_project_has_no_turn(store: Store):
+    queue_in(store, 1, range(1, 4))
+    queue_in(store, 2, range(11, 14))
+    store.projects.set_paused(1, True)
+    assert take(store, 2) == [(2, 11), (2, 12)]
+    store.projects.set_paused(1, False)
+    assert take(store, 2) == [(1, 1), (2, 13)]
+    store.projects.set_paused(ALL_PROJECTS, True)
+    assert store.queue.take_next() is None
+
+
+def test_tasks_without_a_job_are_found_under_each_version(store: Store):
+    store.projects.add(1, "x")
+    store.tasks(1).replace([Task(1, n, {}, n == 3, "") for n in (1, 2, 3)])
+    store.jobs(1, VERSION).queue([2])
+    assert store.tasks(1).without_job(VERSION) == {1: False, 3: True}
+    assert store.tasks(1).without_job("another") == {1: False, 2: False, 3: True}
+
+
+def test_listing_the_same_tasks_again_changes_no_row(store: Store):
+    tasks = [Task(1, n, {"image": f"{n}.png"}, False, "") for n in range(1, 50)]
+    store.projects.add(1, "x")
+    store.tasks(1).replace(tasks)
+    store.annotations(1).clear({7: "read"})
+    assert store.tasks(1).replace([*tasks[:-1], replace(tasks[-1], annotated=True)]) == 0
+    assert store.tasks(1).annotations_read()[7] == "read"
+    assert [task.id for task in store.tasks(1).all() if task.annotated] == [49]
+
+
+class TestJobTimes:
+    def test_none_before_the_first_is_finished(self, store: Store):
+        fill(store, 4)
+        assert store.jobs(1, VERSION).times() is None
+
+    def test_mean_and_deviation_are_those_of_another_library(self, store: Store):
+        fill(store, 6)
+        seconds = [0.2, 25.0, 0.3, 0.25, 21.5]
+        for one in seconds:
+            store.queue.finish(store.queue.take_next(), "[]", 0.5, one)
+        times = store.jobs(1, VERSION).times()
+        assert (times.count, times.mean) == (5, pytest.approx(np.mean(seconds)))
+        assert times.deviation == pytest.approx(np.std(seconds))
+        assert times.left(3) == pytest.approx(3 * np.mean(seconds))
+
+    def test_equal_tasks_leave_no_doubt(self):
+        assert JobTimes(9, 2.0, 0.0).at_most(10) == JobTimes(9, 2.0, 0.0).left(10) == 20
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_what_is_left_hardly_exceeds_the_bound_where_some_cost_a_hundred_times_others(self, seed: int):
+        generator = np.random.default_rng(seed)
+        exceeded = 0
+        for _ in range(400):
+            seconds = np.where(generator.random(120) < 0.3, 25.0, 0.25)
+            seen, coming = seconds[:20], seconds[20:]
+            times = JobTimes(20, float(seen.mean()), float(seen.std()))
+            exceeded += coming.sum() > times.at_most(100)
+        assert exceeded < 0.08 * 400

@@ -25,12 +25,14 @@ class Scene:
     def __init__(self, store: Store):
         self.store, self.clock = store, FakeClock()
         self.client, self.other = FakeClient(), FakeClient()
+        self.introduced: list[int] = []
         self.coordinator = Coordinator(
             Settings(quiet_period=10.0, push_interval=2.0, sync_interval=600.0),
             store,
             FakeClients({PROJECT: self.client, OTHER: self.other}),
             BASE,
             wake=lambda: None,
+            introduce=self.introduced.append,
             clock=self.clock,
         )
 

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from backend.entities import Refusal
-from backend.labelstudio.webhook_secret import HEADER
 from backend.settings import Settings
 from backend.store.store import Store
 from backend.sync.connection import CONNECT_PAUSES
 from backend.sync.project_sync import Due, ProjectSync
+from backend.webhook_secret import HEADER
 from tests.support.fake_client import BACKEND, FakeClient, FakeClock
 
 PROJECT = 5
@@ -253,10 +253,17 @@ def test_extra_params_change_the_policy_and_what_cannot_be_used_is_warned_of(
     first, second, *_ = client.rows
     client.annotate(first)
     client.annotate(second)
-    sync.run(extra_params='{"reference_policy": "latest-k", "reference_shots": 1, "speed": 3}')
+    text = '{"reference_policy": "latest-k", "reference_shots": 1, "speed": 3}'
+    sync.run(extra_params=text)  # somebody said so, but not Label Studio
+    references = store.annotations(PROJECT).references()
+    assert references is not None
+    assert references.tasks == {first}
+    client.connected = [BACKEND | {"extra_params": text}]
+    sync.run(extra_params=text, at_once=True)
     references = store.annotations(PROJECT).references()
     assert references is not None
     assert references.tasks == {second}
     assert "'speed' is not known" in str(store.projects.warnings(PROJECT))
+    client.connected = [BACKEND | {"extra_params": None}]
     sync.run(extra_params="")
     assert store.projects.warnings(PROJECT) == {}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from backend.entities import Job, ReferenceAnnotation, References, Refusal, Task
+from backend.entities import ODD_REFERENCES, Job, ReferenceAnnotation, References, Refusal, Task
 from backend.errors import (
     ImageUnavailable,
     LabelStudioUnreachable,
@@ -46,10 +47,17 @@ class ScriptedProcess(ModelProcess):
     def __init__(self) -> None:
         super().__init__(ModelSpec("none", {}))
         self.steps: list[Step] = []
+        self.loaded, self.unloadable = True, ""
         self.asked: list[SegmentTask] = []
 
     def load(self, on_progress: Callable[[str, int, int], None]) -> None:
-        pass
+        if self.unloadable:
+            raise ModelUnavailable(self.unloadable)
+        self.loaded = True
+
+    @property
+    def is_running(self) -> bool:
+        return self.loaded
 
     def run(
         self,
@@ -124,6 +132,14 @@ def test_a_job_is_asked_with_its_images_and_its_result_stored(scene: Scene):
     job = scene.job()
     assert (job.state, job.score, job.seconds, json.loads(job.result or "")) == ("done", 0.8, 1.5, list(FOUND.regions))
     assert scene.finished == [(1, 2)]
+
+
+def test_what_a_result_says_of_the_reference_and_of_itself_is_kept(scene: Scene):
+    scene.turn(replace(FOUND, remarks=("'dog' was not found.",), oddities=("The mask is tiny.",)))
+    assert scene.job().remarks == ("'dog' was not found.",)
+    assert scene.store.projects.warnings(1) == {ODD_REFERENCES: ["The mask is tiny."]}
+    scene.turn(FOUND)
+    assert scene.store.projects.warnings(1) == {}
 
 
 def test_without_jobs_the_worker_waits_until_the_next_may_be_tried_or_it_is_woken(scene: Scene):
@@ -207,6 +223,23 @@ def test_a_model_that_cannot_be_loaded_keeps_all_jobs_waiting_longer_each_time(s
     scene.turn(FOUND)
     scene.process.steps = [ModelUnavailable("There is no checkpoint.")]
     assert scene.worker.work_once().seconds == MODEL_DELAYS[0]  # it could be loaded in between
+
+
+def test_without_jobs_a_model_that_cannot_be_loaded_is_tried_again_after_longer_and_longer_pauses(scene: Scene):
+    for task in (2, 3):
+        scene.turn(FOUND)
+        assert scene.job(task).state == "done"
+    scene.process.loaded, scene.process.unloadable = False, "There are no weights."
+    for delay in MODEL_DELAYS[:2]:
+        assert scene.worker.work_once().seconds == delay
+        assert (scene.worker.activity.state, scene.worker.activity.error) == ("no model", "There are no weights.")
+        scene.now += delay - 1
+        assert scene.worker.work_once().seconds == pytest.approx(1)  # not yet
+        scene.now += 1
+    scene.process.unloadable = ""
+    assert scene.worker.work_once().until_woken
+    assert scene.process.loaded
+    assert scene.worker.activity.state == "idle"
 
 
 def test_a_reference_that_teaches_nothing_is_told_and_nothing_the_sync_owns_is_written(scene: Scene):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cavsam.candidates.base import Candidate, Proposal, Scene
-from cavsam.candidates.selection import choose, comparable, enough, in_agreement, settled, strategies
+from cavsam.candidates.selection import choose, comparable, enough, settled, strategies, with_consensus
 from cavsam.diffusion import LatentDiffusion
 from cavsam.features import without_overlap
 from cavsam.observe.run import Run
@@ -142,8 +142,17 @@ def test_ways_agree_by_the_overlap_with_the_cheap_others() -> None:
         "pixels": [(4 / 8 + 2 / 8) / 2, 0],
         "full": [(2 / 4 + 4 / 8) / 2, (4 / 8 + 0) / 2],
     }
-    for one in in_agreement(found):
-        assert [known["agreement"] for known in one.cues] == pytest.approx(expected[one.kind])
-    cheap = in_agreement(found[:-1])
-    assert [one.cues for one in cheap] == [one.cues for one in in_agreement(found)[:-1]], "frames change no other score"
-    assert in_agreement(found[:1])[0].cues == found[0].cues, "alone there is nothing to agree with"
+    for one in with_consensus(found):
+        assert [known["consensus"] for known in one.cues] == pytest.approx(expected[one.kind])
+    cheap = with_consensus(found[:-1])
+    assert [one.cues for one in cheap] == [one.cues for one in with_consensus(found)[:-1]], (
+        "frames change no other score"
+    )
+    assert with_consensus(found[:1])[0].cues == found[0].cues, "alone there is nothing to agree with"
+
+
+def test_bare_orders_of_different_kinds_are_not_compared() -> None:
+    found = [replace(candidate("concat", [0.9], [4]), estimated=False), candidate("full", [0.1], [4])]
+    auto = PUBLISHED.replace(mode="auto", auto_threshold=0.5)
+    assert choose(found, auto) == [found[1]]
+    assert not settled(found[:1], auto)

@@ -171,7 +171,9 @@ def test_colours_survive_the_list(tmp_path):
     make_deepglobe(tmp_path)
     episodes = draw_episodes(read_dataset("deepglobe", tmp_path), 1, None, seed=0)
     write_list(tmp_path / "list.jsonl", episodes)
-    for listed in read_list(tmp_path / "list.jsonl"):
+    read = read_list(tmp_path / "list.jsonl")
+    assert read == episodes
+    for listed in read:
         task = load_episode("deepglobe", tmp_path, listed)
         water = task.truth if task.class_name == "water" else ~task.truth
         assert water.sum() == 12 * 15

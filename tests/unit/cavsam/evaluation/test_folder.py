@@ -52,7 +52,9 @@ def test_domains_may_have_classes_of_one_name(tmp_path: Path) -> None:
         add_class(tmp_path / domain / "bird", 3)
     samples = read_dataset("folder", tmp_path)
     assert {(sample.domain, sample.class_name) for sample in samples} == {("air", "bird"), ("sea", "bird")}
-    for episode in draw_far_episodes(tmp_path, samples, 2, None, seed=0):
+    episodes = draw_far_episodes(tmp_path, samples, 2, None, seed=0)
+    assert len(episodes) == len(samples)
+    for episode in episodes:
         assert {sample.domain for sample in episode.references} == {episode.target.domain}
         assert load_episode("folder", tmp_path, episode).domain == episode.target.domain
 
@@ -102,7 +104,9 @@ def test_references_lie_a_third_of_the_list_away(tmp_path: Path, count: int) -> 
     add_class(tmp_path / "frames", count)
     samples = read_dataset("folder", tmp_path)
     for seed in range(5):
-        for episode in draw_far_episodes(tmp_path, samples, 1, None, seed):
+        episodes = draw_far_episodes(tmp_path, samples, 1, None, seed)
+        assert len(episodes) == count
+        for episode in episodes:
             target, (reference,) = samples.index(episode.target), map(samples.index, episode.references)
             assert abs(target - reference) >= count / 3
 
@@ -110,7 +114,9 @@ def test_references_lie_a_third_of_the_list_away(tmp_path: Path, count: int) -> 
 def test_too_few_far_references_are_made_up_by_the_farthest_others(tmp_path: Path) -> None:
     add_class(tmp_path / "frames", 9)
     samples = read_dataset("folder", tmp_path)
-    for episode in draw_far_episodes(tmp_path, samples, 4, None, seed=1):
+    episodes = draw_far_episodes(tmp_path, samples, 4, None, seed=1)
+    assert len(episodes) == 9
+    for episode in episodes:
         target = samples.index(episode.target)
         distances = sorted(abs(target - samples.index(sample)) for sample in episode.references)
         everywhere = sorted((abs(target - other) for other in range(9) if other != target), reverse=True)

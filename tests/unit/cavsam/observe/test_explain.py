@@ -25,6 +25,8 @@ from cavsam.weights.sources import NAMES
 from tests.support.candidates import ALL_KNOWN
 from tests.support.tiny_models import blob_picture
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 QUICK = Recipe().replace(frames=2, ddim_steps=1, lora_steps=2, lora_rank=2, ttga_steps=2)
 
 

@@ -19,6 +19,8 @@ from cavsam.transition import DiffusionTransition
 from tests.support.candidates import ALL_KNOWN
 from tests.support.tiny_models import blob_picture
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 QUICK = Recipe().replace(frames=4, ddim_steps=2, lora_steps=3, lora_rank=2, ttga_steps=3)
 Traced = Callable[..., tuple[Trace, TargetResult]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_an_estimate_of_a_left_out_target_does_not_know_it():
 
 
 def test_the_fit_is_the_one_that_a_general_minimiser_finds():
-    masks = project(0, 25, slope=0.5, bias=-1.0)
+    masks = [replace(one, cues={}) for one in project(0, 25, slope=0.5, bias=-1.0)]
     learned = learn(masks)
     (one,) = {(c.bias, c.slope) for kind, c in learned.corrections.items() if kind == "full"}
     own = np.log([m.own / (1 - m.own) for m in masks])
@@ -80,7 +81,7 @@ def test_the_fit_is_the_one_that_a_general_minimiser_finds():
 
         x = minimize(loss, np.zeros(4), tol=1e-10).x
         candidates.append((x[0] + x[3], 1 + x[1]))
-    assert any(one == pytest.approx(other, abs=1e-3) for other in candidates) or learned.corrections["full"].weights
+    assert any(one == pytest.approx(other, abs=1e-3) for other in candidates)
 
 
 def test_a_missing_cue_counts_as_the_usual_one():

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from backend.errors import BackendError, SettingsError
-from backend.labelstudio.webhook_secret import FILE, is_webhook_secret, read_webhook_secret, with_webhook_secret
 from backend.settings import Settings
+from backend.webhook_secret import FILE, is_webhook_secret, read_webhook_secret, with_webhook_secret
 
 
 def test_a_secret_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path):

@@ -1,6 +1,6 @@
-"""The secret by which Label Studio's events are told from those of others.
+"""The secret by which Label Studio's events are distinguished from those of others.
 
-Label Studio puts it as a header on each event of the webhook that it made for us, once we have told it to
+Label Studio puts it as a header on each event of the webhook that it made for us, once we have asked for that
 (`sync/connection.py`). It lies in the data folder and is made at the first start, unless a setting gives one.
 """
 
