@@ -173,7 +173,8 @@ class Job:
     """One task under one version.
 
     `result` is the JSON text of its regions once it is done, `remarks` what a person should look at in them. `lesson`
-    names what the project had learned when it was made; it is empty before anything is learned.
+    names what the project had learned when it was made; it is empty before anything is learned. `calibrated` says
+    whether the score estimates an IoU, rather than give an order only.
     """
 
     project: int
@@ -188,6 +189,7 @@ class Job:
     delivery: DeliveryState
     updated_at: float
     remarks: tuple[str, ...] = ()
+    calibrated: bool = False
     lesson: str = ""
 
     @property
@@ -213,8 +215,24 @@ class TaskState:
     has_result: bool = False
     updated_at: float | None = None
     remarks: tuple[str, ...] = ()
+    calibrated: bool = False
     verdict: str | None = None
     iou: float | None = None
+
+
+@dataclass(frozen=True)
+class LowScores:
+    """Which scores a person should check: those below a bound, one for estimates of the IoU and one for bare orders.
+
+    `order` lies above the lowest tenth of a version's scores that give an order only.
+    """
+
+    estimate: float
+    order: float = 0.0
+
+    def hold(self, score: float | None, *, calibrated: bool) -> bool:
+        """Whether a score is one of them."""
+        return score is not None and score < (self.estimate if calibrated else self.order)
 
 
 @dataclass(frozen=True)

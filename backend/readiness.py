@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from backend.errors import LedgerError
 from backend.service import Service
 
 DEAD_THREAD = "The backend's {} has ended unexpectedly; the log says why. Start the backend again."
@@ -26,26 +25,19 @@ class Problem:
 def problems(service: Service) -> list[Problem]:
     """All that keeps the backend from working, what stands before all else first; empty if it can work.
 
-    Only what is known already: Label Studio is not asked, so the answer comes at once.
+    Only what is known already: neither Label Studio nor the store is asked, so the answer comes at once.
     """
     dead = service.dead_threads()
-    activity = service.worker.activity
+    activity, damaged = service.worker.activity, service.store.damaged_file
     model = LOADING if activity.state == "loading the model" else ""
     if activity.state == "no model":
         model = activity.error
     found = [
         ("backend", DEAD_THREAD.format(" and ".join(dead)) if dead else ""),
         *(("backend", thread.trouble) for thread in service.threads()),
-        ("data folder", service.store.trouble or _rebuilding(service)),
+        ("data folder", service.store.trouble),
+        ("data folder", REBUILDING.format(damaged) if damaged is not None else ""),
         ("model", model),
         ("Label Studio", service.reachability.trouble),
     ]
     return [Problem(subject, message) for subject, message in found if message]
-
-
-def _rebuilding(service: Service) -> str:
-    try:
-        damaged = service.store.damaged_file()
-    except LedgerError as error:
-        return str(error)
-    return REBUILDING.format(damaged) if damaged is not None else ""

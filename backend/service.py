@@ -47,7 +47,7 @@ from backend.version import base_of, base_version, model_version, taught_version
 from backend.webhook_secret import with_webhook_secret
 from backend.worker.interactive import Interactive
 from backend.worker.messages import ModelSpec
-from backend.worker.model_process import CAVSAM, CLICKS, SAM2, ModelProcess
+from backend.worker.model_process import CAVSAM, CLICKS, DRAWING, DRAWINGS, SAM2, ModelProcess
 from backend.worker.worker import Hooks, Worker
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 FAILED_PAUSE = 60.0
 LOOKUP_TIMEOUT = 5.0
 NOT_SAID: Any = object()
+DRAWING_MEMORY = 4_000_000_000
+"""Bytes of address space that the drawing process may take."""
 REFERENCE_PATIENCE = 15.0
 
 
@@ -96,6 +98,9 @@ class Service:
         self.worker = Worker(self.store, self.model_process, image_folder(settings), hooks, give_up=give_up)
         self.reachability = Reachability(self.clients.in_use)
         self._asking = LastingThread("reachability", self._ask, self.coordinator.stopping, give_up=give_up)
+        self.drawing = ModelProcess(
+            ModelSpec(DRAWING, {"memory": DRAWING_MEMORY}, settings.log_level, DRAWINGS, settings.log_format)
+        )
         self._started = self._stopped = False
         # however many tasks are opened at once, some threads stay free to answer /setup and /webhook in time
         self._waiters = threading.BoundedSemaphore(max(1, settings.threads // 2))
@@ -126,6 +131,7 @@ class Service:
         self.coordinator.notify()
         self.introductions.stop()
         self.interactive.stop()
+        self.drawing.stop()
         self.worker.stop()
         if self.coordinator.stop() and not self.worker.thread.is_alive:
             self.store.close()  # else a call to Label Studio is still waited for, and ends with the process
@@ -159,7 +165,7 @@ class Service:
 
     def _rebuild(self) -> None:
         """Fill a store that took a damaged one's place, as far as Label Studio can be reached."""
-        if self.store.damaged_file() is None or self.reachability.trouble:
+        if self.store.damaged_file is None or self.reachability.trouble:
             return
         try:
             for connection in set(self.clients.in_use().values()):

@@ -89,6 +89,11 @@ class Settings:
         "Diffusion weights instead of the pair's, such as a model of your domain: hub id, folder or checkpoint file.",
     )
     diffusion_revision: str = _setting("", "Revision of `CAVSAM_DIFFUSION` on the hub, to pin it.")
+    features: str = _setting(
+        "",
+        "Backbone of the DINO family whose features the candidates `activation` and `linear` use in place of SAM2's, "
+        "for whoever measured that it helps on their pictures: hub id such as `facebook/dinov2-small`, or folder.",
+    )
     calibration: str = _setting(
         "",
         "File that makes estimates of the IoU of the scores, for whoever fitted one to their weights "
@@ -172,7 +177,8 @@ class Settings:
     )
     review_below: float = _setting(
         0.5,
-        "Score below which a prediction is pushed but flagged for review; `0` flags none. Whoever reviews "
+        "Score below which a prediction is pushed but flagged for review; `0` flags none. Of scores without a "
+        "calibration, which are an order only, the lowest tenth is flagged. Whoever reviews "
         "more or less of the predictions changes it.",
         per_project=True,
     )
@@ -325,6 +331,7 @@ class Settings:
             diffusion=self.diffusion or None,
             diffusion_revision=self.diffusion_revision or None,
             calibration=self.calibration or None,
+            features=self.features or None,
         )
 
     def address(self, host: str | None = None) -> str:

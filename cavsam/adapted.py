@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,7 +20,8 @@ from torch import Tensor
 from cavsam.alignment import Alignment
 from cavsam.errors import CavSamError, InvalidReference
 from cavsam.lora import LoraBank
-from cavsam.transition import Endpoint
+from cavsam.observe.run import Run
+from cavsam.transition import Endpoint, Transition
 
 FORMAT = "cavsam-adapted-reference-3"
 
@@ -35,10 +38,13 @@ class AdaptedReference:
         descriptors: float (K, C), unit-length mean feature of each reference, to find the one most like a target.
         prompt: text that the diffusion model is given.
         alignment: the tuned neck and the prototypes; None in the modes without TTGA.
-        endpoints: adapter and inverted latent of each reference; empty in the modes without DBST.
+        endpoints: adapter and inverted latent of each reference; empty in the modes without DBST, and in `auto` as long
+            as no target has asked for frames.
         fingerprint: of the models and the recipe that made this.
         timings: step -> seconds.
         shots: how many of the references serve a target, those most like it; 0 for all.
+        features: of the references from a backbone, float (K, C, h, w); None without one.
+        images: of the references, uint8 (H, W, 3), to make the endpoints of; empty if they are there, or never needed.
     """
 
     labels: tuple[str, ...]
@@ -52,6 +58,14 @@ class AdaptedReference:
     fingerprint: str
     timings: dict[str, float]
     shots: int = 0
+    features: Tensor | None = None
+    images: tuple[NDArray[np.uint8], ...] = ()
+
+    def prepared(self, transition: Transition, run: Run) -> list[Endpoint]:
+        """Give the endpoints; made once, when a target first asks for frames, and the same whenever that is."""
+        if self.images and not self.endpoints:
+            self.endpoints.extend(transition.prepare(self.images, self.prompt, run))
+        return self.endpoints
 
     def order(self, descriptor: Tensor) -> list[int]:
         """List the references that serve a target, in the order of its video: the one most like it is the last.
@@ -113,6 +127,8 @@ class AdaptedReference:
         """Take it apart into tensors by name, and a JSON text for the rest."""
         tensors = {"masks": self.masks, "pictures": self.pictures, "descriptors": self.descriptors}
         tensors |= {f"trunk.{level}": tensor for level, tensor in enumerate(self.trunk)}
+        if self.features is not None:
+            tensors["features"] = self.features
         if self.alignment:
             tensors["prototypes"] = self.alignment.prototypes
             if self.alignment.background is not None:
@@ -122,6 +138,8 @@ class AdaptedReference:
             tensors |= {f"end{index}.latent": end.latent, f"end{index}.embedding": end.embedding}
             tensors |= {f"end{index}.down.{name}": tensor for name, tensor in end.adapter.down.items()}
             tensors |= {f"end{index}.up.{name}": tensor for name, tensor in end.adapter.up.items()}
+        if not self.endpoints:
+            tensors |= {f"image{index}": torch.from_numpy(image) for index, image in enumerate(self.images)}
         described = json.dumps(
             {
                 "labels": self.labels,
@@ -131,6 +149,7 @@ class AdaptedReference:
                 "timings": self.timings,
                 "shots": self.shots,
                 "alignment_losses": self.alignment.losses if self.alignment else None,
+                "images": 0 if self.endpoints else len(self.images),
                 "endpoint_losses": [end.losses for end in self.endpoints],
             }
         )
@@ -169,6 +188,8 @@ class AdaptedReference:
             described["fingerprint"],
             described["timings"],
             described["shots"],
+            tensors.get("features"),
+            tuple(tensors[f"image{index}"].cpu().numpy() for index in range(described.get("images", 0))),
         )
 
 

@@ -90,7 +90,7 @@ class LatentDiffusion:
         embeddings: Tensor,
         recipe: Recipe,
         progress: Callable[[int, int], None] | None = None,
-    ) -> tuple[lora.LoraBank, list[float]]:
+    ) -> tuple[lora.LoraBank, list[list[float]]]:
         """Fit one adapter per latent (N, C, h, w) and embedding (N, tokens, width), in one batch; see `lora.fit`."""
         scheduler = DDIMScheduler.from_config(self.schedule)
 

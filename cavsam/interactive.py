@@ -27,8 +27,10 @@ NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = range(4)
 
 REACH = 1.5
 """A click is heard as far as so many times the distance to the nearest pixel that is already as it asks for,"""
+WHOLE_REACH = 3.0
+"""but so many times as far if all that it points at, a part of the mask or a hole in it, ends within that,"""
 LEAST_REACH = 0.03
-"""but at least so far, as a share of the picture's diagonal."""
+"""and at least so far, as a share of the picture's diagonal."""
 DOT = 0.015
 """Radius of what a click changes where SAM2 disagrees with it, as a share of the picture's diagonal."""
 TWO_COLOURS = 3.0
@@ -223,14 +225,20 @@ def neighbourhood(mask: Mask, clicks: Sequence[Click]) -> Mask:
     """Find the pixels, bool (H, W), of a mask (H, W) that the last of some clicks may change.
 
     What a click corrects reaches from it to where the mask is right, and not much farther. So it is a disc whose radius
-    is `REACH` times the distance to the nearest pixel that is already as the click asks for. A pixel that is nearer to
+    is `REACH` times the distance to the nearest pixel that is already as the click asks for. A part of the mask (or a
+    hole in it) that ends within `WHOLE_REACH` times that distance belongs to it as a whole. A pixel that is nearer to
     an earlier click which asks for the opposite is left to that one.
     """
     *earlier, click = clicks
     distance = _distances(mask.shape, click)
     right = distance[mask == click.positive]
     least = LEAST_REACH * math.hypot(*mask.shape)
-    near: Mask = distance <= max(REACH * float(right.min()) if right.size else np.inf, least)
+    nearest = float(right.min()) if right.size else math.inf
+    parts, _ = ndimage.label(mask != click.positive)
+    own = parts == parts[_pixel(click, mask.shape)]
+    near: Mask = distance <= max(REACH * nearest, least)
+    if float(distance[own].max()) <= WHOLE_REACH * nearest:
+        near |= own
     for other in earlier:
         if other.positive != click.positive and _pixel(other, mask.shape) != _pixel(click, mask.shape):
             near &= distance < _distances(mask.shape, other)

@@ -6,6 +6,7 @@ once and denoising a whole transition in one batch are then the same operation w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,9 +108,34 @@ def attached(unet: nn.Module, bank: LoraBank, weights: Tensor, mix: LoraMix = "d
             handle.remove()
 
 
-def _adapter_hook(
-    down: Tensor, up: Tensor, weights: Tensor, mix: LoraMix
-) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+_Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
+
+
+@contextmanager
+def each_with_its_own(unet: nn.Module, bank: LoraBank) -> Iterator[None]:
+    """Let sample n of each batch of `unet` use adapter n alone, inside the context.
+
+    No number of one sample enters another's, as it would with a weight of zero: zero times NaN is NaN.
+    """
+
+    def hook(down: Tensor, up: Tensor) -> _Hook:
+        def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            x = inputs[0]  # (n, tokens, in)
+            return output + x @ down.to(x.dtype).mT @ up.to(x.dtype).mT
+
+        return add
+
+    handles = []
+    try:
+        for name, layer in attention_projections(unet).items():
+            handles.append(layer.register_forward_hook(hook(bank.down[name], bank.up[name])))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _adapter_hook(down: Tensor, up: Tensor, weights: Tensor, mix: LoraMix) -> _Hook:
     count, rank, _ = down.shape
 
     def add_delta(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -140,11 +166,12 @@ def fit(
     train_timesteps: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[LoraBank, list[float]]:
+) -> tuple[LoraBank, list[list[float]]]:
     """Fit one adapter per image, all in one batch (method, DBST 1).
 
     The timestep and the noise of a step are drawn once and shared by all images, and the losses are summed, so each
-    adapter ends exactly where a fit of its image alone would end, whatever shares the batch.
+    adapter ends exactly where a fit of its image alone would end, whatever shares the batch: also beside an image
+    whose loss is not finite, which spoils its own adapter only.
 
     Args:
         unet: the model; frozen while the adapters are fitted, and left as it was.
@@ -157,20 +184,17 @@ def fit(
         progress: called with (done, steps).
 
     Returns:
-        The bank of `count` adapters, and the mean loss of each step.
-
-    Raises:
-        NumericalError: the loss is not finite.
+        The bank of `count` adapters, and for each image the loss of each step; see `check_losses`.
     """
     bank = new_bank(unet, count, rank, seed)
     device = next(unet.parameters()).device
     generator = torch.Generator().manual_seed(seed + 1)
     optimizer = torch.optim.AdamW(bank.parameters(), lr=lr, weight_decay=weight_decay)
-    losses = []
+    losses: list[list[float]] = []
     with _frozen(unet), torch.enable_grad():
         for tensor in bank.parameters():
             tensor.requires_grad_(True)
-        with attached(unet, bank, torch.eye(count, device=device)):
+        with each_with_its_own(unet, bank):
             for step in range(steps):
                 timestep = torch.randint(train_timesteps, (), generator=generator).to(device)
                 noise = torch.randn(1, *latent_shape, generator=generator).to(device)
@@ -178,12 +202,16 @@ def fit(
                 optimizer.zero_grad(set_to_none=True)
                 loss.sum().backward()
                 optimizer.step()
-                losses.append(float(loss.detach().mean()))
+                losses.append(loss.detach().tolist())
                 if progress:
                     progress(step + 1, steps)
-    if not all(map(_finite, losses)):
+    return bank.detached(), [[step[image] for step in losses] for image in range(count)]
+
+
+def check_losses(losses: Sequence[float]) -> None:
+    """Refuse the adapter of an image by the losses of its fit; raises `NumericalError` if one is not finite."""
+    if not all(map(math.isfinite, losses)):
         raise NumericalError("Fitting the LoRA gave a loss that is not finite; lower lora_lr or use float32.")
-    return bank.detached(), losses
 
 
 @contextmanager
@@ -196,10 +224,6 @@ def _frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in before:
             parameter.requires_grad_(flag)
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
 
 
 def per_sample_mse(prediction: Tensor, target: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from cavsam.weights.sources import NAMES, ModelSources
 
 MODES: tuple[str, ...] = get_args(Mode)
 
-_SOURCES = ("sam2", "sam2_revision", "sam2_config", "diffusion", "diffusion_revision", "calibration")
+_SOURCES = ("sam2", "sam2_revision", "sam2_config", "diffusion", "diffusion_revision", "calibration", "features")
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +27,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sam2-config", metavar="YAML", help="configuration of a SAM2 checkpoint file")
     group.add_argument("--diffusion", metavar="SOURCE", help="diffusion model: hub id, folder or checkpoint file")
     group.add_argument("--diffusion-revision", metavar="REV", help="revision of the hub id")
+    group.add_argument("--features", metavar="SOURCE", help="backbone for regions, such as facebook/dinov2-small")
     group.add_argument("--calibration", metavar="FILE", help="of the scores (default: beside SAM2's checkpoint)")
 
 

@@ -9,27 +9,30 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cavsam.adapted import AdaptedReference
 from cavsam.alignment import align
+from cavsam.backbone import Backbone
 from cavsam.candidates.base import NO_EXPERIENCE, Candidate, Proposal, Scene
-from cavsam.candidates.selection import choose, enough, strategies
+from cavsam.candidates.linear import backbone_linear_logits
+from cavsam.candidates.selection import choose, enough, strategies, with_consensus
 from cavsam.errors import CavSamError, InvalidReference, ModelError, NumericalError, UsageError
-from cavsam.features import descriptors, without_overlap
+from cavsam.features import descriptors, iou, without_overlap
 from cavsam.images import ImageSource, is_one_picture, read_image
 from cavsam.observe.run import Run
 from cavsam.observe.trace import Trace
 from cavsam.recipe import Recipe
 from cavsam.result import to_result
 from cavsam.scoring.appearance import appearance_cues, pictures_of
-from cavsam.scoring.calibration import Calibration
+from cavsam.scoring.calibration import REGIONS, Calibration
 from cavsam.scoring.cues import backward_consistency, similarity_cues
 from cavsam.scoring.experience import Experience
 from cavsam.tracking import Tracker
 from cavsam.transition import DiffusionTransition, Transition
-from cavsam.types import Progress, Reference, TargetResult
+from cavsam.types import Progress, Reference, TargetResult, order_of_content
 from cavsam.video import encode, masks_square, picture_square
-from cavsam.weights.loading import load_calibration, load_diffusion, load_tracker, select_device
+from cavsam.weights.loading import load_backbone, load_calibration, load_diffusion, load_tracker, select_device
 from cavsam.weights.sources import ModelSources, fingerprint, recipe_digest
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,7 @@ class CavSam:
         recipe: the hyperparameters.
         fingerprint: of the models and the recipe.
         calibration: turns cues into scores.
+        backbone: whose features the candidates of regions use; None for SAM2's own.
     """
 
     def __init__(
@@ -53,8 +57,9 @@ class CavSam:
         recipe: Recipe,
         models: str = "",
         calibration: Calibration | None = None,
+        backbone: Backbone | None = None,
     ) -> None:
-        calibration = calibration or Calibration()
+        calibration = (calibration or Calibration()).beside(backbone.digest if backbone else "")
         if recipe.mode == "auto" and not calibration.overlap:
             # without estimates of the IoU there is nothing to choose between kinds of candidates by
             log.warning(
@@ -68,6 +73,7 @@ class CavSam:
         self.recipe = recipe
         self.fingerprint = models or f"custom {recipe_digest(recipe)}"
         self.calibration = calibration
+        self.backbone = backbone
         self.strategies = strategies(recipe, tracker, transition, calibration)
 
     @classmethod
@@ -91,7 +97,8 @@ class CavSam:
         transition = None
         if recipe.generates_frames:
             transition = DiffusionTransition(load_diffusion(sources, where, recipe.precision), recipe)
-        return cls(tracker, transition, recipe, fingerprint(sources, recipe), load_calibration(sources))
+        backbone = load_backbone(sources, where, recipe.precision) if sources.features else None
+        return cls(tracker, transition, recipe, fingerprint(sources, recipe), load_calibration(sources), backbone)
 
     @property
     def device(self) -> torch.device:
@@ -115,7 +122,8 @@ class CavSam:
         """Do once what depends on the references only.
 
         Args:
-            references: one or more annotated images; a label need not be on all of them.
+            references: one or more annotated images; a label need not be on all of them. How they are listed makes no
+                difference.
             class_name: text for the diffusion model; the labels themselves when None.
             shots: how many of the references serve each target, those most like it; 0 for all.
             progress: told of each step.
@@ -127,6 +135,7 @@ class CavSam:
             NumericalError: a step gave values that are not finite.
         """
         references = _checked_references(references)
+        references = [references[index] for index in order_of_content(references)]
         _check_adapt_options(class_name, shots)
         run, size = Run(progress, trace), self.tracker.image_size
         labels = tuple(dict.fromkeys(label for reference in references for label in reference.masks))
@@ -137,17 +146,32 @@ class CavSam:
         with run.step("encode"):
             trunk = encode(self.tracker, images)
             alike = descriptors(self.tracker.neck(trunk)[0])
+            features = self.backbone(images) if self.backbone else None
         alignment, endpoints = None, []
         if self.recipe.aligns:
             with run.step("align"):
                 alignment = align(self.tracker, images, masks.float(), trunk, self.recipe, run.within("align"))
-        if self.transition and self.recipe.generates_frames:
-            endpoints = self.transition.prepare([one.image for one in references], prompt, run)
+        unprepared = tuple(one.image for one in references) if self.transition and self.recipe.generates_frames else ()
+        if self.transition and unprepared and self.recipe.mode != "auto":  # there a target may never ask for frames
+            endpoints = self.transition.prepare(unprepared, prompt, run)
+            unprepared = ()
         if trace:
             trace.adapted(labels, images, alignment.losses if alignment else [])
         pictures, seconds = pictures_of(images), dict(run.seconds)
         return AdaptedReference(
-            labels, masks, trunk, pictures, alike, prompt, alignment, endpoints, self.fingerprint, seconds, shots
+            labels,
+            masks,
+            trunk,
+            pictures,
+            alike,
+            prompt,
+            alignment,
+            endpoints,
+            self.fingerprint,
+            seconds,
+            shots,
+            features,
+            unprepared,
         )
 
     def segment(
@@ -220,22 +244,23 @@ class CavSam:
     ) -> TargetResult:
         """Propose masks, check each one backwards, keep the most trusted."""
         with run.step("encode"):
-            scene = Scene.of(adapted, image, self.tracker)
+            scene = Scene.of(adapted, image, self.tracker, self.backbone)
         candidates: list[Candidate] = []
         for strategy in self.strategies:
-            if enough(candidates, strategy, self.recipe, experience):
+            if enough(self._scored(candidates, experience), strategy, self.recipe, experience):
                 break
             begun = run.total()
             proposal = strategy.propose(scene, candidates, run)
-            candidate = self._assess(proposal, scene, run).scored(self.calibration, experience)
+            candidate = self._assess(proposal, scene, candidates, run)
             candidates.append(replace(candidate, seconds=run.total() - begun))
+        candidates = self._scored(candidates, experience)
         chosen = choose(candidates, self.recipe)
         if run.trace:
             self._complete(run.trace, scene, candidates, chosen)
         size = (image.shape[0], image.shape[1])
         return to_result(adapted.labels, candidates, chosen, size, self.recipe, self.calibration)
 
-    def _assess(self, proposal: Proposal, scene: Scene, run: Run) -> Candidate:
+    def _assess(self, proposal: Proposal, scene: Scene, before: Sequence[Candidate], run: Run) -> Candidate:
         """Check a proposal: track it backwards, compare its features and its colours with the references'."""
         if not proposal.logits.isfinite().all():
             raise NumericalError(
@@ -248,9 +273,15 @@ class CavSam:
             masks = proposal.objects.per_label(found)
             alike = similarity_cues(self.tracker, scene.levels, scene.masks, masks)
             looks = appearance_cues(scene.appearances, scene.picture, masks)
+            agreed = _agreement(proposal.kind, masks, scene, before)
         run.proposed(proposal.prompts, masks)
-        of_labels = [{**first, **second} for first, second in zip(alike, looks, strict=True)]
+        of_labels = [{**one, **two, **three} for one, two, three in zip(alike, looks, agreed, strict=True)]
         return Candidate.of(proposal, of_labels, consistency, shown)
+
+    def _scored(self, candidates: Sequence[Candidate], experience: Experience) -> list[Candidate]:
+        """Score candidates; in `auto`, where several ways to a mask are tried, also by how much they agree."""
+        compared = with_consensus(candidates) if self.recipe.mode == "auto" else candidates
+        return [one.scored(self.calibration, experience) for one in compared]
 
     def _complete(
         self, trace: Trace, scene: Scene, candidates: Sequence[Candidate], chosen: Sequence[Candidate]
@@ -265,6 +296,20 @@ class CavSam:
             maps = adapted.alignment.activations(self.tracker, video.trunk, self.recipe)
         losses = adapted.endpoints[video.nearest].losses if adapted.endpoints else []
         trace.close(video.order, adapted.masks, losses, scene.square, maps)
+
+
+def _agreement(kind: str, masks: Tensor, scene: Scene, before: Sequence[Candidate]) -> list[dict[str, float]]:
+    """Compare masks (labels, S, S) of SAM2 with what a backbone marks, and those of a backbone with what SAM2 tracked.
+
+    Returns:
+        Of each label the cue `agreement`, the IoU of the two; no cue without a backbone.
+    """
+    if scene.features is None:
+        return [{} for _ in masks]
+    others = (
+        before[0].masks if kind in REGIONS else without_overlap(backbone_linear_logits(scene.features, scene.masks))
+    )
+    return [{"agreement": iou(mask, other)} for mask, other in zip(masks, others, strict=True)]
 
 
 def _checked_references(references: Sequence[Reference]) -> list[Reference]:

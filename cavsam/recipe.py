@@ -19,7 +19,7 @@ ActivationStride = Literal[0, 16, 8, 4]
 TargetPrompt = Literal["none", "box", "point"]
 TransitionFrom = Literal["nearest", "all"]
 Instances = Literal["union", "split"]
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "bfloat16-weights"]
 
 
 FRAME_OPTIONS = (
@@ -162,8 +162,9 @@ class Recipe:
 
     # where and how it runs
     precision: Precision = "auto"
-    """Arithmetic of the large models: `auto` is bfloat16 autocast on CUDA and float32 elsewhere. Who is told of values
-    that are not finite takes `float32`."""
+    """Arithmetic of the large models: `auto` is bfloat16 autocast on CUDA and float32 elsewhere; `bfloat16-weights` is
+    bfloat16 with the frozen UNet and text encoder held in it too, adapters and their optimiser stay float32. Who is
+    told of values that are not finite takes `float32`; who lacks memory of a GPU tries `bfloat16-weights`."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -42,6 +42,7 @@ def to_result(
     missed = [_bound_missed(one, label, holds[label], recipe) for label, one in enumerate(chosen)]
     kept = [label for label, why in enumerate(missed) if not why]
     full[[label for label, why in enumerate(missed) if why]] = -1
+    fitted = [calibration.holds(one.kind, recipe, one.presence_of) for one in candidates]
     scores = {name: _score(one, label, recipe) for label, (name, one) in enumerate(zip(labels, chosen, strict=True))}
     if mixed:
         full = comparable(full, list(scores.values()))
@@ -58,7 +59,10 @@ def to_result(
         contested=contested(logits[kept], [labels[label] for label in kept]),
         calibrated=all(holds),
         candidates={
-            name: tuple(one.described(label, chosen=one is chosen[label]) for one in candidates)
+            name: tuple(
+                one.described(label, chosen=one is chosen[label], calibrated=known)
+                for one, known in zip(candidates, fitted, strict=True)
+            )
             for label, name in enumerate(labels)
         },
     )

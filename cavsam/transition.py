@@ -31,7 +31,7 @@ class Endpoint:
         adapter: bank of one adapter fitted to the image.
         latent: float (C, h, w), the image's DDIM-inverted latent z^T under its adapter.
         embedding: float (tokens, width) of the prompt.
-        losses: of each step of the fit, averaged over the images of the batch.
+        losses: of each step of the fit.
     """
 
     adapter: lora.LoraBank
@@ -48,7 +48,7 @@ class FittedImage:
         adapter: bank of one adapter fitted to the image.
         latent: float (1, C, h, w), the image's own latent z^0.
         embedding: float (1, tokens, width) of the prompt.
-        losses: of each step of the fit, averaged over the images of the batch.
+        losses: of each step of the fit.
     """
 
     adapter: lora.LoraBank
@@ -142,7 +142,7 @@ def fit_images(
         embeddings = embedding.expand(len(latents), -1, -1)
         bank, losses = model.fit_loras(latents, embeddings, recipe, progress)
         return [
-            FittedImage(adapter, latents[i : i + 1], embeddings[i : i + 1], losses)
+            FittedImage(adapter, latents[i : i + 1], embeddings[i : i + 1], losses[i])
             for i, adapter in enumerate(bank.single())
         ]
 
@@ -151,7 +151,12 @@ def fit_images(
 
 
 def invert(model: LatentDiffusion, fitted: FittedImage, recipe: Recipe) -> Endpoint:
-    """Follow the image back to noise under its own adapter (method, DBST 2)."""
+    """Follow the image back to noise under its own adapter (method, DBST 2).
+
+    Raises:
+        NumericalError: the fit or the inversion gave values that are not finite.
+    """
+    lora.check_losses(fitted.losses)
     with lora.attached(model.unet, fitted.adapter, torch.ones(1, 1, device=model.device)):
         inverted = model.invert(fitted.latent, fitted.embedding, recipe.ddim_steps)
     if not inverted.isfinite().all():

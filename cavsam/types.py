@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,6 +74,20 @@ class Reference:
             if not mask.any():
                 raise InvalidReference(f"The reference mask of {label!r} is empty; draw the object.")
 
+    def digest(self) -> str:
+        """Compute the SHA-256 of its pixels and masks: 64 hex digits."""
+        digest = hashlib.sha256(f"{self.image.shape}".encode())
+        digest.update(self.image.tobytes())
+        for label in sorted(self.masks):
+            digest.update(f"\0{label}\0".encode())
+            digest.update(np.packbits(self.masks[label]).tobytes())
+        return digest.hexdigest()
+
+
+def order_of_content(references: Sequence[Reference]) -> list[int]:
+    """Give the numbers of references in an order that does not depend on how they are listed."""
+    return sorted(range(len(references)), key=lambda index: references[index].digest())
+
 
 @dataclass(frozen=True)
 class CandidateMask:
@@ -86,6 +101,7 @@ class CandidateMask:
         cues: what speaks for the mask, by name; the higher the better.
         chosen: whether the result is this one.
         own: the score before the experience of a project corrected it, 0..1.
+        calibrated: whether `own` estimates an IoU, fitted for these models and this recipe, rather than give an order.
         seconds: time that all labels' masks of the candidate took.
     """
 
@@ -96,6 +112,7 @@ class CandidateMask:
     cues: dict[str, float]
     chosen: bool
     own: float = 0.0
+    calibrated: bool = False
     seconds: float = 0.0
 
 

@@ -21,6 +21,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import requests
 
 from backend.store.store import Store
 from tests.support.backend_process import BackendProcess, backends, command_of, family, wait_until_ended
@@ -32,18 +35,28 @@ BOX = (8, 30, 20, 50)
 
 @dataclass
 class Soak:
-    """A backend at work on one project, and what was done to it."""
+    """A backend at work on one project, to which tasks are added all along, and what was done to it."""
 
     label_studio: FakeLabelStudio
     start: Callable[[], BackendProcess]
-    tasks: list[int]
+    project: int
     deadline: float
+    tasks: list[int] = field(default_factory=list)
     killed: Counter[str] = field(default_factory=Counter)
     longest: dict[str, float] = field(default_factory=dict)
     """Seconds from a kill of each kind to the next prediction, at most."""
 
     def __post_init__(self) -> None:
         self.backend = self.start()
+
+    def add_tasks(self, count: int) -> None:
+        """Import tasks, of which a webhook tells; it is lost if nobody takes it."""
+        for _ in range(count):
+            image = picture((8, 30, 20, 50 + len(self.tasks) % 40))
+            self.tasks.append(self.label_studio.add_task(self.project, image))
+        event: dict[str, Any] = {"action": "TASKS_CREATED", "project": {"id": self.project}}
+        with suppress(requests.RequestException):
+            requests.post(f"{self.backend.url}/webhook", json=event, timeout=1)
 
     def predicted(self) -> int:
         """How many tasks have a prediction."""
@@ -131,17 +144,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, backends(Path(folder), label_studio.url, LEGACY_KEY) as start:
         port = str(_free_port())  # the same after a restart
         project = label_studio.add_project()
-        first, *tasks = [
-            label_studio.add_task(project, picture((8, 30, 20, 50 + number % 40)))
-            for number in range(options.tasks + 1)
-        ]
+        first = label_studio.add_task(project, picture(BOX))
         deadline = time.monotonic() + options.minutes * 60
-        soak = Soak(label_studio, lambda: start(SEGMENTER, CAVSAM_PORT=port), tasks, deadline)
+        soak = Soak(label_studio, lambda: start(SEGMENTER, CAVSAM_PORT=port), project, deadline)
         label_studio.connect(project, soak.backend.url)
         label_studio.annotate(first, [brush(BOX, "cat")])
         began = time.monotonic()
         try:
-            _kill_all_along(soak, options.kills, random.Random(options.seed))
+            _kill_all_along(soak, options.kills, options.tasks, random.Random(options.seed))
         except TimeoutError as error:
             print(error, file=sys.stderr)
         finished = time.monotonic() - began
@@ -155,14 +165,13 @@ def main() -> int:
     return _report(soak, finished, failed)
 
 
-def _kill_all_along(soak: Soak, kills: int, order: random.Random) -> None:
+def _kill_all_along(soak: Soak, kills: int, tasks: int, order: random.Random) -> None:
     """Spread the kills over the work, and wait for its end."""
     kinds = [list(KINDS)[number % len(KINDS)] for number in range(kills)]
     order.shuffle(kinds)
-    for number, kind in enumerate(kinds):
-        due = len(soak.tasks) * number // kills
-        soak.wait_for(lambda due=due: soak.predicted() >= due, "predictions")  # type: ignore[misc]
-        time.sleep(order.uniform(0.0, 0.3))
+    for number, kind in enumerate(kinds, 1):
+        soak.add_tasks(tasks * number // kills - len(soak.tasks))
+        time.sleep(order.uniform(0.0, 3.0))  # from before a job is queued to after it is pushed
         soak.kill(kind)
     soak.wait_for(lambda: soak.predicted() == len(soak.tasks), "all predictions")
 

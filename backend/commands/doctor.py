@@ -109,7 +109,9 @@ def _weights(settings: Settings) -> Iterator[Finding]:
     """Where weights from the hub are kept; local files and the bundled models need no room."""
     sources = settings.sources()
     yield from _calibration(sources, settings.method())
-    from_hub = [name for name in (sources.sam2, sources.diffusion) if not Path(name).exists()]
+    from_hub = [
+        name for name in (sources.sam2, sources.diffusion, sources.features) if name and not Path(name).exists()
+    ]
     if not from_hub:
         return
     from huggingface_hub.constants import HF_HUB_CACHE

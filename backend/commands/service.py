@@ -23,8 +23,10 @@ Environment=OMP_WAIT_POLICY=PASSIVE
 ExecStart={program} serve
 # open requests have eight seconds to end, then the models' processes go
 TimeoutStopSec=30
-Restart=on-failure
+Restart=always
 RestartSec=10
+# status 2: a setting is wrong or the port is taken, which starting again does not mend
+RestartPreventExitStatus=2
 NoNewPrivileges=yes
 PrivateTmp=yes
 

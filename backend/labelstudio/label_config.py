@@ -88,12 +88,7 @@ class LabelConfig:
 
 def parse_label_config(xml: str) -> LabelConfig:
     """Read a labelling configuration; raises `LabelConfigError` if it is no XML, or larger than any that people use."""
-    if len(xml) > LONGEST:
-        raise LabelConfigError(f"The labelling configuration is longer than {LONGEST:,} characters; shorten it.")
-    try:
-        root = ET.fromstring(xml)
-    except ET.ParseError as error:
-        raise LabelConfigError(f"The labelling configuration is not valid XML ({error}).") from error
+    root = _root(xml)
     if sum(1 for _ in root.iter("Label")) > MOST_LABELS:
         raise LabelConfigError(f"The labelling configuration has more than {MOST_LABELS} labels; take some out.")
     warnings: list[str] = []
@@ -139,6 +134,31 @@ def parse_label_config(xml: str) -> LabelConfig:
             names = ", ".join(repr(label) for label in missing)
             warnings.append(f"{written[control.name]} has labels that no mask tag on {control.to_name!r} has: {names}.")
     return LabelConfig(tuple(controls), images, tuple(dict.fromkeys(warnings)), tuple(hints), tuple(prompts))
+
+
+def label_backgrounds(xml: str) -> dict[str, str]:
+    """The colour of each label as a labelling configuration writes it, by the name that stands in results.
+
+    Raises:
+        LabelConfigError: as `parse_label_config` does.
+    """
+    found: dict[str, str] = {}
+    for label in _root(xml).iter("Label"):
+        name = label.get("alias") or label.get("value") or ""
+        if name:
+            found.setdefault(name, label.get("background", ""))
+    return found
+
+
+def _root(xml: str) -> ET.Element:
+    if len(xml) > LONGEST:
+        raise LabelConfigError(f"The labelling configuration is longer than {LONGEST:,} characters; shorten it.")
+    if "<!DOCTYPE" in xml:  # entities multiply, and no interface needs them
+        raise LabelConfigError("The labelling configuration declares a document type (<!DOCTYPE ...>); take it out.")
+    try:
+        return ET.fromstring(xml)
+    except ET.ParseError as error:
+        raise LabelConfigError(f"The labelling configuration is not valid XML ({error}).") from error
 
 
 def image_url(expression: str, data: Mapping[str, Any]) -> str | None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from backend.labelstudio.regions import Slot
 
 SIDE = 256
-"""Pixels of a kept mask's side: enough to measure an IoU to a hundredth, and some 500 bytes."""
+"""Pixels of a kept mask's side: enough to measure an IoU to a hundredth, and some 1 kB."""
 
 BoolMask = NDArray[np.bool_]
 
@@ -42,6 +42,7 @@ class KeptCandidate:
         place: what it is a mask of.
         kind: of the candidate, see `cavsam.types.CandidateMask`.
         own: the models' own score, 0..1.
+        calibrated: whether it estimates an IoU, rather than give an order only.
         presence: 0..1, estimated probability that the object is on the target.
         cues: what speaks for the mask, by name.
         chosen: whether it was believed.
@@ -53,6 +54,7 @@ class KeptCandidate:
     place: Place
     kind: str
     own: float
+    calibrated: bool
     presence: float
     cues: Mapping[str, float]
     chosen: bool

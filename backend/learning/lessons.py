@@ -117,28 +117,24 @@ def tried_masks(
     return found
 
 
-def score_of(candidates: Sequence[KeptCandidate], experience: Experience) -> float:
-    """Score a prediction anew, as the model process does: that of the worst label shown, 0 if an image shows none."""
+def score_of(candidates: Sequence[KeptCandidate], experience: Experience) -> tuple[float, bool]:
+    """Score a prediction anew, as the model process does.
+
+    Returns:
+        The score of the worst label shown, 0 if an image shows none; and whether it estimates an IoU.
+    """
     worst = []
     for image in {one.place.to_name for one in candidates}:
         shown = [one for one in candidates if one.shown and one.place.to_name == image]
         worst.append(min((experience.score(one.kind, one.own, one.cues) for one in shown), default=0.0))
-    return min(worst, default=0.0)
+    estimated = all(one.calibrated or experience.corrects(one.kind) for one in candidates if one.chosen)
+    return min(worst, default=0.0), estimated
 
 
 def _ladder_told(found: Sequence[Rung], enough: int) -> str:
     rung, best = found[enough], max(found[enough + 1 :], key=lambda other: float(other.ious.mean()))
+    here = f"a mean IoU of {rung.ious.mean():.2f} in {rung.seconds.mean():.1f} s a task"
     return (
-        f"Mode auto stops at {rung.kind}: there, {len(rung.ious)} reviews have a mean IoU of {rung.ious.mean():.2f}, "
-        f"and {best.ious.mean():.2f} at {best.kind}, which took {_times(best, rung)}. Every {CLIMBS_ALL}th task "
-        "still tries all."
-    )
-
-
-def _times(costly: Rung, cheap: Rung) -> str:
-    first, second = float(costly.seconds.mean()), float(cheap.seconds.mean())
-    return (
-        f"{first:.1f} s more than the references alone instead of {second:.1f} s"
-        if second <= 0
-        else (f"{first / second:.1f} times as long")
+        f"Mode auto stops at {rung.kind}: there, {len(rung.ious)} reviews have {here}, and {best.ious.mean():.2f} in "
+        f"{best.seconds.mean():.1f} s at {best.kind}. Every {CLIMBS_ALL}th task still tries all."
     )

@@ -74,6 +74,8 @@ class Database:
         self._is_open = self._is_closed = False
         self.trouble = ""
         """What the last `LedgerError` said, until something is written again."""
+        self.to_rebuild: str | None = None
+        """The name under which a damaged file is kept, until its projects were looked for in Label Studio."""
         self.generation = 0
         """How many files were damaged while this one was used."""
         self._damaged = ""  # the name under which the last damaged file is kept
@@ -242,6 +244,8 @@ class Database:
                 db.change("set_value", "schema", str(SCHEMA_VERSION))
             if self._damaged and not tables:
                 db.change("set_value", REBUILD, self._damaged)
+            row = db.row("value", REBUILD)
+            self.to_rebuild = row["value"] if row is not None else None
 
     def _upgrade(self, path: Path) -> Iterator[str]:
         row = self._connection.execute("SELECT value FROM meta WHERE name = 'schema'").fetchone()

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
-from backend.entities import REQUESTED, DeliveryState, Job, JobGroup, JobState, JobTimes, TaskState
+from backend.entities import REQUESTED, DeliveryState, Job, JobGroup, JobState, JobTimes, LowScores, TaskState
 from backend.store.database import Database
 from backend.version import taught_version
 
@@ -30,7 +30,9 @@ FILTERS: dict[str, str] = {
     "waiting": "coalesce(j.state, 'queued') IN ('queued', 'running')",
     "predicted": "j.state = 'done'",
     "failed": "j.state = 'failed'",
-    "low": "j.state = 'done' AND (j.score < :low OR j.remarks != '[]') AND r.verdict IS NULL",
+    "low": (
+        "j.state = 'done' AND r.verdict IS NULL AND (j.score < iif(j.calibrated, :low, :order) OR j.remarks != '[]')"
+    ),
     "reviewed": "r.verdict IS NOT NULL",
 }
 
@@ -79,19 +81,29 @@ class JobQueue:
         """How many jobs wait for the model process; those of paused projects do not count."""
         return int(self._db.rows("queue_length")[0]["n"])
 
-    def finish(self, job: Job, result: str, score: float, seconds: float, remarks: Iterable[str] = ()) -> None:
+    def finish(
+        self,
+        job: Job,
+        result: str,
+        score: float,
+        seconds: float,
+        remarks: Iterable[str] = (),
+        *,
+        calibrated: bool = True,
+    ) -> None:
         """Store a finished job with its lesson.
 
         Args:
-            job: the job.
-            result: JSON text of its regions.
+            job: which one.
+            result: the JSON text of its regions.
             score: 0..1.
-            seconds: that it took.
+            seconds: time that it took.
             remarks: what a person should look at.
+            calibrated: whether the score estimates an IoU, rather than give an order only.
         """
         packed, said = zlib.compress(result.encode()), json.dumps(list(remarks))
         with self._db.transaction() as db:
-            made = packed, score, seconds, said, job.lesson, db.now
+            made = packed, score, seconds, said, calibrated, job.lesson, db.now
             db.change("finish_job", *made, job.project, job.task, job.version)
 
     def fail(self, job: Job, error: str, seconds: float | None = None) -> None:
@@ -197,12 +209,23 @@ class Jobs:
         row = self._db.rows("counts", self.project, self.version)[0]
         return {name: row[name] or 0 for name in (*JobState, DeliveryState.DELIVERED.value)}
 
+    def low_scores(self, below: float) -> LowScores:
+        """Which scores a person should check: estimates below a bound and the lowest tenth of orders; none below 0."""
+        rows = self._db.rows_by_name("lowest_tenth", {"project": self.project, "version": self.version})
+        return LowScores(below, float(rows[0]["score"]) if rows and below > 0 else 0.0)
+
+    def is_in_lowest_tenth(self, score: float) -> bool:
+        """Whether a bare order is, with the present ones, among the lowest tenth; of fewer than ten none is."""
+        row = self._db.rows("order_rank", score, self.project, self.version)[0]
+        return bool(row["lower"] < (row["count"] + 1) // 10)
+
     def to_check(self, below: float) -> int:
-        """How many predictions a person should check: those with a score below a bound, or with a remark.
+        """How many predictions a person should check: those with a low score, see `low_scores`, or with a remark.
 
         What was reviewed is checked.
         """
-        return int(self._db.rows("to_check", self.project, self.version, below)[0]["n"])
+        low = self.low_scores(below)
+        return int(self._db.rows("to_check", self.project, self.version, low.estimate, low.order)[0]["n"])
 
     def times(self) -> JobTimes | None:
         """How long the last 200 finished jobs took; `None` before the first."""
@@ -217,17 +240,19 @@ class Jobs:
         """Some of the project's tasks and what became of them.
 
         Args:
-            show: which tasks are meant; `low` are predictions with a score below `low` or with a remark that nobody
-                has reviewed.
+            show: which tasks are meant; `low` are predictions with a low score or with a remark that nobody has
+                reviewed.
             order: by number, by score with the lowest first, or with what changed last first.
-            low: the score below which `show="low"` counts.
+            low: the bound of `low_scores` that `show="low"` goes by.
             limit: how many to return; -1 for all.
             offset: how many to leave out before these.
 
         Returns:
             The states, and how many tasks `show` means in all.
         """
-        values = {"project": self.project, "version": self.version, "low": low, "limit": limit, "offset": offset}
+        bounds = self.low_scores(low) if show == "low" else LowScores(low)
+        values = {"project": self.project, "version": self.version, "low": bounds.estimate, "order": bounds.order}
+        values |= {"limit": limit, "offset": offset}
         if show == "all":
             (counted,) = self._db.rows_by_name("count_tasks", values)
         else:
@@ -266,4 +291,5 @@ def _read(row: sqlite3.Row) -> dict[str, Any]:
         "state": JobState(row["state"]),
         "delivery": DeliveryState(row["delivery"]),
         "remarks": tuple(json.loads(row["remarks"])),
+        "calibrated": bool(row["calibrated"]),
     }

@@ -16,7 +16,7 @@ from backend.store.database import Database
 from backend.version import base_of
 
 KEPT = 1000
-"""Tasks of a project whose candidates are kept, the latest: some 5 MB, and more than anybody corrects at a time."""
+"""Tasks of a project whose candidates are kept, the latest: some 7 MB, and more than anybody corrects at a time."""
 MOST_REVIEWS = 500
 """Reviews of a project that are learned from, the latest: more do not change what they say."""
 
@@ -105,10 +105,10 @@ class Learning:
                 told = json.dumps(lesson.told)
                 db.change("set_lesson", self.project, lesson.name, base, lesson.reviews, held, told)
 
-    def rescore(self, version: str, scores: Mapping[int, float]) -> None:
-        """Give predictions of a version new scores, by task."""
+    def rescore(self, version: str, scores: Mapping[int, tuple[float, bool]]) -> None:
+        """Give predictions of a version, by task, new scores and whether these estimate an IoU."""
         with self._db.transaction() as db:
-            db.change_each("set_score", [(score, self.project, task, version) for task, score in scores.items()])
+            db.change_each("set_score", [(*given, self.project, task, version) for task, given in scores.items()])
 
     def evaluation(self) -> dict[str, Any] | None:
         """What the reviews say, see `learning.evaluation`; None before the first."""

@@ -189,8 +189,8 @@ AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'paused')
 WHERE j.state = 'queued';
 
 -- finish_job: Its result, compressed, and the remarks on it.
-UPDATE jobs SET state = 'done', result = ?, score = ?, seconds = ?, remarks = ?, lesson = ?, error = NULL,
-updated_at = ?
+UPDATE jobs SET state = 'done', result = ?, score = ?, seconds = ?, remarks = ?, calibrated = ?, lesson = ?,
+error = NULL, updated_at = ?
 WHERE project = ? AND task = ? AND version = ?;
 
 -- fail_job: Why it gave no result.
@@ -244,12 +244,12 @@ AND state = 'failed' AND updated_at <= ? AND task = ?;
 
 -- jobs: Without their results, which may be large.
 SELECT project, task, version, state, attempts, score, seconds, error, NULL AS result, delivery, updated_at, remarks,
-lesson
+calibrated, lesson
 FROM jobs WHERE project = ? AND version = ?;
 
 -- jobs_of_tasks: The same of some tasks, given as a JSON list.
 SELECT project, task, version, state, attempts, score, seconds, error, NULL AS result, delivery, updated_at, remarks,
-lesson
+calibrated, lesson
 FROM jobs WHERE project = ? AND version = ? AND task IN (SELECT value FROM json_each(?));
 
 -- job: One job with its result.
@@ -263,9 +263,18 @@ SELECT sum(state = 'queued') AS queued, sum(state = 'running') AS running, sum(s
 sum(state = 'failed') AS failed, sum(delivery = 'delivered') AS delivered
 FROM jobs WHERE project = ? AND version = ?;
 
--- to_check: How many predictions that nobody has reviewed have a score below a bound, or a remark.
+-- lowest_tenth: The score below which lies a tenth of the bare orders, or less.
+SELECT score FROM jobs WHERE project = :project AND version = :version AND state = 'done' AND NOT calibrated
+AND score IS NOT NULL ORDER BY score LIMIT 1 OFFSET (SELECT count(*) / 10 FROM jobs WHERE project = :project
+AND version = :version AND state = 'done' AND NOT calibrated AND score IS NOT NULL);
+
+-- order_rank: How many bare orders there are, and how many of them are no higher than a score.
+SELECT count(*) AS count, coalesce(sum(score <= ?), 0) AS lower FROM jobs
+WHERE project = ? AND version = ? AND state = 'done' AND NOT calibrated AND score IS NOT NULL;
+
+-- to_check: How many predictions that nobody has reviewed have a score below the bound of its kind, or a remark.
 SELECT count(*) AS n FROM jobs j WHERE j.project = ? AND j.version = ? AND j.state = 'done'
-AND (j.score < ? OR j.remarks != '[]')
+AND (j.score < iif(j.calibrated, ?, ?) OR j.remarks != '[]')
 AND NOT EXISTS (SELECT 1 FROM reviews r WHERE r.project = j.project AND r.task = j.task);
 
 -- job_times: Of the last finished jobs: how many, the mean of their seconds and of the squares of these.
@@ -289,7 +298,7 @@ LEFT JOIN reviews r ON r.project = t.project AND r.task = t.id
 WHERE t.project = :project AND {filter} ORDER BY {order} LIMIT :limit OFFSET :offset;
 
 -- task_state: What became of one task.
-SELECT state, delivery, score, seconds, error, attempts, result IS NOT NULL AS has_result, updated_at, remarks
+SELECT state, delivery, score, seconds, error, attempts, result IS NOT NULL AS has_result, updated_at, remarks, calibrated
 FROM jobs WHERE project = ? AND task = ? AND version = ?;
 
 
@@ -429,4 +438,4 @@ SELECT evaluation FROM evaluations WHERE project = ?;
 INSERT OR REPLACE INTO evaluations VALUES (?, ?);
 
 -- set_score: What is learned changes what a prediction's score means, not when it was made.
-UPDATE jobs SET score = ? WHERE project = ? AND task = ? AND version = ? AND state = 'done';
+UPDATE jobs SET score = ?, calibrated = ? WHERE project = ? AND task = ? AND version = ? AND state = 'done';

@@ -59,7 +59,7 @@ CREATE TABLE refusals (
 
 -- A job is one task under one version; `store/deliveries.py` explains the states of its delivery. `result` is the
 -- compressed JSON text of the regions, `remarks` a JSON list of what a person should look at in it, `lesson` the name of
--- what it was made with, see `lessons`.
+-- what it was made with, see `lessons`, `calibrated` whether the score estimates an IoU, rather than give an order only.
 CREATE TABLE jobs (
     project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
     task INTEGER NOT NULL,
@@ -78,6 +78,7 @@ CREATE TABLE jobs (
     delivery_until REAL,
     updated_at REAL NOT NULL,
     remarks TEXT NOT NULL DEFAULT '[]',
+    calibrated INTEGER NOT NULL DEFAULT 0,
     lesson TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (project, task, version)
 );
@@ -93,7 +94,8 @@ CREATE TABLE notices (
 );
 
 -- This index spares an overview of 50,000 tasks reading past their results.
-CREATE INDEX jobs_overview ON jobs (project, version, task, state, delivery, score, seconds, updated_at, remarks);
+CREATE INDEX jobs_overview
+    ON jobs (project, version, task, state, delivery, score, seconds, updated_at, remarks, calibrated);
 
 -- The annotations of the present reference only, by age.
 CREATE TABLE learned_from (

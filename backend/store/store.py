@@ -54,10 +54,10 @@ class Store:
         """How many files were found to be damaged, and replaced by empty ones, since this one was opened."""
         return self._db.generation
 
+    @property
     def damaged_file(self) -> str | None:
         """The name under which a damaged file is kept, if its projects were not looked for in Label Studio yet."""
-        rows = self._db.rows("value", REBUILD)
-        return rows[0]["value"] if rows else None
+        return self._db.to_rebuild
 
     def kept_files(self) -> list[str]:
         """The names of damaged files that are kept in the data folder."""
@@ -67,6 +67,7 @@ class Store:
         """Store that the projects of a damaged file were looked for."""
         with self._db.transaction() as db:
             db.change("forget_value", REBUILD)
+        self._db.to_rebuild = None
 
     def close(self) -> None:
         """Close the file; later calls raise `sqlite3.ProgrammingError`."""

@@ -34,7 +34,11 @@ ALTER TABLE jobs ADD COLUMN remarks TEXT NOT NULL DEFAULT '[]';
 DROP INDEX jobs_overview;
 CREATE INDEX jobs_overview ON jobs (project, version, task, state, delivery, score, seconds, updated_at, remarks);
 
--- from_4: Nothing changed.
+-- from_4: With schema 5 a job knows whether its score estimates an IoU; of earlier ones nobody does.
+ALTER TABLE jobs ADD COLUMN calibrated INTEGER NOT NULL DEFAULT 0;
+DROP INDEX jobs_overview;
+CREATE INDEX jobs_overview
+    ON jobs (project, version, task, state, delivery, score, seconds, updated_at, remarks, calibrated);
 
 -- from_5: Kept candidates, measured reviews and what they taught came with schema 6.
 ALTER TABLE jobs ADD COLUMN lesson TEXT NOT NULL DEFAULT '';

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any, get_args
 from urllib.parse import unquote, urlsplit
 
-from backend.entities import ALL_PROJECTS, Project, References, Task, TaskState
+from backend.entities import ALL_PROJECTS, LowScores, Project, References, Task, TaskState
 from backend.errors import InvalidRequest, LabelStudioError, NotKnown
 from backend.labelstudio.address_guard import SWITCHES, has_guard, listens_privately
 from backend.labelstudio.label_config import LabelConfig, image_url
@@ -194,7 +194,9 @@ def task_page(
     if known is None:
         raise NotKnown(f"The backend does not know project {project}; connect it in Label Studio.")
     settings = service.store.projects.settings(project, service.settings)
-    found, total = service.store.jobs(project, known.version).task_states(
+    jobs = service.store.jobs(project, known.version)
+    low = jobs.low_scores(settings.review_below)
+    found, total = jobs.task_states(
         show=show,  # type: ignore[arg-type]  # checked above
         order=order,  # type: ignore[arg-type]
         low=settings.review_below,
@@ -203,7 +205,7 @@ def task_page(
     )
     references, config = service.store.annotations(project).references(), service.store.projects.config(project)
     return {
-        "tasks": [_task(service, known, config, state, settings.review_below, references) for state in found],
+        "tasks": [_task(service, known, config, state, low, references) for state in found],
         "page": page,
         "pages": max(1, -(-total // per_page)),
         "per_page": per_page,
@@ -218,7 +220,7 @@ def _task(
     project: Project,
     config: LabelConfig | None,
     state: TaskState,
-    low: float,
+    low: LowScores,
     references: References | None,
 ) -> dict[str, Any]:
     known = service.store.tasks(project.id).find(state.task)
@@ -238,7 +240,8 @@ def _task(
         "score": state.score,
         "low": state.state == "done"
         and state.verdict is None
-        and bool(state.remarks or (state.score is not None and state.score < low)),
+        and (bool(state.remarks) or low.hold(state.score, calibrated=state.calibrated)),
+        "calibrated": state.calibrated if state.score is not None else None,
         "remarks": list(state.remarks),
         "verdict": state.verdict,
         "iou": state.iou,

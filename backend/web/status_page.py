@@ -42,6 +42,7 @@ def create_page(service: Service, overview: Callable[[], dict[str, Any]]) -> Blu
     thumbnails = Thumbnails(
         service.store,
         service.clients.of,
+        service.drawing,
         service.settings.data_dir / "thumbnails",
         image_limit=int(service.settings.max_image_mb * 1e6),
         waiting=max(1, service.settings.threads * 3 // 8),

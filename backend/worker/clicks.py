@@ -32,7 +32,8 @@ ENCODED_KEPT = 8
 def open_sam2(options: Mapping[str, Any]) -> CavSam:
     """Load CAV-SAM in its quickest mode, which needs SAM2 alone, as `options` (sources, recipe, device) say."""
     recipe = Recipe.from_dict(options["recipe"]).replace(mode="concat")
-    return CavSam.from_pretrained(ModelSources(**options["sources"]), device=options["device"], recipe=recipe)
+    sources = ModelSources(**options["sources"] | {"features": None})
+    return CavSam.from_pretrained(sources, device=options["device"], recipe=recipe)
 
 
 class Clicks:

@@ -354,7 +354,7 @@ def _pointed(result: Mapping[str, Any]) -> Pointing | None:
         raise InvalidRequest(f"A {kind} region of the context does not say where it is.")
     listed = value.get(kind) or value.get("labels") or []
     label = str(listed[0]) if isinstance(listed, list) and listed else ""
-    x, y, *extent, rotation = map(float, numbers)
+    x, y, *extent, rotation = (float(number or 0) for number in numbers)
     clicks = ((x, y, result.get("is_positive") is not False),) if kind in POINTS else ()
     boxes = (Rectangle(x, y, extent[0], extent[1], rotation),) if extent else ()
     return Pointing(str(result.get("to_name", "")), label, clicks, boxes, frozenset({str(result.get("id"))}))

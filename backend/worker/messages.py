@@ -139,6 +139,34 @@ class CorrectMask(_Message):
         )
 
 
+@dataclass(frozen=True)
+class DrawThumbnail(_Message):
+    """Draw a picture small, with masks over it if there are regions.
+
+    Attributes:
+        image: path of the picture; empty if `small` is given.
+        small: base64 of its thumbnail without masks, as it was drawn before.
+        regions: those whose masks are drawn; others than those on `to_name` are left out.
+        to_name: the image tag that is shown.
+        backgrounds: the labels' colours as the labelling configuration writes them, in its order; empty for none.
+    """
+
+    image: str
+    small: str = ""
+    regions: tuple[Region, ...] = ()
+    to_name: str = ""
+    backgrounds: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, JSON-ready."""
+        return super().to_json() | {"regions": _written(self.regions)}
+
+    @classmethod
+    def from_json(cls, held: dict[str, Any]) -> Self:
+        """The message that `to_json` wrote."""
+        return cls(**held | {"regions": _read_regions(held["regions"])})
+
+
 # from the model process
 
 
@@ -231,20 +259,29 @@ class BadReference(_Answer):
     message: str
 
 
+@dataclass(frozen=True)
+class Thumbnail(_Answer):
+    """What `DrawThumbnail` asked for: a JPEG file as base64."""
+
+    jpeg: str
+
+
 Job = SegmentTask | CorrectMask
 Answer = Result | Failed | BadReference
-Message = ModelSpec | Job | Loaded | NotLoaded | Progress | Answer
+Message = ModelSpec | Job | DrawThumbnail | Loaded | NotLoaded | Progress | Answer | Thumbnail
 
 EVENTS: dict[str, type[Message]] = {
     "open": ModelSpec,
     "segment": SegmentTask,
     "correct": CorrectMask,
+    "draw": DrawThumbnail,
     "loaded": Loaded,
     "model_error": NotLoaded,
     "progress": Progress,
     "result": Result,
     "failed": Failed,
     "bad_reference": BadReference,
+    "thumbnail": Thumbnail,
 }
 _NAMES = {kind: name for name, kind in EVENTS.items()}
 

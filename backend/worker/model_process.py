@@ -19,6 +19,7 @@ from backend.errors import ModelProcessDied, ModelProcessStopped, ModelUnavailab
 from backend.worker.messages import (
     Answer,
     BadReference,
+    DrawThumbnail,
     Failed,
     Job,
     Loaded,
@@ -27,6 +28,7 @@ from backend.worker.messages import (
     NotLoaded,
     Progress,
     Result,
+    Thumbnail,
     read_message,
     write_message,
 )
@@ -34,6 +36,7 @@ from backend.worker.messages import (
 log = logging.getLogger(__name__)
 
 CAVSAM = "backend.worker.model_server:open_cavsam"
+DRAWING, DRAWINGS = "backend.worker.drawing:open_drawing", "backend.worker.drawing:Drawing"
 SAM2, CLICKS = "backend.worker.clicks:open_sam2", "backend.worker.clicks:Clicks"
 STOP_PATIENCE = 2.0
 SECRET = re.compile("PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL", re.IGNORECASE)
@@ -132,6 +135,26 @@ class ModelProcess:
 
         A job that `is_cancelled` is not begun, and ends with `ModelProcessDied` once `interrupt` is called.
         """
+        answer = self._ask(job, on_progress, is_cancelled)
+        if not isinstance(answer, Result | Failed | BadReference):
+            raise TypeError(f"The model process answered a job with {type(answer).__name__}.")
+        self.gpu_bytes = answer.gpu_bytes
+        return answer
+
+    def draw(self, job: DrawThumbnail) -> Thumbnail | Failed:
+        """Have one thumbnail drawn, by the drawing process. Raises as `run` does."""
+        answer = self._ask(job, lambda step, done, total: None, lambda: False)
+        if not isinstance(answer, Thumbnail | Failed):
+            raise TypeError(f"The drawing process answered a job with {type(answer).__name__}.")
+        return answer
+
+    def _ask(
+        self,
+        job: Job | DrawThumbnail,
+        on_progress: Callable[[str, int, int], None],
+        is_cancelled: Callable[[], bool],
+    ) -> Message:
+        """Send one job and wait for what comes of it."""
         self.load(on_progress)
         if is_cancelled():
             raise ModelProcessDied("The task was cancelled.")
@@ -142,11 +165,7 @@ class ModelProcess:
             running.jobs.send_bytes(write_message(job))
         except OSError as error:
             raise self._died() from error
-        answer = self._receive(on_progress)
-        if not isinstance(answer, Result | Failed | BadReference):
-            raise TypeError(f"The model process answered a job with {type(answer).__name__}.")
-        self.gpu_bytes = answer.gpu_bytes
-        return answer
+        return self._receive(on_progress)
 
     def interrupt(self) -> None:
         """End the process that runs, and the job in work with it; the next job starts another. For any thread."""

@@ -205,6 +205,7 @@ def kept_candidates(result: TargetResult, slots: Mapping[str, Slot]) -> list[Kep
             Place.of(slots[name]),
             one.kind,
             _score(one.own),
+            one.calibrated,
             _score(one.presence),
             dict(one.cues),
             one.chosen,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -236,8 +237,13 @@ class Worker:
             self.load_ahead()
         elif self.activity.state != "no model":
             self.activity = Activity()
+        pauses = [IDLE]
         seconds = self._store.queue.seconds_to_next()
-        return Pause(IDLE if seconds is None else min(seconds + 0.05, IDLE), until_woken=True)
+        if seconds is not None:
+            pauses.append(seconds + 0.05)
+        if not self._process.is_running:
+            pauses.append(max(0.0, self._load_again_at - self._store.now()))
+        return Pause(min(pauses), until_woken=True)
 
     def _try(self, job: Job) -> Pause:
         try:
@@ -341,9 +347,9 @@ class Worker:
 
     def _keep(self, job: Job, result: Result, *, last: str) -> None:
         """Store what was found, and the other ways to it; `last` is the one at which a lesson ended them."""
-        regions = flag_low_scores(result.regions, self._hooks.review_below(job.project))
+        regions = self._flagged(job, result)
         text = json.dumps(regions, separators=(",", ":"))
-        self._store.queue.finish(job, text, result.score, result.seconds, result.remarks)
+        self._store.queue.finish(job, text, result.score, result.seconds, result.remarks, calibrated=result.calibrated)
         if result.candidates:
             shared = result.seconds - seconds_of(result.candidates)
             self._store.learning(job.project).keep(job, result.candidates, last=last, seconds=max(0.0, shared))
@@ -360,6 +366,18 @@ class Worker:
             "calibrated" if result.calibrated else "not calibrated",
             result.seconds,
         )
+
+    def _flagged(self, job: Job, result: Result) -> list[dict[str, Any]]:
+        """The regions, those that a person should check with a text that says so.
+
+        A score that estimates no IoU cannot be compared with a bound: of these the lowest tenth is to be checked.
+        """
+        below = self._hooks.review_below(job.project)
+        if result.calibrated:
+            return flag_low_scores(result.regions, below)
+        if below > 0 and self._store.jobs(job.project, job.version).is_in_lowest_tenth(result.score):
+            return flag_low_scores(result.regions, math.nextafter(result.score, 1.0), "in the project's lowest tenth")
+        return [dict(region) for region in result.regions]
 
     # what went wrong
 
@@ -396,10 +414,11 @@ class Worker:
         self.activity = replace(self.activity, step=step, done=done, total=total)
 
 
-def flag_low_scores(regions: Iterable[Mapping[str, Any]], below: float) -> list[dict[str, Any]]:
+def flag_low_scores(regions: Iterable[Mapping[str, Any]], below: float, why: str = "") -> list[dict[str, Any]]:
     """Add a text to the regions whose score is below `below`; the editor shows it beside a region that is selected."""
+    because = f", {why}" if why else ""
     return [
-        {**region, "meta": {"text": [f"Low score {region['score']:.2f}: check this mask."]}}
+        {**region, "meta": {"text": [f"Low score {region['score']:.2f}{because}: check this mask."]}}
         if region["score"] < below
         else dict(region)
         for region in regions

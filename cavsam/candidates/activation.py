@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cavsam.alignment import Alignment
+from cavsam.alignment import Alignment, background_prototype
 from cavsam.candidates.base import Candidate, Proposal, Scene, presence_said_by, propagating_neck
-from cavsam.features import otsu
+from cavsam.features import activation, otsu, prototypes
 from cavsam.observe.run import Run
 from cavsam.recipe import Recipe
 from cavsam.tracking import Tracker
@@ -42,8 +42,12 @@ class Activation:
         objects, scattered = scene.objects("union"), scene.objects(self.recipe.instances).several()
         run.candidate(self.kind, len(scene.video), objects, ORIGIN)
         with run.step("prompt"):
-            target = [level[-1:] for level in scene.video.trunk]
-            logits = activation_logits(self.tracker, target, alignment, self.recipe)
+            if scene.features is not None:
+                size = self.tracker.image_size
+                logits = backbone_activation_logits(scene.features, scene.masks, self.recipe, size)
+            else:
+                target = [level[-1:] for level in scene.video.trunk]
+                logits = scene.refined(activation_logits(self.tracker, target, alignment, self.recipe))
         neck, presence = propagating_neck(alignment, self.recipe), presence_said_by(self.presence_of, before)
         return Proposal(self.kind, scene.video, neck, objects, logits, presence, self.presence_of, scattered=scattered)
 
@@ -57,8 +61,25 @@ def activation_logits(tracker: Tracker, trunk: Sequence[Tensor], alignment: Alig
         alignment: learned from the references.
         recipe: of the activation.
     """
-    maps = alignment.activations(tracker, trunk, recipe)
+    return _above_threshold(alignment.activations(tracker, trunk, recipe), tracker.image_size)
+
+
+def backbone_activation_logits(features: Tensor, masks: Tensor, recipe: Recipe, size: int) -> Tensor:
+    """Scale the target's activation on a backbone's features, which nothing tunes, as `activation_logits` does.
+
+    Args:
+        features: of the K references and the target, (K + 1, C, h, w).
+        masks: of the references, bool (K, labels, S, S).
+        recipe: of the activation.
+        size: S.
+    """
+    known, shown = features[:-1], masks.float()
+    maps = activation(features[-1:], prototypes(known, shown), background_prototype(known, shown, recipe))
+    return _above_threshold(maps, size)
+
+
+def _above_threshold(maps: Tensor, side: int) -> Tensor:
+    """Scale the maps (1, labels, h, w) of one picture to (labels, S, S), less Otsu's threshold of each."""
     thresholds = torch.tensor([otsu(one) for one in maps[0]], device=maps.device)
-    size = (tracker.image_size, tracker.image_size)
-    full = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)[0]
+    full = F.interpolate(maps, size=(side, side), mode="bilinear", align_corners=False)[0]
     return full - thresholds[:, None, None]

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from cavsam.adapted import AdaptedReference
 from cavsam.alignment import Alignment
+from cavsam.backbone import Backbone
 from cavsam.errors import NumericalError
-from cavsam.features import descriptors, without_overlap
+from cavsam.features import descriptors, guided_filter, without_overlap
 from cavsam.instances import Objects
 from cavsam.observe.run import Run
 from cavsam.recipe import Instances, Recipe
@@ -28,6 +29,9 @@ from cavsam.types import CandidateMask
 from cavsam.video import Video, picture_square
 
 NO_EXPERIENCE = Experience()
+
+REFINED = 32
+"""Part of SAM2's square that is the radius in which a region's border moves to the picture's edges: two cells of 64."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Scene:
         levels: of SAM2's own neck, of the video's frames, from `Tracker.neck`.
         picture: the target, small, see `appearance.pictures_of`.
         appearances: of each label on the video's references.
+        features: of the video's frames from a backbone, float (K + 1, C, h, w); None without one.
     """
 
     adapted: AdaptedReference
@@ -51,16 +56,23 @@ class Scene:
     levels: list[Tensor]
     picture: Tensor
     appearances: list[LabelAppearance]
+    features: Tensor | None = None
 
     @classmethod
-    def of(cls, adapted: AdaptedReference, image: NDArray[np.uint8], tracker: Tracker) -> Scene:
+    def of(
+        cls, adapted: AdaptedReference, image: NDArray[np.uint8], tracker: Tracker, backbone: Backbone | None = None
+    ) -> Scene:
         """Encode a target and find the references that serve it."""
         square = picture_square(image, tracker.image_size, tracker.device)
         trunk = tracker.trunk(square[None])
         order = adapted.order(descriptors(tracker.neck(trunk)[0])[0])
         video = Video.of(adapted.trunk, order, trunk)
         known = appearances(adapted.pictures[order], adapted.masks[order])
-        return cls(adapted, image, square, video, tracker.neck(video.trunk)[1], pictures_of(square[None]), known)
+        features = None
+        if backbone and adapted.features is not None:
+            features = torch.cat([adapted.features[order], backbone(square[None])])
+        levels, picture = tracker.neck(video.trunk)[1], pictures_of(square[None])
+        return cls(adapted, image, square, video, levels, picture, known, features)
 
     @property
     def masks(self) -> Tensor:
@@ -70,6 +82,10 @@ class Scene:
     def objects(self, instances: Instances) -> Objects:
         """What is looked for: the labels, or with "split" their components on the nearest reference."""
         return Objects.of(self.adapted.masks, self.video.nearest, instances)
+
+    def refined(self, logits: Tensor) -> Tensor:
+        """Move the borders of regions that cells of features made, float (labels, S, S), to the edges of the target."""
+        return guided_filter(logits, self.square, self.square.shape[-1] // REFINED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +186,11 @@ class Candidate:
         return cls(proposal.kind, logits, joint, proposal.presence_of, instances, proposal.scattered)
 
     @property
+    def tracked(self) -> bool:
+        """Whether SAM2 tracked it, and itself says whether the objects are there."""
+        return self.kind == self.presence_of
+
+    @property
     def masks(self) -> Tensor:
         """Masks of the labels, bool (labels, S, S), no two overlapping."""
         return without_overlap(self.logits)
@@ -179,8 +200,8 @@ class Candidate:
         logits = self.logits[label]
         return torch.where(self.masks[label], logits, -logits.abs())
 
-    def described(self, label: int, *, chosen: bool) -> CandidateMask:
-        """Describe what it came to for one label, as plain numpy."""
+    def described(self, label: int, *, chosen: bool, calibrated: bool) -> CandidateMask:
+        """Describe what it came to for one label, as plain numpy; see `CandidateMask` for the flags."""
         return CandidateMask(
             self.kind,
             self.masks[label].cpu().numpy(),
@@ -189,6 +210,7 @@ class Candidate:
             dict(self.cues[label]),
             chosen,
             self.own[label] if self.own else self.scores[label],
+            calibrated,
             self.seconds,
         )
 
@@ -244,7 +266,7 @@ class Strategy(Protocol):
         """Whether it needs generated frames, which cost by far the most."""
 
     def propose(self, scene: Scene, before: Sequence[Candidate], run: Run) -> Proposal:
-        """Find the objects on the target; `before` are the candidates made so far, scored."""
+        """Find the objects on the target; `before` are the candidates made so far, not scored yet."""
 
 
 def presence_said_by(kind: str, before: Sequence[Candidate]) -> list[dict[str, float]]:

@@ -48,7 +48,10 @@ class LinearClassifier:
         objects, scattered = scene.objects("union"), scene.objects(self.recipe.instances).several()
         run.candidate(self.kind, len(scene.video), objects, ORIGIN)
         with run.step("prompt"):
-            logits = linear_logits(self.tracker, scene.levels, scene.masks)
+            if scene.features is not None:
+                logits = backbone_linear_logits(scene.features, scene.masks)
+            else:
+                logits = scene.refined(linear_logits(self.tracker, scene.levels, scene.masks))
         presence = presence_said_by(self.presence_of, before)
         return Proposal(self.kind, scene.video, None, objects, logits, presence, self.presence_of, scattered=scattered)
 
@@ -68,9 +71,25 @@ def linear_logits(tracker: Tracker, levels: Sequence[Tensor], masks: Tensor) -> 
     Raises:
         NumericalError: the features are not finite.
     """
-    features = _features(tracker, levels)
+    return _classified(_features(tracker, levels), masks)
+
+
+@torch.no_grad()
+def backbone_linear_logits(features: Tensor, masks: Tensor) -> Tensor:
+    """Classify the target's cells by a backbone's features, as `linear_logits` does by SAM2's.
+
+    Args:
+        features: of the K references and the target, (K + 1, C, h, w).
+        masks: of the references, bool (K, labels, S, S).
+    """
+    unit = F.normalize(features, dim=1)
+    return _classified(F.interpolate(unit, size=(CELLS, CELLS), mode="bilinear", align_corners=False), masks)
+
+
+def _classified(features: Tensor, masks: Tensor) -> Tensor:
+    """Fit to the references' cells, classify the target's (the last): float (labels, S, S), above 0 is the object."""
     known, target = features[:-1], features[-1]
-    size = (tracker.image_size, tracker.image_size)
+    size = (masks.shape[-2], masks.shape[-1])
     logits = []
     for label in range(masks.shape[1]):
         coverage = F.adaptive_avg_pool2d(masks[:, label].float(), CELLS)

@@ -80,7 +80,8 @@ class Tracked:
             return
         adapted, nearest = scene.adapted, scene.video.nearest
         references = scene.video.order if self.recipe.transition_from == "all" else [nearest]
-        transitions = self.transition.between(adapted.endpoints, references, scene.image, adapted.prompt, run)
+        ends = adapted.prepared(self.transition, run)
+        transitions = self.transition.between(ends, references, scene.image, adapted.prompt, run)
         for reference, frames in zip(references, transitions, strict=True):
             square = frames_square(frames.images.to(self.tracker.device), self.tracker.image_size)
             run.generated(square, frames.losses)

@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from cavsam.evaluation.episodes import Episode
 from cavsam.recipe import Recipe
+from cavsam.types import order_of_content
 from cavsam.weights.sources import ModelSources, frames_fingerprint
 
 if TYPE_CHECKING:
@@ -95,11 +96,12 @@ class KeptTransition:
     def between(
         self, ends: Sequence[Any], references: Sequence[int], target: NDArray[np.uint8], prompt: str, run: Run
     ) -> Iterator[Frames]:
-        """Read the frames from each of some references to the episode's target."""
+        """Read the frames from each of some references, numbered as `CavSam.adapt` orders them, to the target."""
         from cavsam.transition import Frames
 
+        listed = order_of_content(self.task.references)
         for reference in references:
             begun = time.perf_counter()
-            frames, seconds = self.store.frames(self.generator, self.task, reference)
+            frames, seconds = self.store.frames(self.generator, self.task, listed[reference])
             self.waited, self.made = self.waited + time.perf_counter() - begun, self.made + seconds
             yield Frames(frames, [])

@@ -26,7 +26,7 @@ from cavsam.images import Mask, resize_mask
 from cavsam.options import MODES, add_method_arguments, announce, recipe_of, sources_of
 from cavsam.recipe import Recipe
 from cavsam.types import CandidateMask
-from cavsam.weights.sources import ModelSources, fingerprint, sam2_digest
+from cavsam.weights.sources import ModelSources, features_digest, fingerprint, sam2_digest
 
 if TYPE_CHECKING:
     from cavsam.adapted import AdaptedReference
@@ -90,6 +90,7 @@ class Method:
             "recipe": {name: value for name, value in self.recipe.to_dict().items() if name != "mode"},
             "fingerprint": fingerprint(self.sources, self.recipe),
             "sam2": sam2_digest(self.sources),
+            "features": features_digest(self.sources),
         }
 
     def load(self) -> dict[str, CavSam]:
@@ -103,7 +104,8 @@ class Method:
         for mode in self.modes:
             own = self.recipe.replace(mode=mode)
             transition = loaded.transition if own.generates_frames else None
-            models[mode] = CavSam(loaded.tracker, transition, own, fingerprint(self.sources, own), loaded.calibration)
+            name = fingerprint(self.sources, own)
+            models[mode] = CavSam(loaded.tracker, transition, own, name, loaded.calibration, loaded.backbone)
         return models
 
 
@@ -210,7 +212,7 @@ def with_kept_frames(model: CavSam, task: Episode, store: FrameStore) -> tuple[C
     if not isinstance(model.transition, DiffusionTransition):
         return model, None
     kept = KeptTransition(store, model.transition, task)
-    return CavSam(model.tracker, kept, model.recipe, model.fingerprint, model.calibration), kept
+    return CavSam(model.tracker, kept, model.recipe, model.fingerprint, model.calibration, model.backbone), kept
 
 
 def measure(

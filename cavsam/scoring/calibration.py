@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ OPTIONS = {
     "full": (*_ALL, *_FRAMES, *_ALIGNED, "prompted_fraction", "pseudo_label"),
 }
 """Kind of candidate -> the options of the recipe that its masks and their cues depend on."""
+
+REGIONS = ("activation", "linear")
+"""Kinds of candidates that a backbone's features may make."""
 
 Features = Mapping[str, float]
 """Cues of one mask by name, see `cues`; the higher a value the better. One may be missing."""
@@ -66,6 +69,8 @@ class Calibration:
         fitted: on what, in words.
         recipe: the options of the recipe whose masks it was fitted on.
         sam2: `sources.sam2_digest` of the weights it was fitted for; empty if it does not say.
+        features: digest of the backbone whose features the regions had; empty for SAM2's own.
+        foreign: kinds of candidates that are made with other features than those it was fitted on.
     """
 
     overlap: dict[str, Logistic] = field(default_factory=dict)
@@ -73,6 +78,12 @@ class Calibration:
     fitted: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
     sam2: str = ""
+    features: str = ""
+    foreign: frozenset[str] = frozenset()
+
+    def beside(self, features: str) -> Calibration:
+        """Give what it is worth beside a backbone: an order for regions, unless it was fitted with that backbone."""
+        return self if features == self.features else replace(self, foreign=frozenset(REGIONS))
 
     def knows(self, kind: str) -> bool:
         """Tell whether the scores of a kind of candidate were fitted, under this recipe or another."""
@@ -88,7 +99,11 @@ class Calibration:
         """
         options = recipe.to_dict()
         names = {*OPTIONS[kind], *OPTIONS[presence_of or kind]}
-        return self.knows(kind) and all(self.recipe.get(name) == options[name] for name in names)
+        return (
+            self.knows(kind)
+            and kind not in self.foreign
+            and all(self.recipe.get(name) == options[name] for name in names)
+        )
 
     def doubts(self, recipe: Recipe) -> str:
         """Say which scores under a recipe are a bare order, and why, in one sentence; empty if all estimate an IoU."""
@@ -117,7 +132,7 @@ class Calibration:
     def save(self, path: Path) -> None:
         """Write it as JSON."""
         stored: dict[str, Any] = {"format": FORMAT, "fitted": self.fitted, "recipe": self.recipe}
-        stored |= {"sam2": self.sam2} if self.sam2 else {}
+        stored |= {name: value for name, value in (("sam2", self.sam2), ("features", self.features)) if value}
         for name, fits in (("overlap", self.overlap), ("presence", self.presence)):
             stored |= {name: {kind: vars(fit) for kind, fit in sorted(fits.items())}}
         path.write_text(json.dumps(stored, indent=2) + "\n")
@@ -138,7 +153,8 @@ class Calibration:
             if stored["format"] != FORMAT:
                 raise ValueError(f"format {stored['format']!r}")
             fits = _fits(stored["overlap"]), _fits(stored["presence"])
-            return cls(*fits, str(stored["fitted"]), dict(stored["recipe"]), str(stored.get("sam2", "")))
+            sam2, features = str(stored.get("sam2", "")), str(stored.get("features", ""))
+            return cls(*fits, str(stored["fitted"]), dict(stored["recipe"]), sam2, features)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(
                 f"{path} is not a calibration that can be read ({error}); fit it again with "

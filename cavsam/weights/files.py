@@ -37,6 +37,10 @@ WEIGHTS = {
 """Part of a diffusion model -> stem of its weights' file; the text encoder's depends on the format."""
 
 
+BACKBONE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""Files of a backbone's weights, the preferred one first."""
+
+
 @dataclass(frozen=True)
 class WeightFormat:
     """One of the ways in which a diffusers folder stores the weights of a part."""
@@ -170,6 +174,24 @@ def diffusion_files(source: str, revision: str | None = None) -> list[Path]:
             return []  # fetched in part only
         patterns += stored.patterns(part)
     return sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
+
+
+def backbone_files(source: str, revision: str | None = None) -> list[Path]:
+    """List the configuration and the weights of a backbone; nothing that is not on this machine.
+
+    Args:
+        source: folder or hub id.
+        revision: of a hub id.
+    """
+    path = Path(source)
+    folder = path if path.is_dir() else None
+    if folder is None and is_hub_id(source):
+        config = in_hub_cache(source, "config.json", revision)
+        folder = config.parent if config else None
+    if folder is None or not (folder / "config.json").is_file():
+        return []
+    weights = next((file for name in BACKBONE_WEIGHTS if (file := folder / name).is_file()), None)
+    return [folder / "config.json", weights] if weights else []
 
 
 def in_hub_cache(hub_id: str, file: str, revision: str | None) -> Path | None:

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import Tensor
 
+from cavsam.backbone import PatchTransformer
 from cavsam.diffusion import LatentDiffusion, ddim_schedule
 from cavsam.errors import ModelError
 from cavsam.recipe import Precision
@@ -23,17 +24,19 @@ from cavsam.scoring.calibration import FILE as CALIBRATION_FILE
 from cavsam.scoring.calibration import Calibration
 from cavsam.tracking import Tracker
 from cavsam.weights.files import (
+    BACKBONE_WEIGHTS,
     DIFFUSION_FILES,
     FORMATS,
     SAM2_CHECKPOINTS,
     WEIGHTS,
+    backbone_files,
     format_in,
     hub_checkpoint_stem,
     is_hub_id,
     only_checkpoint,
 )
 from cavsam.weights.single_file import load_single_file
-from cavsam.weights.sources import ModelSources, calibration_file, sam2_digest
+from cavsam.weights.sources import ModelSources, calibration_file, features_digest, sam2_digest
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +77,7 @@ def select_device(name: str) -> torch.device:
 
 def autocast(device: torch.device, precision: Precision) -> Callable[[], AbstractContextManager[Any]]:
     """Make the context that the large networks run in: bfloat16, or nothing for float32."""
-    lower = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    lower = precision.startswith("bfloat16") or (precision == "auto" and device.type == "cuda")
     if not lower:
         return contextlib.nullcontext
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
@@ -187,7 +190,10 @@ def load_diffusion(sources: ModelSources, device: torch.device, precision: Preci
     path = Path(sources.diffusion)
     parts = load_single_file(path) if path.is_file() else _diffusion_from_folder(find_diffusion(sources))
     for name in ("vae", "unet", "text_encoder"):
-        parts[name] = parts[name].float().to(device).eval().requires_grad_(False)
+        # the VAE is small, and its rounding would be seen in every frame
+        lower = precision == "bfloat16-weights" and name != "vae"
+        kind = torch.bfloat16 if lower else torch.float32
+        parts[name] = parts[name].to(device, kind).eval().requires_grad_(False)
     return LatentDiffusion(
         parts["vae"],
         parts["unet"],
@@ -240,14 +246,49 @@ def _diffusion_from_folder(folder: Path) -> dict[str, Any]:
     return parts
 
 
+# ---- backbone ----
+
+
+def load_backbone(sources: ModelSources, device: torch.device, precision: Precision = "auto") -> PatchTransformer:
+    """Load the backbone that `features` names, from folder or hub; raises `ModelError`."""
+    source = sources.features or ""
+    if not Path(source).is_dir() and not is_hub_id(source):
+        raise ModelError(f"There is no backbone {source}; give a hub id such as facebook/dinov2-small or a folder.")
+    if not Path(source).is_dir():
+        _backbone_from_hub(source)
+    found = backbone_files(source)
+    if not found:
+        raise ModelError(f"{source} must hold config.json and {' or '.join(BACKBONE_WEIGHTS)}; fetch it again.")
+    config, weights = found
+    from transformers import AutoModel
+
+    try:
+        model = AutoModel.from_pretrained(
+            config.parent, local_files_only=True, use_safetensors=weights.suffix == ".safetensors"
+        )
+        sides = int(model.config.image_size), int(model.config.patch_size)
+    except Exception as error:  # transformers has many errors for what it cannot read, and models without patches
+        raise ModelError(f"{source} cannot be loaded as a vision transformer ({error}).") from error
+    if not 1 <= sides[1] <= sides[0]:
+        raise ModelError(
+            f"{source} has pictures of {sides[0]} pixels and patches of {sides[1]}; use one of DINO's kin."
+        )
+    model = model.float().to(device).eval().requires_grad_(False)
+    return PatchTransformer(model, features_digest(sources), autocast(device, precision))
+
+
 # ---- hub ----
 
 
 def download(sources: ModelSources) -> list[Path]:
-    """Fetch both models ahead of their first use, with the hub's progress bars; returns where they lie."""
+    """Fetch the models ahead of their first use, with the hub's progress bars; returns where they lie."""
     checkpoint, _ = find_sam2(sources)
     path = Path(sources.diffusion)
-    return [checkpoint, path if path.is_file() else find_diffusion(sources)]
+    found = [checkpoint, path if path.is_file() else find_diffusion(sources)]
+    if sources.features:
+        load_backbone(sources, torch.device("cpu"))
+        found.append(backbone_files(sources.features)[0].parent)
+    return found
 
 
 def _from_hub(hub_id: str, file: str, revision: str | None) -> Path:
@@ -255,6 +296,16 @@ def _from_hub(hub_id: str, file: str, revision: str | None) -> Path:
 
     with _hub_errors(hub_id, revision):
         return Path(hf_hub_download(hub_id, file, revision=revision, local_files_only=not _hub_answers()))
+
+
+def _backbone_from_hub(hub_id: str) -> None:
+    """Fetch a backbone's configuration and weights, in the first format that the repository has."""
+    from huggingface_hub import snapshot_download
+
+    with _hub_errors(hub_id, None):
+        for name in BACKBONE_WEIGHTS:
+            if (Path(snapshot_download(hub_id, allow_patterns=["config.json", name])) / name).is_file():
+                return
 
 
 def _folder_from_hub(hub_id: str, revision: str | None) -> Path:

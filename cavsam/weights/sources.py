@@ -13,7 +13,7 @@ from cavsam.errors import ModelError
 from cavsam.recipe import FRAME_OPTIONS, Mode, Recipe
 from cavsam.scoring.calibration import FILE as CALIBRATION_FILE
 from cavsam.weights.digests import content_digest
-from cavsam.weights.files import diffusion_files, sam2_files
+from cavsam.weights.files import backbone_files, diffusion_files, sam2_files
 
 PACKAGE = Path(__file__).parent
 NANO = PACKAGE / "nano"
@@ -28,7 +28,8 @@ class ModelSources:
     `sam2_config` names a configuration of the sam2 package (`configs/sam2.1/sam2.1_hiera_t.yaml`) or a YAML file; it
     is only needed when the checkpoint's file name does not tell. `None` for a revision means the hub's default branch.
     `calibration` is a file that `research.fit_calibration` wrote; without it, `calibration.json` beside SAM2's
-    checkpoint counts.
+    checkpoint counts. `features` is a backbone of the DINO family, hub id or folder, whose features the candidates of
+    regions use in place of SAM2's.
     `preset` and `mode` are the recipe that the pair runs with if nobody chooses another: the published one for every
     pair but the bundled one, for which alone the preset `bundled` was measured.
     """
@@ -39,6 +40,7 @@ class ModelSources:
     sam2_config: str | None = None
     diffusion_revision: str | None = None
     calibration: str | None = None
+    features: str | None = None
     name: str = "custom"
     preset: str = "published"
     mode: Mode = "full"
@@ -70,7 +72,7 @@ class ModelSources:
         if "diffusion" in given and given["diffusion"] != self.diffusion:
             given = {"diffusion_revision": None, **given}
         changed = dataclasses.replace(self, **given)  # type: ignore[arg-type]
-        if dataclasses.replace(changed, calibration=self.calibration) == self:
+        if dataclasses.replace(changed, calibration=self.calibration, features=self.features) == self:
             return changed
         return dataclasses.replace(changed, name="custom", preset=ModelSources.preset, mode=ModelSources.mode)
 
@@ -104,6 +106,7 @@ def fingerprint(sources: ModelSources, recipe: Recipe) -> str:
         "sam2_config": [config.name, content_digest(config) if config.is_file() else ""],
         "diffusion": _diffusion_identity(sources),
         "calibration": content_digest(calibration) if calibration and calibration.is_file() else None,
+        "features": _identity(backbone_files(sources.features), sources.features, None) if sources.features else None,
         "recipe": recipe.to_dict(),
     }
     return _digest(identity)
@@ -123,11 +126,19 @@ def sam2_digest(sources: ModelSources) -> str:
     return content_digest(found[0])[:16] if found else ""
 
 
+def features_digest(sources: ModelSources) -> str:
+    """Sixteen hex digits that stand for the content of the backbone; empty without one on this machine."""
+    found = backbone_files(sources.features) if sources.features else []
+    return _digest([content_digest(file) for file in found], 16) if found else ""
+
+
 def are_here(sources: ModelSources) -> bool:
-    """Tell whether both models are on this machine, so that nothing has to be fetched to know their content."""
-    return bool(sam2_files(sources.sam2, sources.sam2_revision)) and bool(
-        diffusion_files(sources.diffusion, sources.diffusion_revision)
-    )
+    """Tell whether the models are on this machine, so that nothing has to be fetched to know their content."""
+    found = [
+        sam2_files(sources.sam2, sources.sam2_revision),
+        diffusion_files(sources.diffusion, sources.diffusion_revision),
+    ]
+    return all([*found, backbone_files(sources.features)] if sources.features else found)
 
 
 def recipe_digest(recipe: Recipe) -> str:
@@ -141,8 +152,8 @@ def frames_fingerprint(sources: ModelSources, recipe: Recipe) -> str:
     return _digest([_diffusion_identity(sources), options])
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+def _digest(value: Any, digits: int = 8) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:digits]
 
 
 def _diffusion_identity(sources: ModelSources) -> list[str]:

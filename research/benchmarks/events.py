@@ -44,7 +44,7 @@ class Instant(LabelStudio):
     def __init__(self, tasks: int, annotated: int):
         self.count, self.annotated, self.predicted = tasks, annotated, 0
 
-    def project(self, project: int) -> dict[str, Any]:
+    def project(self, project: int, *, timeout: float | None = None) -> dict[str, Any]:
         return {"title": "many", "label_config": CONFIG, "created_at": "2026-01-01"}
 
     def tasks(self, project: int) -> Iterator[dict[str, Any]]:
@@ -63,9 +63,9 @@ class Instant(LabelStudio):
         return set(range(1, self.count + 1)) if self.predicted else set()
 
     def annotations(self, task: int) -> list[dict[str, Any]]:
-        value = {"x": 10, "y": 10, "width": 20, "height": 20, "rotation": 0, "rectanglelabels": ["cat"]}
-        region = {"id": "r", "from_name": "tag", "to_name": "image", "type": "rectanglelabels", "value": value}
-        region |= {"original_width": 64, "original_height": 64, "image_rotation": 0}
+        value: dict[str, Any] = {"x": 10, "y": 10, "width": 20, "height": 20, "rotation": 0, "rectanglelabels": ["cat"]}
+        region: dict[str, Any] = {"id": "r", "from_name": "tag", "to_name": "image", "type": "rectanglelabels"}
+        region |= {"value": value, "original_width": 64, "original_height": 64, "image_rotation": 0}
         return [{"id": task, "task": task, "created_at": f"2026-01-01T{task:08d}", "result": [region]}]
 
     def annotation(self, annotation: int) -> dict[str, Any]:
@@ -108,7 +108,9 @@ def main() -> int:
         store = Store(Path(folder) / "ledger.sqlite3")
         client = Instant(options.tasks, options.annotated)
         settings = Settings(webhook_secret="not-a-secret-here")
-        coordinator = Coordinator(settings, store, OneClient(client), "cavsam-0", wake=lambda: None)
+        coordinator = Coordinator(
+            settings, store, OneClient(client), "cavsam-0", wake=lambda: None, introduce=lambda _: None
+        )
 
         def sync(event: Event) -> None:
             coordinator.send(event)

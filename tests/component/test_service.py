@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -711,7 +712,7 @@ def test_a_ledger_that_is_damaged_in_the_middle_of_the_work_is_filled_again(
     damage(service.settings.data_dir / "ledger.sqlite3")
     wait_for(lambda: service.store.generation, "the damage to be found")
     wait_for(lambda: len(predicted(label_studio, project)) == 19, "all predictions")
-    wait_for(lambda: service.store.damaged_file() is None, "the projects to have been looked for")
+    wait_for(lambda: service.store.damaged_file is None, "the projects to have been looked for")
     assert [len(label_studio.versions_of(task)) for task in label_studio.tasks_of(project)[1:]] == [1] * 19
     jobs = service.store.jobs(project, service.version_of(project)).all()
     assert {job.state for job in jobs.values()} == {"done"}
@@ -760,3 +761,17 @@ def test_the_version_follows_weights_that_are_fetched_while_the_model_is_loaded(
     versions = {version for task in label_studio.tasks_of(project) for version in label_studio.versions_of(task)}
     assert len(versions) == 1
     assert versions.pop().startswith(f"{base}-r")
+
+
+def test_a_small_project_is_not_kept_waiting_by_a_large_one(label_studio: FakeLabelStudio, start_backend: StartBackend):
+    large, small = label_studio.add_project(), label_studio.add_project()
+    for number, count in ((large, 60), (small, 5)):
+        for _ in range(count):
+            label_studio.add_task(number, picture(CAT_BOX))
+    backend = start_backend(segmenter="tests.support.threshold:open_unhurried")
+    for number in (large, small):
+        label_studio.connect(number, backend.url)
+        annotate_first(label_studio, number)
+        wait_for(partial(predicted, label_studio, number), "the project to be at work")
+    wait_until_all_predicted(label_studio, small)
+    assert len(predicted(label_studio, large)) < 30

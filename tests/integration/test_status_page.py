@@ -15,7 +15,7 @@ import requests
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from backend.web.thumbnails import OPACITY
+from backend.worker.drawing import OPACITY
 from tests.support.backend import wait_for
 from tests.support.backend_process import ENDLESS, BackendProcess
 from tests.support.fake_label_studio import CAT, FakeLabelStudio, brush, picture

@@ -66,7 +66,7 @@ class WrongSegmenter(ThresholdSegmenter):
                     break
                 own, cues = 1 - found / 41, {"consistency": found / 41}
                 score = experience.score(kind, own, cues)
-                tried.append(CandidateMask(kind, columns(found), score, 1.0, cues, False, own, seconds))
+                tried.append(CandidateMask(kind, columns(found), score, 1.0, cues, False, own, True, seconds))
             best = max(range(len(tried)), key=lambda number: tried[number].score)
             shown = [CandidateMask(**{**vars(one), "chosen": n == best}) for n, one in enumerate(tried)]
             masks = {label: tried[best].mask} if tried[best].mask.any() else {}

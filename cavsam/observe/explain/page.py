@@ -20,6 +20,7 @@ from cavsam.features import iou
 from cavsam.images import Mask
 from cavsam.observe.explain import curves, pictures
 from cavsam.observe.explain.pictures import COLOURS, GREY, WHITE, Colour, Picture
+from cavsam.observe.explain.verdict import verdict
 from cavsam.observe.trace import CandidateTrace, Step, Trace
 from cavsam.pseudo_labels import PseudoLabel
 from cavsam.recipe import Recipe
@@ -348,12 +349,14 @@ def _kind(prompt: Prompt) -> str:
 def _label(context: Context, index: int, label: str) -> dict[str, Any]:
     """Sum up what was found of a label."""
     mask = context.result.masks.get(label)
+    dropped = _dropped(context, label)
     return {
         "name": label,
         "colour": "#{:02x}{:02x}{:02x}".format(*_colour(index)),
         "score": context.result.scores[label],
         "share": None if mask is None else mask.mean(),
-        "dropped": _dropped(context, label),
+        "dropped": dropped,
+        "verdict": verdict(label, context.result, dropped),
     }
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +88,7 @@ def test_what_keeps_it_from_beginning_is_said(make_settings: MakeSettings, label
     del running  # closes it
 
 
-def test_the_command_shows_a_bar_and_a_line_per_task(
+def test_the_command_prints_a_line_per_task_and_draws_no_bar_into_a_pipe(
     make_settings: MakeSettings,
     label_studio: FakeLabelStudio,
     project: int,
@@ -109,16 +110,19 @@ def test_the_command_shows_a_bar_and_a_line_per_task(
     said = capsys.readouterr()
     assert re.findall(r"^task (\d+): done score [01]\.\d\d$", said.out, flags=re.MULTILINE) == [str(second), str(third)]
     assert "Nothing was pushed" in said.out
-    assert "2/2" in said.err
+    assert "2/2" not in said.err
     assert predicted(label_studio, project) == [0, 0, 0, 0, 0]
     assert main(["backfill", str(project)]) == 0
     said = capsys.readouterr()
     assert said.out.count(": delivered score") == 4
-    assert "4/4" in said.err
     assert predicted(label_studio, project) == [0, 1, 1, 1, 1]
     broken = label_studio.add_task(project, b"no picture")
     assert main(["backfill", str(project)]) == 1
     assert f": failed The image of task {broken} is not a picture" in capsys.readouterr().out
+    assert main(["backfill", str(project), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["project"], told["pushed"]) == (project, True)
+    assert {task["task"]: task["state"] for task in told["tasks"]}[broken] == "failed"
 
 
 def test_weights_are_fetched_before_their_version_is_named(

@@ -46,7 +46,7 @@ def test_a_webhook_without_our_secret_is_noted(make_settings: MakeSettings, labe
     label_studio.connected[project] = "http://127.0.0.1:9090"
     hook: dict[str, Any] = {"url": "http://127.0.0.1:9090/webhook", "is_active": True, "headers": None}
     label_studio.webhooks = [hook]
-    settings = make_settings(webhook_secret="0123456789abcdef")
+    settings = make_settings(preset="quick", webhook_secret="0123456789abcdef")
     assert "does not carry this backend's secret" in texts(findings(settings, project, segmenter=THRESHOLD), "note")
     hook["headers"] = {HEADER: "0123456789abcdef"}
     assert texts(findings(settings, project, segmenter=THRESHOLD), "note") == ""

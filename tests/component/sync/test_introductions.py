@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ BOX = (8, 30, 20, 50)
 def second() -> Iterator[FakeLabelStudio]:
     """Another Label Studio, whose numbers are those of the first."""
     fake = FakeLabelStudio()
+    fake.legacy_key = "b" * 40
     yield fake
     fake.close()
 
@@ -34,6 +36,10 @@ def filled(label_studio: FakeLabelStudio, label: str) -> int:
 
 def wait_until_predicted(label_studio: FakeLabelStudio, project: int) -> None:
     wait_for(lambda: [len(label_studio.versions_of(t)) for t in label_studio.tasks_of(project)] == [0, 1, 1], "all")
+
+
+def has_one(label_studio: FakeLabelStudio, task: int) -> bool:
+    return len(label_studio.versions_of(task)) == 1
 
 
 def labels_of(label_studio: FakeLabelStudio) -> list[list[str]]:
@@ -68,7 +74,7 @@ def test_two_label_studios_with_the_same_numbers_are_served_side_by_side(
     for fake in (label_studio, second):  # each is answered with its own, and told of its own tasks
         task = fake.add_task(project, picture(BOX))
         fake.retrieve(project)
-        wait_for(lambda fake=fake, task=task: len(fake.versions_of(task)) == 1, "the prediction of a new task")
+        wait_for(partial(has_one, fake, task), "the prediction of a new task")
     assert label_studio.regions_of(task)[0]["value"]["brushlabels"] == ["cat"]
     assert second.regions_of(task)[0]["value"]["brushlabels"] == ["dog"]
 
@@ -155,7 +161,10 @@ def test_a_project_that_only_predict_names_is_found_at_the_configured_address(
     backend = start_backend()
     project = filled(label_studio, "cat")
     label_studio.connected[project] = backend.url
-    body = {"project": label_studio.uid(project), "tasks": [{"id": task} for task in label_studio.tasks_of(project)]}
+    body: dict[str, Any] = {
+        "project": label_studio.uid(project),
+        "tasks": [{"id": task} for task in label_studio.tasks_of(project)],
+    }
     answer = requests.post(f"{backend.url}/predict", json=body, timeout=60)
     assert [bool(result) for result in answer.json()["results"]] == [False, True, True]
     started = time.monotonic()

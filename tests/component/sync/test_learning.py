@@ -251,3 +251,22 @@ def test_a_changed_configuration_is_followed(label_studio: FakeLabelStudio, proj
     event: dict[str, Any] = {"action": "PROJECT_UPDATED", "project": described}
     requests.post(f"{backend.url}/webhook", json=event, timeout=5)
     wait_until_complete(backend, label_studio, project, {first})
+
+
+def test_of_scores_without_a_calibration_the_lowest_tenth_is_flagged(
+    label_studio: FakeLabelStudio, start_backend: StartBackend
+):
+    project = label_studio.add_project()
+    first, *others = [label_studio.add_task(project, picture((0, 30, 0, 60 - index))) for index in range(21)]
+    label_studio.annotate(first, [brush((0, 30, 0, 60), "cat")])
+    backend = start_backend(segmenter="tests.support.threshold:open_uncalibrated", review_below=0.5)
+    label_studio.connect(project, backend.url)
+    wait_for(lambda: all(label_studio.versions_of(task) for task in others), "all to be predicted")
+    regions = {task: label_studio.regions_of(task)[0] for task in others}
+    assert all(region["score"] < 0.5 for region in regions.values())
+    flagged = [task for task, region in regions.items() if "meta" in region]
+    assert flagged == others[9:]  # each was the lowest of at least ten when it was made
+    assert regions[others[-1]]["meta"]["text"][0].endswith("in the project's lowest tenth: check this mask.")
+    page = requests.get(f"{backend.url}/api/projects/{project}/tasks?show=low", timeout=10).json()
+    assert [task["task"] for task in page["tasks"]] == others[-2:]
+    assert [task["calibrated"] for task in page["tasks"]] == [False, False]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
+import resource
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,13 +16,15 @@ import requests
 from PIL import Image
 
 from backend.entities import ALL_PROJECTS, Task
-from backend.errors import NotKnown, TooBusy
+from backend.errors import ImageUnavailable, NotKnown, TooBusy
 from backend.labelstudio.events import Event
+from backend.labelstudio.label_config import label_backgrounds
 from backend.service import Service
 from backend.settings import Settings
 from backend.web.status_page import duration, size
-from backend.web.thumbnails import OPACITY, SIDE, Thumbnails, label_colours, overlaid
+from backend.web.thumbnails import Thumbnails
 from backend.worker.decisions import CANCELLED
+from backend.worker.drawing import OPACITY, SIDE, colours_of, overlaid
 from tests.support.backend import RunningBackend, wait_for
 from tests.support.fake_label_studio import CAT, FakeLabelStudio, brush, picture
 
@@ -277,6 +280,7 @@ class TestThumbnails:
             thumbnails = Thumbnails(
                 service.store,
                 service.clients.of,
+                service.drawing,
                 service.settings.data_dir / "thumbnails",
                 image_limit=10**6,
                 waiting=1,
@@ -292,6 +296,37 @@ class TestThumbnails:
                 thumbnails.masks(project, turned)
         finally:
             service.stop()
+
+    def test_a_large_picture_takes_no_memory_of_the_process_that_answers(
+        self, label_studio: FakeLabelStudio, make_settings: Callable[..., Settings]
+    ):
+        project = label_studio.add_project()
+        stream = io.BytesIO()
+        Image.new("1", (10_000, 10_000), 1).save(stream, "PNG")  # 12 KB, and 300 MB once it is decoded
+        tasks = [
+            label_studio.add_task(project, content) for content in (picture(BOX), stream.getvalue(), b"no picture")
+        ]
+        service = Service(make_settings())
+        try:
+            service.store.projects.add(project, "x")
+            service.store.projects.describe(project, "", str(label_studio.projects[project]["label_config"]))
+            service.store.tasks(project).replace(
+                [Task(project, n, label_studio.tasks[n]["data"], False, "") for n in tasks]
+            )
+            folder = service.settings.data_dir / "thumbnails"
+            thumbnails = Thumbnails(
+                service.store, service.clients.of, service.drawing, folder, image_limit=10**6, waiting=1
+            )
+            thumbnails.image(project, tasks[0])
+            assert service.drawing.is_running
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            assert Image.open(io.BytesIO(thumbnails.image(project, tasks[1]))).size == (SIDE, SIDE)
+            assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+            with pytest.raises(ImageUnavailable, match=f"image of task {tasks[2]}"):
+                thumbnails.image(project, tasks[2])
+        finally:
+            service.stop()
+        assert not service.drawing.is_running
 
     def test_whoever_finds_no_seat_is_sent_away_and_seats_become_free(
         self, label_studio: FakeLabelStudio, make_settings: Callable[..., Settings]
@@ -312,7 +347,9 @@ class TestThumbnails:
                 [Task(project, n, label_studio.tasks[n]["data"], False, "") for n in tasks]
             )
             folder = service.settings.data_dir / "thumbnails"
-            thumbnails = Thumbnails(service.store, service.clients.of, folder, image_limit=10**6, waiting=1)
+            thumbnails = Thumbnails(
+                service.store, service.clients.of, service.drawing, folder, image_limit=10**6, waiting=1
+            )
             label_studio.failures.before_answer = hold
             made: list[bytes] = []
             maker = threading.Thread(target=lambda: made.append(thumbnails.image(project, tasks[0])))
@@ -342,12 +379,11 @@ class TestThumbnails:
             '<View><Label value="a" background="#010203"/><Label value="b" background="no colour"/>'
             '<Label value="c" alias="d" background="red"/><Label value="e"/></View>'
         )
-        colours = label_colours(xml)
+        colours = colours_of(label_backgrounds(xml))
         assert colours["a"] == (1, 2, 3)
         assert colours["d"] == (255, 0, 0)
         assert set(colours) == {"a", "b", "d", "e"}
         assert len(set(colours.values())) == 4
-        assert label_colours("<View") == label_colours("") == {}
 
 
 class TestButtons:

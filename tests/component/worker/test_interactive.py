@@ -248,6 +248,21 @@ def test_a_second_click_goes_on_from_what_was_just_accepted(editor: Editor):
     assert not third[stray].any()
 
 
+def test_clicks_that_were_taken_back_leave_nothing_behind(editor: Editor):
+    """Undo in the editor: one of two clicks, and all of them."""
+    task = editor.label_studio.add_task(editor.project, picture(CAT))
+    half, stray = mask_of((8, 40, 20, 40)), mask_of((50, 60, 5, 20))
+    drawn, _ = prediction_regions(SLOT, half | stray, 0.5)
+    predictions = [{"id": 1, "result": drawn, "model_version": "v"}]
+    first, second = click(50, 24), click(10, 55, positive=False, name="c2")
+    once = editor.mask(task, first, predictions=predictions)
+    assert (editor.mask(task, first, second, predictions=predictions) != once).any()
+    assert (editor.mask(task, first, predictions=predictions) == once).all()
+    assert editor.regions(task, predictions=predictions) == []
+    after = editor.mask(task, click(10, 55, positive=False, name="c3"), predictions=predictions)
+    assert (after == half).all()
+
+
 def test_without_a_prediction_the_reference_gives_the_start(editor: Editor):
     """A click on the ground changes nothing, so what is answered is the start."""
     box = (10, 42, 30, 70)

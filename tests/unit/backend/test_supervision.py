@@ -21,7 +21,8 @@ class Stopping(threading.Event):
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__()
-        self.clock, self.waited = clock, []
+        self.clock = clock
+        self.waited: list[float | None] = []
         self.at_wait: Callable[[], object] = lambda: None
 
     def wait(self, timeout: float | None = None) -> bool:

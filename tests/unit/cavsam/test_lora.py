@@ -12,6 +12,7 @@ from cavsam import lora
 from cavsam.diffusion import LatentDiffusion
 from cavsam.errors import NumericalError
 from cavsam.recipe import Recipe
+from cavsam.transition import fit_images, invert
 
 
 def random_bank(unet: nn.Module, count: int, seed: int = 0) -> lora.LoraBank:
@@ -101,8 +102,8 @@ def test_fitting_is_reproducible_and_lowers_the_loss(diffusion: LatentDiffusion)
     recipe = Recipe(lora_steps=40, lora_rank=8, lora_lr=5e-3)
     latents, embeddings = inputs(diffusion, 1)
     flags = [parameter.requires_grad for parameter in diffusion.unet.parameters()]
-    bank, losses = diffusion.fit_loras(latents, embeddings, recipe)
-    again, losses_again = diffusion.fit_loras(latents, embeddings, recipe)
+    bank, (losses,) = diffusion.fit_loras(latents, embeddings, recipe)
+    again, (losses_again,) = diffusion.fit_loras(latents, embeddings, recipe)
     assert losses == losses_again
     assert all(torch.equal(bank.up[name], again.up[name]) for name in bank.up)
     assert sum(losses[-15:]) < sum(losses[:15])
@@ -110,10 +111,33 @@ def test_fitting_is_reproducible_and_lowers_the_loss(diffusion: LatentDiffusion)
     assert not any(tensor.requires_grad for tensor in bank.parameters())
 
 
-def test_a_loss_that_is_not_finite_is_an_error(diffusion: LatentDiffusion) -> None:
-    latents, embeddings = inputs(diffusion, 1)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_bad_image_spoils_its_own_adapter_only(diffusion: LatentDiffusion, value: float) -> None:
+    recipe = Recipe(lora_steps=8, lora_rank=4, lora_lr=1e-3)
+    latents, embeddings = inputs(diffusion, 3)
+    spoilt = latents.clone()
+    spoilt[1, 0, 3, 4] = value
+    good, good_losses = diffusion.fit_loras(latents, embeddings, recipe)
+    found, losses = diffusion.fit_loras(spoilt, embeddings, recipe)
+    for image in (0, 2):
+        assert losses[image] == good_losses[image]
+        for name in good.down:
+            assert torch.equal(found.down[name][image], good.down[name][image])
+            assert torch.equal(found.up[name][image], good.up[name][image])
+        lora.check_losses(losses[image])
     with pytest.raises(NumericalError, match="lora_lr"):
-        diffusion.fit_loras(latents * torch.nan, embeddings, Recipe(lora_steps=2, lora_rank=2))
+        lora.check_losses(losses[1])
+
+
+def test_a_bad_image_is_an_error_of_its_own(diffusion: LatentDiffusion) -> None:
+    recipe = Recipe(lora_steps=2, lora_rank=2, ddim_steps=2)
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images[1] = torch.nan
+    first, bad, last = fit_images(diffusion, images, "cell", recipe)
+    for one in (first, last):
+        assert invert(diffusion, one, recipe).latent.isfinite().all()
+    with pytest.raises(NumericalError, match="lora_lr"):
+        invert(diffusion, bad, recipe)
 
 
 def test_joined_banks_keep_their_order(diffusion: LatentDiffusion) -> None:

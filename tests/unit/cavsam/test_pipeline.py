@@ -26,6 +26,7 @@ from cavsam import AdaptedReference, CavSam, Recipe, Reference, TargetResult
 from cavsam.candidates import linear
 from cavsam.diffusion import LatentDiffusion
 from cavsam.errors import CavSamError, ImageError, InvalidReference, ModelError, UsageError
+from cavsam.features import guided_filter
 from cavsam.recipe import Mode
 from cavsam.scoring import appearance
 from cavsam.scoring.calibration import Calibration, Logistic
@@ -243,10 +244,37 @@ def test_experience_ends_the_ladder_and_corrects_the_scores(
     assert 0 < sum(one.seconds for one in next(iter(short.candidates.values()))) < short.seconds
 
 
+def test_auto_fits_the_references_adapters_when_a_target_first_asks_for_frames(
+    build: Build, reference: Reference, targets: list[np.ndarray], tmp_path: Path
+) -> None:
+    model = build(mode="auto", auto_threshold=1.0)
+    adapted = model.adapt([reference])
+    assert "lora" not in adapted.timings
+    before, after = tmp_path / "before.safetensors", tmp_path / "after.safetensors"
+    adapted.save(before)
+    fits: list[int] = []
+    first, second = model.segment(
+        adapted, targets[:2], progress=lambda step, done, total: fits.append((step, done, total) == ("lora", 1, 3))
+    )
+    adapted.save(after)
+    assert sum(fits) == 3  # of the reference and of each target
+    for path in (before, after):  # in another process, and whichever target asks first
+        loaded = AdaptedReference.load(path)
+        assert bool(loaded.endpoints) == (path == after)
+        for wanted, target in ((second, targets[1]), (first, targets[0])):
+            (found,) = model.segment(loaded, [target])
+            assert found.scores == wanted.scores
+            assert all((found.masks[label] == mask).all() for label, mask in wanted.masks.items())
+    cheap = build(mode="auto", auto_threshold=0.0)
+    spared = cheap.adapt([reference])
+    next(cheap.segment(spared, targets[:1]))
+    assert spared.endpoints == []
+
+
 def test_candidates_of_auto_are_those_of_the_modes(
     build: Build, reference: Reference, targets: list[np.ndarray]
 ) -> None:
-    """The same steps give the same masks, alone or beside other candidates."""
+    """The same steps give the same masks, alone or beside other candidates, with which only `auto` compares them."""
     model = build(mode="auto", auto_threshold=1.0)
     auto = next(model.segment(model.adapt([reference]), targets[:1]))
     for mode in ("concat", "ttga", "full"):
@@ -254,19 +282,20 @@ def test_candidates_of_auto_are_those_of_the_modes(
         (alone,) = next(model.segment(model.adapt([reference]), targets[:1])).candidates["dark"]
         (beside,) = (way for way in auto.candidates["dark"] if way.kind == mode)
         np.testing.assert_array_equal(alone.mask, beside.mask)
-        assert beside.cues == alone.cues
+        assert {name: value for name, value in beside.cues.items() if name != "consensus"} == alone.cues
 
 
 def test_the_candidate_activation_is_what_its_map_marks(build: Build, reference: Reference) -> None:
-    """On the reference itself: the tuned neck's cosine above its Otsu threshold."""
+    """On the reference itself: the tuned neck's cosine above its Otsu threshold, its border moved to the picture's."""
     model = build(mode="ttga", region_fallback=True, ttga_steps=30)
     adapted = model.adapt([reference])
     size = model.tracker.image_size
     result = next(model.segment(adapted, [reference.image]))
     assert adapted.alignment is not None
     maps = adapted.alignment.activations(model.tracker, adapted.trunk, model.recipe)[0]
-    full = F.interpolate(maps[None], size=(size, size), mode="bilinear")[0].numpy()
-    margin = np.stack([full[i] - threshold_otsu(maps[i].double().numpy()) for i in range(2)])
+    full = F.interpolate(maps[None], size=(size, size), mode="bilinear")[0]
+    plain = torch.stack([full[i] - threshold_otsu(maps[i].double().numpy()) for i in range(2)])
+    margin = guided_filter(plain, picture_square(reference.image, size), size // 32).numpy()
     for label, name in enumerate(reference.masks):
         way = result.candidates[name][1]
         expected = (margin[label] > 0) & (margin[label] >= margin.max(axis=0))
@@ -892,3 +921,19 @@ def test_auto_runs_as_full_without_a_calibration_until_it_is_taught(
     (taught,) = model.segment(adapted, [reference.image], experience=Experience(corrections))
     assert [(one.kind, one.chosen) for one in taught.candidates[label]] == [("concat", True), ("ttga", False)]
     assert taught.calibrated
+
+
+@pytest.mark.parametrize("mode", ["concat", "full"])
+def test_how_references_are_listed_makes_no_difference(
+    build: Build, rng: np.random.Generator, targets: list[np.ndarray], mode: Mode
+) -> None:
+    model = build(mode=mode, transition_from="all")
+    first, second, third = (blob_picture(rng, 120, 160) for _ in range(3))
+    third = Reference(third.image, {"dark": third.masks["dark"]})
+    expected = list(model.segment(model.adapt([first, second, third]), targets[:1]))
+    for listed in ([third, second, first], [second, first, third]):
+        (found,) = model.segment(model.adapt(listed), targets[:1])
+        assert same(found, expected[0])
+        assert {label: one[0].cues for label, one in found.candidates.items()} == {
+            label: one[0].cues for label, one in expected[0].candidates.items()
+        }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -73,3 +75,13 @@ def test_a_label_without_a_mask_is_left_out_and_not_held_back() -> None:
     assert set(found.scores) == {"left", "right"}
     assert found.score == found.scores["left"]
     np.testing.assert_array_equal(found.candidates["right"][0].mask, np.zeros((8, 8), dtype=bool))
+
+
+def test_each_candidate_says_whether_its_own_score_was_fitted() -> None:
+    one, other = (candidate(kind, [0.6, 0.8], [1.0, 1.0], [(0, 4), (4, 8)]) for kind in ("concat", "linear"))
+    found = result([one, other], [one, one])
+    assert [c.calibrated for c in found.candidates["left"]] == [True, False]  # the calibration knows `concat` only
+    taught = replace(other, taught=True)
+    found = result([one, taught], [taught, taught])
+    assert found.calibrated
+    assert [c.calibrated for c in found.candidates["left"]] == [True, False]

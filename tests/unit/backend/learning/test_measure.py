@@ -46,7 +46,7 @@ def regions(mask: np.ndarray, label: str = "cat", shape: str = "brush") -> list[
 
 
 def kept(mask: np.ndarray, kind: str, place: Place = PLACE) -> KeptCandidate:
-    return KeptCandidate(place, kind, 0.5, 1.0, {"consistency": 0.25}, False, False, 1.5, pack(mask))
+    return KeptCandidate(place, kind, 0.5, True, 1.0, {"consistency": 0.25}, False, False, 1.5, pack(mask))
 
 
 EMPTY = np.zeros((60, 90), bool)

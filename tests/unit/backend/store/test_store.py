@@ -5,6 +5,7 @@ import sqlite3
 import threading
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,7 @@ def test_a_ledger_of_the_first_schema_is_taken_over(tmp_path: Path):
             DROP TABLE notices;
             DROP INDEX jobs_overview;
             ALTER TABLE jobs DROP COLUMN remarks;
+            ALTER TABLE jobs DROP COLUMN calibrated;
             ALTER TABLE jobs DROP COLUMN lesson;
             DROP TABLE candidates;
             DROP TABLE reviews;
@@ -531,6 +533,30 @@ class TestTaskStates:
         assert jobs.find(2).remarks == ()
         assert self.shown(filled, show="low", low=0.5) == [3]
 
+    def test_of_bare_orders_the_lowest_tenth_is_low_however_high(self, store: Store):
+        fill(store, 22)
+        for number in range(20):
+            store.queue.finish(store.queue.take_next(), "[]", 0.9 + number / 1000, 1.5, calibrated=False)
+        store.queue.finish(store.queue.take_next(), "[]", 0.6, 1.5, calibrated=True)
+        jobs = store.jobs(1, VERSION)
+        assert self.shown(store, show="low", low=0.5) == [2, 3]
+        assert self.shown(store, show="low", low=0.7) == [2, 3, 22]
+        assert (jobs.to_check(0.5), jobs.to_check(0.0)) == (2, 0)
+        low = jobs.low_scores(0.5)
+        assert [t.task for t in jobs.task_states()[0] if low.hold(t.score, calibrated=t.calibrated)] == [2, 3]
+        assert jobs.is_in_lowest_tenth(0.9005)
+        assert not jobs.is_in_lowest_tenth(0.9015)
+
+    def test_equal_or_few_bare_orders_are_not_low(self, store: Store):
+        fill(store, 32)
+        jobs = store.jobs(1, VERSION)
+        for count in range(30):
+            job = store.queue.take_next()
+            assert jobs.is_in_lowest_tenth(0.1) == (count >= 9)
+            assert not jobs.is_in_lowest_tenth(0.2)
+            store.queue.finish(job, "[]", 0.2, 1.5, calibrated=False)
+        assert jobs.to_check(0.5) == 0
+
     def test_each_state_says_what_the_job_says(self, filled: Store):
         states = {task.task: task for task in filled.jobs(1, VERSION).task_states()[0]}
         jobs = filled.jobs(1, VERSION).all()
@@ -598,14 +624,14 @@ def test_a_damaged_file_is_kept_and_an_empty_one_takes_its_place(tmp_path: Path)
     path.write_bytes(content)
     with closing(Store(path)) as store:
         assert store.projects.all() == []
-        kept = store.damaged_file()
+        kept = store.damaged_file
         assert kept is not None
         assert (tmp_path / kept).read_bytes() == content
         assert (path.stat().st_mode & 0o777, (tmp_path / kept).exists()) == (0o600, True)
     with closing(Store(path)) as again:
-        assert again.damaged_file() == kept  # until its projects were looked for
+        assert again.damaged_file == kept  # until its projects were looked for
         again.mark_rebuilt()
-        assert again.damaged_file() is None
+        assert again.damaged_file is None
     assert len(list(tmp_path.glob("ledger-damaged-*"))) == 1
 
 
@@ -618,7 +644,7 @@ def test_damage_inside_a_file_is_found_when_it_is_opened(tmp_path: Path, page: i
     content[page * 4096 : (page + 1) * 4096] = b"\xff" * 4096
     path.write_bytes(content)
     with closing(Store(path)) as store:
-        assert store.damaged_file()
+        assert store.damaged_file
         assert store.projects.all() == []
 
 
@@ -629,7 +655,7 @@ def test_a_file_that_does_not_say_which_release_wrote_it_counts_as_damaged(tmp_p
         other.execute("DELETE FROM meta")
         other.commit()
     with closing(Store(path)) as store:
-        assert store.damaged_file()
+        assert store.damaged_file
 
 
 def test_a_file_that_is_damaged_while_it_is_used_costs_one_call(tmp_path: Path):
@@ -646,7 +672,7 @@ def test_a_file_that_is_damaged_while_it_is_used_costs_one_call(tmp_path: Path):
         store.projects.add(1, "y")
         assert not store.trouble
         assert [project.id for project in store.projects.all()] == [1]
-        assert store.damaged_file()
+        assert store.damaged_file
 
 
 def test_a_locked_file_is_not_taken_for_a_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -683,7 +709,7 @@ def test_only_the_last_damaged_files_are_kept(tmp_path: Path):
     path = tmp_path / "ledger.sqlite3"
     for second in range(DAMAGED_KEPT + 2):
         path.write_bytes(bytes(range(256)) * 64)
-        Store(path, now=lambda second=second: 1e9 + second).close()
+        Store(path, now=partial(float, 1e9 + second)).close()
     assert len(list(tmp_path.glob("ledger-damaged-*"))) == DAMAGED_KEPT
 
 

@@ -13,6 +13,7 @@ from backend.worker.messages import (
     EVENTS,
     BadReference,
     CorrectMask,
+    DrawThumbnail,
     Example,
     Failed,
     Loaded,
@@ -22,6 +23,7 @@ from backend.worker.messages import (
     Progress,
     Result,
     SegmentTask,
+    Thumbnail,
     read_message,
     write_message,
 )
@@ -30,7 +32,9 @@ from cavsam.scoring.experience import Correction, Experience
 DRAWN = Region("tag", "image", ("cat", "Katze"), (64, 96), Brush(bytes(range(256))))
 OUTLINED = Region("p", "second", ("dog",), (10, 20), Polygon(((0.5, 1.0), (9.25, 3.0), (4.0, 7.5))), "polygon", "names")
 SLOT = Slot("tag", "image", "cat", "brush", "names")
-TRIED = KeptCandidate(Place("tag", "image", "Köter"), "concat", 0.5, 1.0, {"a": 0.25}, False, False, 1.5, "8 mask")
+TRIED = KeptCandidate(
+    Place("tag", "image", "Köter"), "concat", 0.5, True, 1.0, {"a": 0.25}, False, False, 1.5, "8 mask"
+)
 MESSAGES: list[Message] = [
     ModelSpec("a.b:open", {"device": "cpu", "recipe": {"mode": "full"}}, "DEBUG", "a.b:Runner", "json"),
     SegmentTask("k", 3, (Example(7, (DRAWN, OUTLINED), {"image": "/a", "second": "/ü"}),), {"image": "/c"}),
@@ -38,6 +42,9 @@ MESSAGES: list[Message] = [
     CorrectMask(
         "/a", Slot("tag", "image", "cat", "brush", "names"), (DRAWN,), ((1.5, 2.0, True),), (Rectangle(1, 2, 3, 4, 90),)
     ),
+    DrawThumbnail("/a"),
+    DrawThumbnail("", "AAAA", (DRAWN, OUTLINED), "image", {"cat": "#ff0000", "dog": ""}),
+    Thumbnail("AAAA"),
     Loaded(1.5, "cuda:0", 10**10),
     NotLoaded("There is no checkpoint."),
     Progress("encode", 1, 4),

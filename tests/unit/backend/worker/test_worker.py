@@ -47,10 +47,17 @@ class ScriptedProcess(ModelProcess):
     def __init__(self) -> None:
         super().__init__(ModelSpec("none", {}))
         self.steps: list[Step] = []
+        self.loaded, self.unloadable = True, ""
         self.asked: list[SegmentTask] = []
 
     def load(self, on_progress: Callable[[str, int, int], None]) -> None:
-        pass
+        if self.unloadable:
+            raise ModelUnavailable(self.unloadable)
+        self.loaded = True
+
+    @property
+    def is_running(self) -> bool:
+        return self.loaded
 
     def run(
         self,
@@ -216,6 +223,23 @@ def test_a_model_that_cannot_be_loaded_keeps_all_jobs_waiting_longer_each_time(s
     scene.turn(FOUND)
     scene.process.steps = [ModelUnavailable("There is no checkpoint.")]
     assert scene.worker.work_once().seconds == MODEL_DELAYS[0]  # it could be loaded in between
+
+
+def test_without_jobs_a_model_that_cannot_be_loaded_is_tried_again_after_longer_and_longer_pauses(scene: Scene):
+    for task in (2, 3):
+        scene.turn(FOUND)
+        assert scene.job(task).state == "done"
+    scene.process.loaded, scene.process.unloadable = False, "There are no weights."
+    for delay in MODEL_DELAYS[:2]:
+        assert scene.worker.work_once().seconds == delay
+        assert (scene.worker.activity.state, scene.worker.activity.error) == ("no model", "There are no weights.")
+        scene.now += delay - 1
+        assert scene.worker.work_once().seconds == pytest.approx(1)  # not yet
+        scene.now += 1
+    scene.process.unloadable = ""
+    assert scene.worker.work_once().until_woken
+    assert scene.process.loaded
+    assert scene.worker.activity.state == "idle"
 
 
 def test_a_reference_that_teaches_nothing_is_told_and_nothing_the_sync_owns_is_written(scene: Scene):

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from cavsam.diffusion import LatentDiffusion
 from cavsam.errors import ModelError
+from cavsam.recipe import Recipe
 from cavsam.scoring.calibration import Calibration, Logistic
 from cavsam.tracking import Tracker
+from cavsam.transition import fit_images, frames_between, invert
 from cavsam.weights.files import SAM2_CHECKPOINTS
 from cavsam.weights.loading import (
     SAM2_PACKAGE,
@@ -304,3 +306,23 @@ def test_a_calibration_of_other_weights_or_of_none_is_refused(tmp_path: Path) ->
     checkpoint.write_bytes(b"other weights")
     with pytest.raises(ModelError, match="fitted for other weights"):
         load_calibration(sources)
+
+
+def test_frozen_weights_in_bfloat16_leave_adapters_in_float32(diffusion: LatentDiffusion, tmp_path: Path) -> None:
+    save_diffusion(diffusion, tmp_path)
+    sources = ModelSources(diffusion=str(tmp_path))
+    exact, small = load_diffusion(sources, CPU), load_diffusion(sources, CPU, "bfloat16-weights")
+    kinds = {name: {one.dtype for one in getattr(small, name).parameters()} for name in ("unet", "text_encoder", "vae")}
+    assert kinds == {"unet": {torch.bfloat16}, "text_encoder": {torch.bfloat16}, "vae": {torch.float32}}
+    recipe = Recipe(lora_steps=10, lora_rank=2, lora_lr=1e-3, frames=2, ddim_steps=2)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    wanted, found = (fit_images(model, images, "cell", recipe) for model in (exact, small))
+    for one, other in zip(wanted, found, strict=True):
+        assert {tensor.dtype for tensor in other.adapter.parameters()} == {torch.float32}
+        assert any(tensor.abs().sum() > 0 for tensor in other.adapter.up.values())  # it did learn
+        torch.testing.assert_close(torch.tensor(other.losses), torch.tensor(one.losses), rtol=0.05, atol=0)
+    frames = []
+    for model, fitted in ((exact, wanted), (small, found)):
+        first, second = (invert(model, one, recipe) for one in fitted)
+        frames.append(frames_between(model, first, second, recipe))
+    assert (frames[0] - frames[1]).abs().mean() < 0.02
