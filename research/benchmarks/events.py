@@ -111,8 +111,6 @@ def main() -> int:
         coordinator = Coordinator(
             settings, store, OneClient(client), "cavsam-0", wake=lambda: None, introduce=lambda _: None
         )
-            settings, store, OneClient(client), "cavsam-0", wake=lambda: None, introduce=lambda _: None
-        )
 
         def sync(event: Event) -> None:
             coordinator.send(event)
