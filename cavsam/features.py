@@ -1,4 +1,4 @@
-"""Prototypes, activations and thresholds of features, and the overlap of masks: pure functions of tensors."""
+"""Prototypes, activations, thresholds, smoothing of features, and the overlap of masks: functions of tensors."""
 
 from __future__ import annotations
 
@@ -129,3 +129,37 @@ def iou(first: Tensor, second: Tensor) -> float:
     """Divide the intersection of two bool masks by their union; two empty masks agree: 1."""
     union = int((first | second).sum())
     return int((first & second).sum()) / union if union else 1.0
+
+
+def guided_filter(values: Tensor, picture: Tensor, radius: int, smoothness: float = 1e-3) -> Tensor:
+    """Smooth maps where the picture is smooth, and move their steps to its edges (He, Sun, Tang 2010).
+
+    In each window a map is the nearest linear function of the colours; every pixel gets the mean of the windows that
+    hold it. The functions are fitted at half the size, as in the fast guided filter (He, Sun 2015).
+
+    Args:
+        values: float (n, H, W), sides even.
+        picture: float (3, H, W) in 0..1.
+        radius: of a window, pixels.
+        smoothness: variance of colours below which a window counts as smooth.
+
+    Returns:
+        float (n, H, W), linear in `values`.
+    """
+    half = F.avg_pool2d(picture[None].float(), 2)
+    maps = F.avg_pool2d(values[:, None].float(), 2)
+    side = 2 * max(1, radius // 2) + 1
+
+    def mean(images: Tensor) -> Tensor:
+        rows = F.avg_pool2d(images, (side, 1), 1, (side // 2, 0), count_include_pad=False)
+        return F.avg_pool2d(rows, (1, side), 1, (0, side // 2), count_include_pad=False)
+
+    colour, level = mean(half), mean(maps)
+    products = mean((half[:, :, None] * half[:, None]).flatten(1, 2)).unflatten(1, (3, 3))
+    spread = products - colour[:, :, None] * colour[:, None]
+    shared = mean(maps * half) - level * colour  # (n, 3, h, w)
+    regular = spread.permute(0, 3, 4, 1, 2) + smoothness * torch.eye(3, device=picture.device)
+    slope = torch.linalg.solve(regular, shared.permute(0, 2, 3, 1)[..., None])[..., 0].permute(0, 3, 1, 2)
+    offset = level - (slope * colour).sum(dim=1, keepdim=True)
+    fitted = F.interpolate(mean(torch.cat([slope, offset], dim=1)), size=picture.shape[-2:], mode="bilinear")
+    return (fitted[:, :3] * picture).sum(dim=1) + fitted[:, 3]

@@ -16,7 +16,7 @@ from cavsam.alignment import align
 from cavsam.backbone import Backbone
 from cavsam.candidates.base import NO_EXPERIENCE, Candidate, Proposal, Scene
 from cavsam.candidates.linear import backbone_linear_logits
-from cavsam.candidates.selection import choose, enough, strategies
+from cavsam.candidates.selection import choose, enough, strategies, with_consensus
 from cavsam.errors import CavSamError, InvalidReference, ModelError, NumericalError, UsageError
 from cavsam.features import descriptors, iou, without_overlap
 from cavsam.images import ImageSource, is_one_picture, read_image
@@ -247,12 +247,13 @@ class CavSam:
             scene = Scene.of(adapted, image, self.tracker, self.backbone)
         candidates: list[Candidate] = []
         for strategy in self.strategies:
-            if enough(candidates, strategy, self.recipe, experience):
+            if enough(self._scored(candidates, experience), strategy, self.recipe, experience):
                 break
             begun = run.total()
             proposal = strategy.propose(scene, candidates, run)
-            candidate = self._assess(proposal, scene, candidates, run).scored(self.calibration, experience)
+            candidate = self._assess(proposal, scene, candidates, run)
             candidates.append(replace(candidate, seconds=run.total() - begun))
+        candidates = self._scored(candidates, experience)
         chosen = choose(candidates, self.recipe)
         if run.trace:
             self._complete(run.trace, scene, candidates, chosen)
@@ -276,6 +277,11 @@ class CavSam:
         run.proposed(proposal.prompts, masks)
         of_labels = [{**one, **two, **three} for one, two, three in zip(alike, looks, agreed, strict=True)]
         return Candidate.of(proposal, of_labels, consistency, shown)
+
+    def _scored(self, candidates: Sequence[Candidate], experience: Experience) -> list[Candidate]:
+        """Score candidates; in `auto`, where several ways to a mask are tried, also by how much they agree."""
+        compared = with_consensus(candidates) if self.recipe.mode == "auto" else candidates
+        return [one.scored(self.calibration, experience) for one in compared]
 
     def _complete(
         self, trace: Trace, scene: Scene, candidates: Sequence[Candidate], chosen: Sequence[Candidate]

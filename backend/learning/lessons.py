@@ -117,13 +117,18 @@ def tried_masks(
     return found
 
 
-def score_of(candidates: Sequence[KeptCandidate], experience: Experience) -> float:
-    """Score a prediction anew, as the model process does: that of the worst label shown, 0 if an image shows none."""
+def score_of(candidates: Sequence[KeptCandidate], experience: Experience) -> tuple[float, bool]:
+    """Score a prediction anew, as the model process does.
+
+    Returns:
+        The score of the worst label shown, 0 if an image shows none; and whether it estimates an IoU.
+    """
     worst = []
     for image in {one.place.to_name for one in candidates}:
         shown = [one for one in candidates if one.shown and one.place.to_name == image]
         worst.append(min((experience.score(one.kind, one.own, one.cues) for one in shown), default=0.0))
-    return min(worst, default=0.0)
+    estimated = all(one.calibrated or experience.corrects(one.kind) for one in candidates if one.chosen)
+    return min(worst, default=0.0), estimated
 
 
 def _ladder_told(found: Sequence[Rung], enough: int) -> str:

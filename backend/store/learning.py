@@ -105,10 +105,10 @@ class Learning:
                 told = json.dumps(lesson.told)
                 db.change("set_lesson", self.project, lesson.name, base, lesson.reviews, held, told)
 
-    def rescore(self, version: str, scores: Mapping[int, float]) -> None:
-        """Give predictions of a version new scores, by task."""
+    def rescore(self, version: str, scores: Mapping[int, tuple[float, bool]]) -> None:
+        """Give predictions of a version, by task, new scores and whether these estimate an IoU."""
         with self._db.transaction() as db:
-            db.change_each("set_score", [(score, self.project, task, version) for task, score in scores.items()])
+            db.change_each("set_score", [(*given, self.project, task, version) for task, given in scores.items()])
 
     def evaluation(self) -> dict[str, Any] | None:
         """What the reviews say, see `learning.evaluation`; None before the first."""

@@ -438,4 +438,4 @@ SELECT evaluation FROM evaluations WHERE project = ?;
 INSERT OR REPLACE INTO evaluations VALUES (?, ?);
 
 -- set_score: What is learned changes what a prediction's score means, not when it was made.
-UPDATE jobs SET score = ? WHERE project = ? AND task = ? AND version = ? AND state = 'done';
+UPDATE jobs SET score = ?, calibrated = ? WHERE project = ? AND task = ? AND version = ? AND state = 'done';

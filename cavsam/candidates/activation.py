@@ -47,7 +47,7 @@ class Activation:
                 logits = backbone_activation_logits(scene.features, scene.masks, self.recipe, size)
             else:
                 target = [level[-1:] for level in scene.video.trunk]
-                logits = activation_logits(self.tracker, target, alignment, self.recipe)
+                logits = scene.refined(activation_logits(self.tracker, target, alignment, self.recipe))
         neck, presence = propagating_neck(alignment, self.recipe), presence_said_by(self.presence_of, before)
         return Proposal(self.kind, scene.video, neck, objects, logits, presence, self.presence_of, scattered=scattered)
 

@@ -16,7 +16,7 @@ from cavsam.adapted import AdaptedReference
 from cavsam.alignment import Alignment
 from cavsam.backbone import Backbone
 from cavsam.errors import NumericalError
-from cavsam.features import descriptors, without_overlap
+from cavsam.features import descriptors, guided_filter, without_overlap
 from cavsam.instances import Objects
 from cavsam.observe.run import Run
 from cavsam.recipe import Instances, Recipe
@@ -29,6 +29,9 @@ from cavsam.types import CandidateMask
 from cavsam.video import Video, picture_square
 
 NO_EXPERIENCE = Experience()
+
+REFINED = 32
+"""Part of SAM2's square that is the radius in which a region's border moves to the picture's edges: two cells of 64."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,10 @@ class Scene:
     def objects(self, instances: Instances) -> Objects:
         """What is looked for: the labels, or with "split" their components on the nearest reference."""
         return Objects.of(self.adapted.masks, self.video.nearest, instances)
+
+    def refined(self, logits: Tensor) -> Tensor:
+        """Move the borders of regions that cells of features made, float (labels, S, S), to the edges of the target."""
+        return guided_filter(logits, self.square, self.square.shape[-1] // REFINED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +186,11 @@ class Candidate:
         return cls(proposal.kind, logits, joint, proposal.presence_of, instances, proposal.scattered)
 
     @property
+    def tracked(self) -> bool:
+        """Whether SAM2 tracked it, and itself says whether the objects are there."""
+        return self.kind == self.presence_of
+
+    @property
     def masks(self) -> Tensor:
         """Masks of the labels, bool (labels, S, S), no two overlapping."""
         return without_overlap(self.logits)
@@ -254,7 +266,7 @@ class Strategy(Protocol):
         """Whether it needs generated frames, which cost by far the most."""
 
     def propose(self, scene: Scene, before: Sequence[Candidate], run: Run) -> Proposal:
-        """Find the objects on the target; `before` are the candidates made so far, scored."""
+        """Find the objects on the target; `before` are the candidates made so far, not scored yet."""
 
 
 def presence_said_by(kind: str, before: Sequence[Candidate]) -> list[dict[str, float]]:

@@ -51,7 +51,7 @@ class LinearClassifier:
             if scene.features is not None:
                 logits = backbone_linear_logits(scene.features, scene.masks)
             else:
-                logits = linear_logits(self.tracker, scene.levels, scene.masks)
+                logits = scene.refined(linear_logits(self.tracker, scene.levels, scene.masks))
         presence = presence_said_by(self.presence_of, before)
         return Proposal(self.kind, scene.video, None, objects, logits, presence, self.presence_of, scattered=scattered)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -48,6 +49,25 @@ def strategies(
     region = Activation(tracker, recipe, presence_of=own.kind)
     compared = calibration.knows(own.kind) and calibration.knows(region.kind)
     return (own, region) if recipe.region_fallback and recipe.aligns and compared else (own,)
+
+
+def with_consensus(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Add to each the cue `consensus`: the mean IoU of its masks with those of the cheap other ways to a mask.
+
+    Those are the regions and the first tracked candidate: that of generated frames comes last and changes nothing for
+    the others, and tracking twice is one way, so that tracked candidates do not speak for each other.
+    """
+    ways = [*(one for one in candidates if one.tracked)][:1] + [one for one in candidates if not one.tracked]
+    agreed = []
+    for one in candidates:
+        others = [other for other in ways if other.kind != one.kind and not (other.tracked and one.tracked)]
+        shared = [[iou(a, b) for a, b in zip(one.masks, other.masks, strict=True)] for other in others]
+        means = [sum(of_label) / len(others) for of_label in zip(*shared, strict=True)]
+        cues = (
+            [{**known, "consensus": mean} for known, mean in zip(one.cues, means, strict=True)] if means else one.cues
+        )
+        agreed.append(replace(one, cues=cues))
+    return agreed
 
 
 def settled(candidates: Sequence[Candidate], recipe: Recipe) -> bool:

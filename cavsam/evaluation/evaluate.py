@@ -100,6 +100,8 @@ def _run_episodes(options: argparse.Namespace) -> int:
     episodes = _episodes(options)
     digest = _digest(episodes)
     setting = {"dataset": options.dataset, "shots": options.shots, "episodes": digest, **method.setting()}
+    if options.dataset == FOLDER:
+        setting["split"] = options.root.resolve().name
     log, records = runs.open_shard(options.out, shard, shards, setting, options.resume)
     write_list(options.out / f"episodes-{shard}.jsonl", episodes)
 

@@ -67,12 +67,14 @@ class LabelAppearance:
 
     Attributes:
         palette: of its pixels on all of them, see `palette`.
+        pictures: of all pixels.
         colour: mean of its pixels, float (3,) in 0..1.
         background: mean of all other pixels, float (3,) in 0..1.
         forms: of its mask on each reference that shows it.
     """
 
     palette: Floats
+    pictures: Floats
     colour: Floats
     background: Floats
     forms: tuple[Form, ...]
@@ -83,7 +85,11 @@ class LabelAppearance:
         inside, outside = pictures[masks], pictures[~masks]
         background = outside if len(outside) else inside
         return cls(
-            palette(inside), inside.mean(axis=0), background.mean(axis=0), tuple(Form.of(m) for m in masks if m.any())
+            palette(inside),
+            palette(pictures.reshape(-1, 3)),
+            inside.mean(axis=0),
+            background.mean(axis=0),
+            tuple(Form.of(m) for m in masks if m.any()),
         )
 
 
@@ -116,6 +122,7 @@ def appearance_cues(labels: list[LabelAppearance], picture: Tensor, predicted: T
         `colour`: IoU of the mask with the pixels that are nearer to the label's mean colour than to the background's,
         by Otsu's threshold, 0..1;
         `palette`: what the palettes of mask and references share, 0..1;
+        `picture`: what the palettes of target and references share, as wholes, 0..1;
         `distinct`: what the palettes of the mask and of the rest of the target do not share, 0..1;
         `thickness`, `fullness`, `holes`: likeness of the form to the most alike reference's, see `Form`, 0..1;
         `compactness`: of the mask, see `Form`, at most about 0;
@@ -123,6 +130,7 @@ def appearance_cues(labels: list[LabelAppearance], picture: Tensor, predicted: T
         `inside`: share of the picture's border that the mask does not touch, 0..1.
     """
     (pixels,) = _array(picture)
+    whole = palette(pixels.reshape(-1, 3))
     cues: list[dict[str, float]] = []
     for known, empty, mask in zip(labels, ~predicted.flatten(1).any(dim=1), _small_masks(predicted), strict=True):
         if empty:
@@ -137,6 +145,7 @@ def appearance_cues(labels: list[LabelAppearance], picture: Tensor, predicted: T
             {
                 "colour": float((mask & coloured).sum() / (mask | coloured).sum()),
                 "palette": float(np.minimum(own, known.palette).sum()),
+                "picture": float(np.minimum(whole, known.pictures).sum()),
                 "distinct": float(1 - np.minimum(own, rest).sum()),
                 "thickness": max(_likeness(form.thickness, one.thickness) for one in known.forms),
                 "fullness": max(_likeness(form.fullness, one.fullness) for one in known.forms),

@@ -101,7 +101,8 @@ def test_health_is_answered_at_once_while_every_thread_waits_for_label_studio(
     label_studio.annotate(tasks[0], [brush((8, 30, 20, 50), "cat")])
     wait_for(lambda: all(label_studio.versions_of(task) for task in tasks[1:]), "all predictions")
     label_studio.failures.slow = 1.0
-    body: dict[str, Any] = {"project": f"{project}.1", "tasks": [{"id": task, "data": {}} for task in tasks]}
+    numbers = [{"id": task, "data": {}} for task in tasks]
+    body: dict[str, Any] = {"project": label_studio.uid(project), "tasks": numbers}
     stop = threading.Event()
 
     def ask() -> None:

@@ -202,3 +202,4 @@ def test_a_run_says_how_often_a_mode_abstains(cells: Path, tmp_path: Path) -> No
     assert len({(record.domain, record.index) for record in records}) == 9
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["modes"]["concat"]["abstained_on_absent"]["of"] == 6
+    assert report["setting"]["split"] == "set", "the folder's name: what was run on PATH/test is not fitted on"

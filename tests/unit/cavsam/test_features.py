@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from skimage.filters import threshold_otsu
 
-from cavsam.features import activation, iou, otsu, prototypes, separation, unlabelled, without_overlap
+from cavsam.features import activation, guided_filter, iou, otsu, prototypes, separation, unlabelled, without_overlap
 from cavsam.recipe import Recipe
 
 
@@ -113,3 +113,44 @@ def test_iou_against_numpy(rng: np.random.Generator) -> None:
         assert iou(torch.from_numpy(first), torch.from_numpy(second)) == pytest.approx(expected)
     empty = torch.zeros(3, 3, dtype=torch.bool)
     assert iou(empty, empty) == 1.0
+
+
+def test_the_guided_filter_against_windows_one_by_one() -> None:
+    """At half the size: in each window the ridge regression of the map on the colours, then the mean of the windows."""
+    rng = np.random.default_rng(5)
+    half, level = rng.random((3, 7, 8)), rng.normal(size=(7, 8))
+    slopes, offsets = np.zeros((3, 7, 8)), np.zeros((7, 8))
+
+    def window(row: int, column: int) -> tuple[slice, slice]:
+        return slice(max(0, row - 1), row + 2), slice(max(0, column - 1), column + 2)
+
+    for row, column in np.ndindex(7, 8):
+        colours, values = half[:, *window(row, column)].reshape(3, -1), level[window(row, column)].ravel()
+        spread = np.cov(colours, ddof=0) + 0.01 * np.eye(3)
+        shared = (colours * values).mean(axis=1) - colours.mean(axis=1) * values.mean()
+        slopes[:, row, column] = np.linalg.solve(spread, shared)
+        offsets[row, column] = values.mean() - slopes[:, row, column] @ colours.mean(axis=1)
+    expected = np.zeros((7, 8))
+    for row, column in np.ndindex(7, 8):
+        mean = slopes[:, *window(row, column)].mean(axis=(1, 2))
+        expected[row, column] = mean @ half[:, row, column] + offsets[window(row, column)].mean()
+    picture, maps = (
+        torch.from_numpy(one).float().repeat_interleave(2, -1).repeat_interleave(2, -2) for one in (half, level[None])
+    )
+    found = guided_filter(maps, picture, 2, 0.01)[0]
+    # pixels of one colour: the mean over a cell takes back what scaling up has blurred, but for the second neighbours
+    cells = F.avg_pool2d(found[None], 2)[0].numpy()
+    assert np.corrcoef(cells.ravel(), expected.ravel())[0, 1] > 0.97
+
+
+def test_the_guided_filter_moves_a_border_to_the_picture_s_edge() -> None:
+    truth = torch.zeros(64, 64, dtype=torch.bool)
+    truth[20:44, 13:51] = True
+    picture = torch.where(truth, 0.8, 0.3).expand(3, -1, -1) + torch.linspace(0, 0.02, 64)
+    coarse = torch.full((2, 64, 64), -1.0)
+    coarse[0, 16:48, 8:56] = 1.0  # four pixels too large on every side
+    coarse[1] = 0.7
+    found = guided_filter(coarse, picture, 8)
+    assert iou(coarse[0] > 0, truth) < 0.65
+    assert iou(found[0] > 0, truth) > 0.8
+    assert torch.allclose(found[1], coarse[1], atol=1e-4), "what does not change stays"

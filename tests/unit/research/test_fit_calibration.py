@@ -14,7 +14,7 @@ import pytest
 from cavsam.evaluation.runs import Record
 from cavsam.recipe import Recipe
 from cavsam.scoring.calibration import Calibration
-from research.fit_calibration import auroc, fit_logistics, main
+from research.fit_calibration import PENALTIES, Sample, auroc, best_penalties, fit_logistics, main
 
 
 def write_run(
@@ -26,12 +26,15 @@ def write_run(
     models: str = "nano",
     shots: int = 1,
     domains: int = 3,
+    listed: str = "",
     **options: Any,
 ) -> None:
     """A run whose cues are known: `good` rises with the IoU, `bad` falls with it, `noise` and `still` say nothing."""
     generator = np.random.default_rng(seed)
     folder.mkdir()
     setting = {"split": split, "shots": shots, "models": models, "recipe": Recipe(**options).to_dict()}
+    if listed:
+        setting["episodes"] = listed
     (folder / "setting.json").write_text(json.dumps(setting))
     with (folder / "records-0-of-1.jsonl").open("w") as lines:
         for index in range(episodes):
@@ -94,12 +97,49 @@ def test_what_is_fitted_orders_other_episodes(tmp_path: Path, capsys: pytest.Cap
 def test_a_mask_that_several_runs_made_counts_once(tmp_path: Path) -> None:
     write_run(tmp_path / "dev", "dev")
     write_run(tmp_path / "again", "dev", auto_threshold=0.0)
+    write_run(tmp_path / "listed", "dev", seed=1, listed="another list of episodes")
     out, other = tmp_path / "calibration.json", tmp_path / "other.json"
     assert main([str(tmp_path / "dev"), "--out", str(out)]) == 0
     assert main([str(tmp_path / "dev"), str(tmp_path / "again"), "--out", str(other)]) == 0
     once, twice = Calibration.load(out), Calibration.load(other)
     assert once.fitted.split()[0] == twice.fitted.split()[0] == "240"
     assert once.overlap == twice.overlap
+    assert main([str(tmp_path / "dev"), str(tmp_path / "listed"), "--out", str(other)]) == 0
+    assert Calibration.load(other).fitted.split()[0] == "480"
+
+
+def test_the_choice_is_shown_on_held_out_domains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two ways to a mask, the one whose cue says so is better: what is chosen is nearly the best in hindsight."""
+    write_run(tmp_path / "dev", "dev", episodes=240)
+    write_run(tmp_path / "other", "dev", episodes=240, seed=1, kind="ttga")
+    folders = [str(tmp_path / name) for name in ("dev", "other")]
+    assert main([*folders, "--out", str(tmp_path / "calibration.json")]) == 0
+    told = capsys.readouterr().out
+    rows = [line.split("|") for line in told.splitlines() if line.startswith("| domain")]
+    assert len(rows) == 3
+    for row in rows:
+        assert int(row[2]) == 60
+        chosen, best = float(row[3]), float(row[4])
+        assert best - 6 < chosen <= best
+    assert "Spearman 0.9" in told
+
+
+def test_the_penalties_are_those_that_held_out_domains_like_best() -> None:
+    """A cue that means something else in each domain calls for small weights, one that holds everywhere does not."""
+    rng = np.random.default_rng(6)
+
+    def samples(fickle: float) -> list[Sample]:
+        made = []
+        for domain in range(4):
+            shift = fickle * rng.normal()
+            for index in range(60):
+                iou = float(rng.random())
+                cues = {"a": iou + shift + rng.normal(0, 0.05)}
+                made.append(Sample("concat", f"d{domain}", ("", index), cues, iou, True))
+        return made
+
+    assert best_penalties(samples(0.0)) == PENALTIES[0]
+    assert best_penalties(samples(3.0)) == PENALTIES[-1]
 
 
 def test_the_logistic_is_the_best_of_its_kind() -> None:

@@ -82,11 +82,12 @@ def kept(label: str, own: float, *, shown: bool, to_name: str = "image") -> Kept
 
 def test_a_prediction_is_scored_by_its_worst_label_as_the_model_process_does():
     found = [kept("cat", 0.8, shown=True), kept("cat", 0.1, shown=False), kept("dog", 0.6, shown=True)]
-    assert score_of(found, Experience()) == 0.6
+    assert score_of(found, Experience()) == (0.6, False)
     halved = Experience({"full": Correction(-1.0, 1.0)})
-    assert score_of(found, halved) == pytest.approx(halved.score("full", 0.6, {}))
-    assert score_of([*found, kept("cat", 0.9, shown=False, to_name="second")], Experience()) == 0
-    assert score_of([], Experience()) == 0
+    assert score_of(found, halved) == (pytest.approx(halved.score("full", 0.6, {})), True)
+    assert score_of([replace(one, calibrated=True) for one in found], Experience()) == (0.6, True)
+    assert score_of([*found, kept("cat", 0.9, shown=False, to_name="second")], Experience()) == (0, False)
+    assert score_of([], Experience()) == (0, True)
 
 
 def test_an_evaluation_counts_what_a_person_would():

@@ -86,8 +86,10 @@ def test_new_scores_are_for_finished_predictions_only(store: Store):
     job = store.queue.take_next()
     assert job is not None
     store.queue.finish(job, "[]", 0.5, 1.0)
-    store.learning(1).rescore(VERSION, dict.fromkeys(range(1, 7), 0.875))
-    assert [found.score for _, found in sorted(store.jobs(1, VERSION).all().items())] == [0.875, *[None] * 5]
+    store.learning(1).rescore(VERSION, dict.fromkeys(range(1, 7), (0.875, True)))
+    found = [job for _, job in sorted(store.jobs(1, VERSION).all().items())]
+    assert [job.score for job in found] == [0.875, *[None] * 5]
+    assert [job.calibrated for job in found] == [True, *[False] * 5]
 
 
 def test_a_deleted_task_and_a_forgotten_project_take_all_with_them(store: Store):

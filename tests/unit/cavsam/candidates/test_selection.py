@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cavsam.candidates.base import Candidate, Proposal, Scene
-from cavsam.candidates.selection import choose, comparable, enough, settled, strategies
+from cavsam.candidates.selection import choose, comparable, enough, settled, strategies, with_consensus
 from cavsam.diffusion import LatentDiffusion
 from cavsam.features import without_overlap
 from cavsam.observe.run import Run
@@ -129,6 +129,26 @@ def test_frames_are_left_out_if_every_label_is_trusted_whatever_was_learned() ->
     auto = PUBLISHED.replace(mode="auto", auto_threshold=0.5)
     assert enough(found, Tried("full", True), auto, Experience())
     assert not enough(found, Tried("linear", False), auto, Experience())
+
+
+def test_ways_agree_by_the_overlap_with_the_cheap_others() -> None:
+    rows = {"concat": [4, 1], "ttga": [4, 2], "linear": [2, 4], "pixels": [8, 0], "full": [4, 8]}
+    found = [candidate(kind, [0.0, 0.0], own) for kind, own in rows.items()]
+    found = [replace(one, presence_of="concat") if one.kind in ("linear", "pixels") else one for one in found]
+    expected = {
+        "concat": [(2 / 4 + 4 / 8) / 2, (1 / 4 + 0) / 2],  # with the regions: what is tracked twice is one way
+        "ttga": [(2 / 4 + 4 / 8) / 2, (2 / 4 + 0) / 2],
+        "linear": [(2 / 4 + 2 / 8) / 2, (1 / 4 + 0) / 2],  # with the first tracked one and the other region
+        "pixels": [(4 / 8 + 2 / 8) / 2, 0],
+        "full": [(2 / 4 + 4 / 8) / 2, (4 / 8 + 0) / 2],
+    }
+    for one in with_consensus(found):
+        assert [known["consensus"] for known in one.cues] == pytest.approx(expected[one.kind])
+    cheap = with_consensus(found[:-1])
+    assert [one.cues for one in cheap] == [one.cues for one in with_consensus(found)[:-1]], (
+        "frames change no other score"
+    )
+    assert with_consensus(found[:1])[0].cues == found[0].cues, "alone there is nothing to agree with"
 
 
 def test_bare_orders_of_different_kinds_are_not_compared() -> None:

@@ -64,7 +64,7 @@ def test_every_mask_has_a_form(mask: np.ndarray) -> None:
 def test_the_same_again_is_as_alike_as_can_be() -> None:
     mask = disc(60, 100, 110)
     cues = cues_of(mask, painted(mask, RED, BLUE), mask)
-    for name in ("colour", "palette", "distinct", "thickness", "fullness", "holes", "inside"):
+    for name in ("colour", "palette", "picture", "distinct", "thickness", "fullness", "holes", "inside"):
         assert cues[name] == pytest.approx(1, abs=0.1), name
     assert math.exp(cues["area"]) == pytest.approx(mask.mean(), rel=0.02)
 
@@ -80,6 +80,7 @@ def test_another_colour_another_form_and_the_border_are_told() -> None:
     assert cues_of(mask, scene, half)["colour"] == pytest.approx(expected, abs=0.03)
     other = cues_of(mask, painted(mask, GREEN, BLUE), mask)
     assert other["palette"] < 0.1
+    assert other["picture"] == pytest.approx(1 - mask.mean(), abs=0.03), "the blue around it is the same"
     assert other["distinct"] > 0.9
     thin = cues_of(mask, scene, bar(8, 200))
     ratio = math.log((4 / math.sqrt(1600)) / (1 / math.sqrt(math.pi)))
