@@ -12,22 +12,14 @@ import pytest
 from PIL import Image
 from skimage import data as pictures
 
+from tests.support.pictures import write_photographs
+
 QUICK = ["--set", "lora_steps=2", "--set", "ttga_steps=2", "--set", "frames=2", "--set", "ddim_steps=2"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Photographs that the project did not make: the reference's left half, its object, and two targets."""
-    photo = pictures.astronaut()
-    Image.fromarray(photo[:300, 100:400]).save(tmp_path / "reference.png")
-    mask = np.zeros((300, 300), dtype=np.uint8)
-    mask[20:200, 60:190] = 255
-    Image.fromarray(mask).save(tmp_path / "mask.png")
-    Image.fromarray(photo[:280, 150:370]).save(tmp_path / "target.jpg", quality=95)
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(pictures.chelsea()[:, ::-1].copy()).save(tmp_path / "turned.jpg", exif=exif)
+    write_photographs(tmp_path)
     return tmp_path
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from skimage import data
 
 from tools.demo.pictures import Picture
 
@@ -42,3 +43,17 @@ def save(array: NDArray[np.uint8], path: Path) -> None:
     """Write an array as a picture, with the folders that lead to it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path)
+
+
+def write_photographs(folder: Path) -> None:
+    """Write photographs that the project did not make: the reference's left half, its object, and two targets."""
+    photo = data.astronaut()
+    Image.fromarray(photo[:300, 100:400]).save(folder / "reference.png")
+    mask = np.zeros((300, 300), dtype=np.uint8)
+    mask[20:200, 60:190] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    Image.fromarray(photo[:280, 150:370]).save(folder / "target.jpg", quality=95)
+    (folder / "broken.png").write_bytes(b"no picture")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(data.chelsea()[:, ::-1].copy()).save(folder / "turned.jpg", exif=exif)

@@ -11,7 +11,7 @@ import torch
 from cavsam.candidates import pixels
 from cavsam.diffusion import LatentDiffusion
 from cavsam.tracking import Tracker
-from tests.support.tiny_models import make_diffusion, make_tracker, write_tokenizer
+from tests.support.tiny_models import blob_picture, make_diffusion, make_tracker, write_tokenizer
 
 # the models are so small that a second thread costs more than it brings
 torch.set_num_threads(1)
@@ -60,3 +60,12 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine that has nothing of the hub and cannot reach it."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def square_reference(small_tracker: Tracker, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """One picture (1, 3, S, S) and its two masks (1, 2, S, S), as large as the small tracker sees them."""
+    blobs = blob_picture(rng, small_tracker.image_size, small_tracker.image_size)
+    image = torch.from_numpy(blobs.image).permute(2, 0, 1).float() / 255
+    masks = torch.from_numpy(np.stack(list(blobs.masks.values()))).float()
+    return image[None], masks[None]

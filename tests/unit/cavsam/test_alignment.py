@@ -14,7 +14,6 @@ from cavsam.alignment import align, augment, cyclic_loss
 from cavsam.errors import NumericalError
 from cavsam.recipe import Recipe
 from cavsam.tracking import Tracker
-from tests.support.tiny_models import blob_picture
 
 PUBLISHED = Recipe()
 """What the tests start from, whatever the defaults become."""
@@ -25,19 +24,10 @@ def tracker(small_tracker: Tracker) -> Tracker:
     return small_tracker
 
 
-@pytest.fixture
-def reference(tracker: Tracker, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """One picture (1, 3, S, S) and its two masks (1, 2, S, S)."""
-    blobs = blob_picture(rng, tracker.image_size, tracker.image_size)
-    image = torch.from_numpy(blobs.image).permute(2, 0, 1).float() / 255
-    masks = torch.from_numpy(np.stack(list(blobs.masks.values()))).float()
-    return image[None], masks[None]
-
-
 def test_alignment_with_contrast_learns_and_keeps_its_background(
-    tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]
+    tracker: Tracker, square_reference: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    images, masks = reference
+    images, masks = square_reference
     recipe = PUBLISHED.replace(mode="ttga", activation="contrast", temperature=0.1, ttga_steps=30)
     aligned = align(tracker, images, masks, tracker.trunk(images), recipe)
     assert aligned.background is not None
@@ -47,9 +37,9 @@ def test_alignment_with_contrast_learns_and_keeps_its_background(
 
 
 def test_only_the_two_coarse_laterals_learn_and_the_model_stays(
-    tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]
+    tracker: Tracker, square_reference: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    images, masks = reference
+    images, masks = square_reference
     before = {name: tensor.clone() for name, tensor in tracker.predictor.state_dict().items()}
     aligned = align(tracker, images, masks, tracker.trunk(images), PUBLISHED.replace(mode="ttga", ttga_steps=5))
     after = tracker.predictor.state_dict()
@@ -65,9 +55,9 @@ def test_only_the_two_coarse_laterals_learn_and_the_model_stays(
 
 
 def test_alignment_lowers_the_loss_and_is_reproducible(
-    tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]
+    tracker: Tracker, square_reference: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    images, masks = reference
+    images, masks = square_reference
     trunk = tracker.trunk(images)
     recipe = PUBLISHED.replace(mode="ttga", ttga_steps=24)
     aligned, again = (align(tracker, images, masks, trunk, recipe) for _ in range(2))
@@ -80,10 +70,10 @@ def test_alignment_lowers_the_loss_and_is_reproducible(
 
 @pytest.mark.parametrize("kind", ["foreground", "contrast"])
 def test_loss_written_out(
-    tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor], kind: Literal["foreground", "contrast"]
+    tracker: Tracker, square_reference: tuple[torch.Tensor, torch.Tensor], kind: Literal["foreground", "contrast"]
 ) -> None:
     """L_aug + L_cyc from numpy for one label, with scikit-image's Otsu in the second half."""
-    images, masks = reference[0], reference[1][:, :1]
+    images, masks = square_reference[0], square_reference[1][:, :1]
     generator = torch.Generator().manual_seed(3)
     changed, changed_masks = augment(images[0], masks[0], generator)
     trunk, changed_trunk = tracker.trunk(images), tracker.trunk(changed[None])
@@ -116,9 +106,9 @@ def test_loss_written_out(
 
 
 def test_true_mask_on_the_way_back_is_another_loss(
-    tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]
+    tracker: Tracker, square_reference: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    images, masks = reference
+    images, masks = square_reference
     trunk = tracker.trunk(images)
     losses = [
         align(tracker, images, masks, trunk, PUBLISHED.replace(mode="ttga", ttga_steps=3, cycle_mask=kind)).losses
@@ -143,8 +133,10 @@ def test_augmentation_moves_image_and_mask_together() -> None:
     assert not torch.equal(moved[0], moved[1])
 
 
-def test_a_loss_that_is_not_finite_is_an_error(tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]) -> None:
-    images, masks = reference
+def test_a_loss_that_is_not_finite_is_an_error(
+    tracker: Tracker, square_reference: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    images, masks = square_reference
     trunk = [level * torch.nan for level in tracker.trunk(images)]
     with pytest.raises(NumericalError, match="ttga_lr"):
         align(tracker, images, masks, trunk, PUBLISHED.replace(mode="ttga", ttga_steps=1))

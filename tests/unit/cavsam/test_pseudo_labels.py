@@ -12,7 +12,6 @@ from cavsam.alignment import Alignment, align
 from cavsam.pseudo_labels import cycle_iou, pseudo_labels
 from cavsam.recipe import Recipe
 from cavsam.tracking import Tracker
-from tests.support.tiny_models import blob_picture
 
 PUBLISHED = Recipe()
 """What the tests start from, whatever the defaults become."""
@@ -23,19 +22,10 @@ def tracker(small_tracker: Tracker) -> Tracker:
     return small_tracker
 
 
-@pytest.fixture
-def reference(tracker: Tracker, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """One picture (1, 3, S, S) and its two masks (1, 2, S, S)."""
-    blobs = blob_picture(rng, tracker.image_size, tracker.image_size)
-    image = torch.from_numpy(blobs.image).permute(2, 0, 1).float() / 255
-    masks = torch.from_numpy(np.stack(list(blobs.masks.values()))).float()
-    return image[None], masks[None]
-
-
 def test_an_activation_without_contrast_gives_no_prompt(
-    tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]
+    tracker: Tracker, square_reference: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    images, masks = reference
+    images, masks = square_reference
     video = [torch.cat([level, level]) for level in tracker.trunk(images)]
     channels = tracker.neck(video)[0].shape[1]
     silent = Alignment({}, torch.zeros(2, channels), [])  # nothing is like it
@@ -45,8 +35,10 @@ def test_an_activation_without_contrast_gives_no_prompt(
     assert [one.threshold for one in labels] == [0, 0]
 
 
-def test_pseudo_labels_follow_the_activations(tracker: Tracker, reference: tuple[torch.Tensor, torch.Tensor]) -> None:
-    images, masks = reference
+def test_pseudo_labels_follow_the_activations(
+    tracker: Tracker, square_reference: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    images, masks = square_reference
     trunk = tracker.trunk(images)
     aligned = align(tracker, images, masks, trunk, PUBLISHED.replace(mode="ttga", ttga_steps=60))
     video = [torch.cat([level, level]) for level in trunk]
