@@ -599,7 +599,7 @@ def test_components_of_a_region_are_the_instances_of_a_scattered_label(build: Bu
     blobs = blob_picture(rng, 120, 150)
     both = blobs.masks["bright"] | blobs.masks["dark"]
     model = build(mode="auto", auto_threshold=0.0, instances="split", min_presence=0.0)
-    model.calibration = Calibration({"linear": Logistic(20.0, {}, {})})
+    model.calibration = Calibration({**ALL_KNOWN.overlap, "linear": Logistic(20.0, {}, {})})
     adapted = model.adapt([Reference(blobs.image, {"both": both, "one": blobs.masks["dark"]})])
     (result,) = model.segment(adapted, [blobs.image])
     assert set(result.sources.values()) == {"linear"}
