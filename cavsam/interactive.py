@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,8 +25,6 @@ MASK_LOGIT = 10.0
 """Logit of a mask that is certain, as SAM2 itself writes one that it is given."""
 NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = range(4)
 """SAM2's labels of points; a box is two of them."""
-
-
 REACH = 1.5
 """A click is heard as far as so many times the distance to the nearest pixel that is already as it asks for,"""
 WHOLE_REACH = 3.0
@@ -37,6 +37,8 @@ TWO_COLOURS = 3.0
 """Separation of the colours of a part from which it is two things; a single normal mode gives 2.6."""
 LEAST_COLOURED = 0.2
 """Share of a part that has to have the click's colour, or the colours are texture."""
+HEARD_KEPT = 4
+"""Answers kept of an image: enough for the next click, and for taking some back."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,14 @@ class EncodedImage:
         embedding: float (1, C, S/16, S/16).
         fine: (1, C/8, S/4, S/4) and (1, C/4, S/8, S/8), or nothing if the model goes without.
         colours: of the image squashed to a square, a little blurred, uint8 (S, S, 3).
+        heard: the latest answers to clicks, by what was asked: the next click comes on top of one of them.
     """
 
     size: tuple[int, int]
     embedding: Tensor
     fine: list[Tensor]
     colours: NDArray[np.uint8]
+    heard: OrderedDict[tuple[object, ...], tuple[Mask, float]] = field(default_factory=OrderedDict)
 
     def colours_of(self, part: Mask) -> NDArray[np.float32]:
         """Look up the colours, float (N, 3), of the N pixels of a part (H, W)."""
@@ -132,11 +136,24 @@ class Refiner:
             mask |= found
             scores.append(score)
         outside = [click for click in clicks if not any(_holds(box, click) for box in boxes)]
-        score = 0.0
-        for number in range(len(outside)):
-            mask, score = self._heard(encoded, outside[: number + 1], mask)
-        scores += [score] if outside else []
+        if outside:
+            mask, score = self._all_heard(encoded, outside, mask)
+            scores.append(score)
         return mask, min(1.0, max(0.0, sum(scores) / len(scores)))
+
+    def _all_heard(self, encoded: EncodedImage, clicks: Sequence[Click], mask: Mask) -> tuple[Mask, float]:
+        """Change a mask (H, W) as the clicks ask, one after the other; those that were heard before are remembered."""
+        begun = hashlib.blake2b(np.packbits(mask).tobytes()).digest()
+        known = next((n for n in range(len(clicks), 0, -1) if (begun, *clicks[:n]) in encoded.heard), 0)
+        score = 0.0
+        if known:
+            mask, score = encoded.heard[begun, *clicks[:known]]
+        for number in range(known + 1, len(clicks) + 1):
+            mask, score = self._heard(encoded, clicks[:number], mask)
+            encoded.heard[begun, *clicks[:number]] = mask, score
+        while len(encoded.heard) > HEARD_KEPT:
+            encoded.heard.popitem(last=False)
+        return mask.copy(), score
 
     def _heard(self, encoded: EncodedImage, clicks: Sequence[Click], mask: Mask) -> tuple[Mask, float]:
         """Change a mask (H, W) as the last of the clicks asks; returns it and SAM2's estimate of its IoU."""
@@ -255,11 +272,16 @@ def _part_at(region: Mask, pixel: tuple[int, int]) -> Mask:
     """Find the connected part of a region (H, W) that holds a pixel; empty if it lies beside the region."""
     part = np.zeros_like(region)
     if region[pixel]:
-        rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-        window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        rows, columns = window = _around(region)
         parts, _ = ndimage.label(region[window])
-        part[window] = parts == parts[pixel[0] - rows[0], pixel[1] - columns[0]]
+        part[window] = parts == parts[pixel[0] - rows.start, pixel[1] - columns.start]
     return part
+
+
+def _around(region: Mask) -> tuple[slice, slice]:
+    """Give the rows and columns around a region (H, W) that is not empty, with one to spare inside the picture."""
+    rows, columns = (np.flatnonzero(region.any(axis=axis)) for axis in (1, 0))
+    return slice(max(0, rows[0] - 1), rows[-1] + 2), slice(max(0, columns[0] - 1), columns[-1] + 2)
 
 
 def _of_one_colour(encoded: EncodedImage, part: Mask, click: Click) -> Mask:
@@ -274,7 +296,9 @@ def _of_one_colour(encoded: EncodedImage, part: Mask, click: Click) -> Mask:
         return part
     alike = np.zeros_like(part)
     alike[part] = (unlike <= threshold).numpy()
-    kept = _part_at(ndimage.binary_closing(alike) & part, _pixel(click, part.shape))
+    window = _around(part)
+    alike[window] = ndimage.binary_closing(alike[window])
+    kept = _part_at(alike & part, _pixel(click, part.shape))
     return kept if kept.sum() >= LEAST_COLOURED * part.sum() else part
 
 
@@ -291,12 +315,12 @@ def _pointed(size: tuple[int, ...], click: Click) -> Mask:
     return disc if click.positive else ~disc
 
 
-def _distances(size: tuple[int, ...], click: Click) -> NDArray[np.float64]:
+def _distances(size: tuple[int, ...], click: Click) -> NDArray[np.float32]:
     """Distance in pixels of each pixel (H, W) from a click's."""
     row, column = _pixel(click, size)
-    rows, columns = np.arange(size[0])[:, None], np.arange(size[1])[None]
-    distances: NDArray[np.float64] = np.hypot(rows - row, columns - column)
-    return distances
+    rows, columns = np.arange(size[0], dtype=np.float32), np.arange(size[1], dtype=np.float32)
+    distances: NDArray[np.float32] = np.square(rows - row)[:, None] + np.square(columns - column)
+    return np.sqrt(distances, out=distances)
 
 
 def _pixel(click: Click, size: tuple[int, ...]) -> tuple[int, int]:

@@ -179,8 +179,22 @@ def test_taking_the_last_click_back_gives_what_was_before_it(nano: Refiner, seed
     start = ndimage.shift(disc.astype(np.uint8), (9, 5), order=0) > 0
     clicks = [drawn_click(generator, disc.shape) for _ in range(4)]
     steps = [nano.refine(encoded, clicks[:number], start=start)[0] for number in (1, 2, 3, 4)]
-    assert (nano.refine(encoded, clicks[:2], start=start)[0] == steps[1]).all()
+    for number, step in enumerate(steps, 1):
+        assert (nano.refine(encoded, clicks[:number], start=start)[0] == step).all()
+        assert (nano.refine(nano.encode(image), clicks[:number], start=start)[0] == step).all()
     assert (steps[3] != steps[1]).any()
+
+
+def test_what_was_heard_of_one_mask_is_not_taken_for_another(nano: Refiner) -> None:
+    image, disc = scene(90, 130)
+    encoded, clicks = nano.encode(image), [Click(20, 20), Click(70, 40, False)]
+    first = nano.refine(encoded, clicks, start=disc)[0]
+    first[:] = True  # the caller's own
+    for start in (disc, np.roll(disc, 9, axis=1)):
+        found, score = nano.refine(encoded, clicks, start=start)
+        fresh, expected = nano.refine(nano.encode(image), clicks, start=start)
+        assert (found == fresh).all()
+        assert score == pytest.approx(expected)
 
 
 def test_clicks_into_the_largest_error_repair_a_mask_step_by_step(nano: Refiner) -> None:
