@@ -234,10 +234,10 @@ def neighbourhood(mask: Mask, clicks: Sequence[Click]) -> Mask:
     right = distance[mask == click.positive]
     least = LEAST_REACH * math.hypot(*mask.shape)
     nearest = float(right.min()) if right.size else math.inf
-    parts, _ = ndimage.label(mask != click.positive)
-    own = parts == parts[_pixel(click, mask.shape)]
+    # a part that ends farther away has a pixel right behind that distance: the rest of the picture need not be searched
+    own = _part_at((mask != click.positive) & (distance <= WHOLE_REACH * nearest + 2), _pixel(click, mask.shape))
     near: Mask = distance <= max(REACH * nearest, least)
-    if float(distance[own].max()) <= WHOLE_REACH * nearest:
+    if distance[own].max(initial=0.0) <= WHOLE_REACH * nearest:
         near |= own
     for other in earlier:
         if other.positive != click.positive and _pixel(other, mask.shape) != _pixel(click, mask.shape):
@@ -248,10 +248,18 @@ def neighbourhood(mask: Mask, clicks: Sequence[Click]) -> Mask:
 def _changed(mask: Mask, found: Mask, click: Click, near: Mask) -> Mask:
     """Find the connected part, bool (H, W), of what `found` changes that holds the click; empty if none does."""
     difference = near & ((found & ~mask) if click.positive else (mask & ~found))
-    parts, _ = ndimage.label(difference)
-    number = parts[_pixel(click, mask.shape)]
-    changed: Mask = (parts == number) & (number > 0)
-    return changed
+    return _part_at(difference, _pixel(click, mask.shape))
+
+
+def _part_at(region: Mask, pixel: tuple[int, int]) -> Mask:
+    """Find the connected part of a region (H, W) that holds a pixel; empty if it lies beside the region."""
+    part = np.zeros_like(region)
+    if region[pixel]:
+        rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+        window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        parts, _ = ndimage.label(region[window])
+        part[window] = parts == parts[pixel[0] - rows[0], pixel[1] - columns[0]]
+    return part
 
 
 def _of_one_colour(encoded: EncodedImage, part: Mask, click: Click) -> Mask:
@@ -266,9 +274,7 @@ def _of_one_colour(encoded: EncodedImage, part: Mask, click: Click) -> Mask:
         return part
     alike = np.zeros_like(part)
     alike[part] = (unlike <= threshold).numpy()
-    parts, _ = ndimage.label(ndimage.binary_closing(alike) & part)
-    number = parts[_pixel(click, part.shape)]
-    kept: Mask = (parts == number) & (number > 0)
+    kept = _part_at(ndimage.binary_closing(alike) & part, _pixel(click, part.shape))
     return kept if kept.sum() >= LEAST_COLOURED * part.sum() else part
 
 

@@ -2,7 +2,8 @@
 
     python -m research.benchmarks.interactive
 
-Measured on two cores that other programs used at the same time, pictures of 1024x1024, one thread per process:
+Measured on two cores that other programs used at the same time, pictures of 1024x1024, one thread per process, when
+SAM2 was asked once for all clicks rather than three times for each:
 
     from /setup to the first answer, the process being started    6.64 s
     model idle: first click on a picture   median   0.09 s, most   0.14 s (5)

@@ -560,6 +560,7 @@ def test_label_studio_away_is_waited_for(
 ):
     monkeypatch.setattr("backend.sync.introductions.AWAY_PAUSE", 0.2)
     backend = start_backend()
+    wait_for(lambda: backend.service.reachability.release, "the key to be taken; else /setup is refused at once")
     label_studio.failures.deny = True
     label_studio.connect(project, backend.url)
     annotate_first(label_studio, project)

@@ -76,6 +76,7 @@ class WrongSegmenter(ThresholdSegmenter):
                 masks,
                 {label: tried[best].score},
                 seconds=sum(one.seconds for one in tried),
+                calibrated=True,
                 candidates={label: tuple(shown)},
             )
 

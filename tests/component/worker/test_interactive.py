@@ -282,7 +282,7 @@ def test_without_a_prediction_the_reference_gives_the_start(editor: Editor):
         ),
         ([click(5, 5, to_name="scan")], CONFIG, 400, "no <Image> tag 'scan'"),
         ([brush(CAT, "cat")], CONFIG, 400, "choose the smart point or rectangle"),
-        ([click(5, 5)], "<View>", 500, "not valid XML"),
+        ([click(5, 5)], "<View>", 400, "not valid XML"),
     ],
 )
 def test_what_cannot_be_answered_is_said(editor: Editor, regions: list, config: str, status: int, words: str):
@@ -325,14 +325,14 @@ def test_a_mask_of_another_size_is_refused(editor: Editor):
     task = editor.label_studio.add_task(editor.project, picture(CAT))
     predictions = [{"id": 1, "result": [brush((1, 5, 1, 5), "cat", (30, 40))]}]
     answer = editor.ask(task, click(40, 24), predictions=predictions)
-    assert answer.status_code == 500
+    assert answer.status_code == 422
     assert "40x30 pixels" in answer.json()["error"]
 
 
 def test_an_image_that_is_no_picture_is_named_by_its_task(editor: Editor):
     task = editor.label_studio.add_task(editor.project, b"no picture")
     answer = editor.ask(task, drawn_box(6, 42, 18, 62))
-    assert answer.status_code == 500
+    assert answer.status_code == 422
     assert answer.json()["error"] == f"The image of task {task} is not a picture that can be read."
 
 

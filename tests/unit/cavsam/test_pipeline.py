@@ -339,7 +339,8 @@ def test_a_region_has_its_presence_from_a_tracked_candidate(
         ("concat", "concat", {"reference_prompt": "box"}, False),
         ("ttga", "ttga", {"frames": 5}, True),
         ("ttga", "ttga", {"ttga_lr": 0.01}, False),
-        ("auto", "full", {}, False),
+        ("auto", "full", {}, True),  # beside bare orders, full is taken
+        ("auto", "concat", {}, False),
     ],
 )
 def test_calibrated_says_whether_the_scores_given_were_fitted(
