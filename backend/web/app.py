@@ -6,8 +6,10 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import yaml
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
@@ -35,6 +37,7 @@ from backend.web.status_page import create_page
 log = logging.getLogger(__name__)
 
 MODEL_CLASS = "CavSam"
+OPENAPI = Path(__file__).with_name("openapi.yaml")
 TRIAL_WARNING = "try-out models (nano): for trying the backend out, not for real work"
 LONGEST_TEXT = 5000
 EVENT_READ_NOW = 100_000
@@ -143,6 +146,10 @@ def create_app(settings: Settings, service: Service) -> Flask:
     @app.get("/versions")
     def versions() -> Response:
         return jsonify({"versions": service.versions()})
+
+    @app.get("/openapi.json")
+    def openapi() -> Response:
+        return jsonify(yaml.safe_load(OPENAPI.read_text(encoding="utf-8")))
 
     app.register_blueprint(create_page(service, overview))
     return app
