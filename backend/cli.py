@@ -194,19 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     filling = commands.add_parser("backfill", help="predict a whole project now, without a running backend")
     filling.add_argument("project", type=int, help="number of the project")
     filling.add_argument("--dry-run", type=_count, metavar="N", help="predict only N tasks and push nothing")
-    exporting = commands.add_parser(
-        "export", help="write a project's masks as files", description="docs/export.md describes the files."
-    )
-    exporting.add_argument("project", type=int, help="number of the project")
-    exporting.add_argument("--out", type=Path, required=True, help="folder to write to, new or empty")
-    exporting.add_argument("--format", choices=("coco", "yolo-seg", "png", "label-studio"), required=True)
-    exporting.add_argument(
-        "--what",
-        choices=("predictions", "annotations", "best"),
-        default="predictions",
-        help="best: of each task its annotation, else its prediction (default: predictions)",
-    )
-    exporting.add_argument("--data-dir", help=OPTIONS["data_dir"])
+    exporting = _export_parser(commands)
     evaluating = commands.add_parser(
         "evaluate",
         help="say how good a project's predictions are by its annotations",
@@ -228,6 +216,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_completion(commands, parser)
     return parser
+
+
+def _export_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the command `export`."""
+    exporting: argparse.ArgumentParser = commands.add_parser(
+        "export", help="write a project's masks as files", description="docs/export.md describes the files."
+    )
+    exporting.add_argument("project", type=int, help="number of the project")
+    exporting.add_argument("--out", type=Path, required=True, help="folder to write to, new or empty")
+    exporting.add_argument("--format", choices=("coco", "yolo-seg", "png", "label-studio"), required=True)
+    exporting.add_argument(
+        "--what",
+        choices=("predictions", "annotations", "best"),
+        default="predictions",
+        help="best: of each task its annotation, else its prediction (default: predictions)",
+    )
+    exporting.add_argument("--data-dir", help=OPTIONS["data_dir"])
+    return exporting
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import yaml
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
@@ -35,6 +38,7 @@ from backend.web.status_page import create_page
 log = logging.getLogger(__name__)
 
 MODEL_CLASS = "CavSam"
+OPENAPI = Path(__file__).with_name("openapi.yaml")
 TRIAL_WARNING = "try-out models (nano): for trying the backend out, not for real work"
 LONGEST_TEXT = 5000
 EVENT_READ_NOW = 100_000
@@ -68,26 +72,36 @@ def create_app(settings: Settings, service: Service) -> Flask:
     metrics.install(app)
     secure(app, settings)
     _handle_errors(app, metrics)
+    _answer_monitors(app, settings, service)
+    _answer_label_studio(app, settings, service)
+    app.register_blueprint(create_page(service, partial(_overview, service)))
+    return app
 
-    def overview() -> dict[str, Any]:
-        answer: dict[str, Any] = {
-            "status": "UP",
-            "model_class": MODEL_CLASS,
-            "model_version": service.base_version,
-            "work": service.worker.activity.state,
-        }
-        if service.trial_models:
-            answer["warning"] = TRIAL_WARNING
-        if service.worker.activity.error:
-            answer["error"] = service.worker.activity.error
-        dead = service.dead_threads()
-        if dead:
-            answer |= {"status": "DOWN", "dead": dead, "error": DEAD_THREAD.format(" and ".join(dead))}
-        return answer
+
+def _overview(service: Service) -> dict[str, Any]:
+    """What /health says."""
+    answer: dict[str, Any] = {
+        "status": "UP",
+        "model_class": MODEL_CLASS,
+        "model_version": service.base_version,
+        "work": service.worker.activity.state,
+    }
+    if service.trial_models:
+        answer["warning"] = TRIAL_WARNING
+    if service.worker.activity.error:
+        answer["error"] = service.worker.activity.error
+    dead = service.dead_threads()
+    if dead:
+        answer |= {"status": "DOWN", "dead": dead, "error": DEAD_THREAD.format(" and ".join(dead))}
+    return answer
+
+
+def _answer_monitors(app: Flask, settings: Settings, service: Service) -> None:
+    """Add what container managers and programs ask."""
 
     @app.get("/health")
     def health() -> tuple[Response, int]:
-        answer = overview()
+        answer = _overview(service)
         return jsonify(answer), 200 if answer["status"] == "UP" else 503
 
     @app.get("/ready")
@@ -96,6 +110,14 @@ def create_app(settings: Settings, service: Service) -> Flask:
         told = [asdict(problem) if may_read(settings) else {"subject": problem.subject} for problem in found]
         answer = {"ready": not found, "problems": told}
         return jsonify(answer), 503 if found else 200
+
+    @app.get("/openapi.json")
+    def openapi() -> Response:
+        return jsonify(yaml.safe_load(OPENAPI.read_text(encoding="utf-8")))
+
+
+def _answer_label_studio(app: Flask, settings: Settings, service: Service) -> None:
+    """Add what Label Studio calls a machine learning backend for."""
 
     @app.post("/setup")
     def setup() -> Response:
@@ -143,9 +165,6 @@ def create_app(settings: Settings, service: Service) -> Flask:
     @app.get("/versions")
     def versions() -> Response:
         return jsonify({"versions": service.versions()})
-
-    app.register_blueprint(create_page(service, overview))
-    return app
 
 
 def _handle_errors(app: Flask, metrics: Metrics) -> None:

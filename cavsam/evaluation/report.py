@@ -190,12 +190,29 @@ def markdown(
     summary: dict[str, Any], title: str, setting: dict[str, Any], published: dict[str, dict[str, float]]
 ) -> str:
     """Write the figures as tables."""
-    modes, domains = list(summary["modes"]), list(summary["episodes"])
     counts = ", ".join(f"{domain} {number}" for domain, number in summary["episodes"].items())
     lines = [
         f"# {title}",
         "",
         f"Models {setting['models']}, fingerprint {setting['fingerprint']}. Episodes: {counts}.",
+        *_overlap_table(summary, published),
+        *_difference_table(summary),
+        "",
+        "Each domain alone, in percent: IoU added up over each class's episodes, the mean over the classes with its "
+        "interval, the mean of the episodes' IoU, and the mean F-measure of the boundary (as DAVIS defines it).",
+    ]
+    for domain in summary["episodes"]:
+        lines += ["", *_domain_table(summary, domain)]
+    for mode, figures in summary["modes"].items():
+        if figures["candidates"]:
+            lines += ["", *_candidate_table(figures["candidates"], mode)]
+    return "\n".join([*lines, *_absence_table(summary), *_score_table(summary)]) + "\n"
+
+
+def _overlap_table(summary: dict[str, Any], published: dict[str, dict[str, float]]) -> list[str]:
+    """Write the pooled IoU of each mode and domain, beside published ones."""
+    domains = list(summary["episodes"])
+    lines = [
         "",
         "Mean IoU in percent: foreground intersection and union added up per class, then the mean over the classes "
         "(the protocol of PATNet and HSNet), over the targets that show the object. 95% bootstrap intervals.",
@@ -203,31 +220,30 @@ def markdown(
         "| mode | " + " | ".join(domains) + " | mean |",
         "|---|" + "---|" * (len(domains) + 1),
     ]
-    for mode in modes:
-        figures = summary["modes"][mode]
+    for mode, figures in summary["modes"].items():
         cells = [_cell(figures["domains"][domain]["mean_iou"]) for domain in domains]
         lines.append(f"| {mode} | " + " | ".join([*cells, _cell(figures["mean_iou"])]) + " |")
-    for name, figures in published.items():
-        if not set(domains) & set(figures):
-            continue
-        cells = [f"{figures[domain]:.1f}" if domain in figures else "-" for domain in domains]
-        lines.append(f"| {name} | " + " | ".join([*cells, "-"]) + " |")
-    if summary["differences"]:
-        lines += ["", "| paired difference | points | 95% interval |", "|---|---|---|"]
-        for name, value in summary["differences"].items():
-            bounds = f"{100 * value['low']:+.1f} to {100 * value['high']:+.1f}"
-            lines.append(f"| {name} | {100 * value['value']:+.2f} | {bounds} |")
-    lines += [
-        "",
-        "Each domain alone, in percent: IoU added up over each class's episodes, the mean over the classes with its "
-        "interval, the mean of the episodes' IoU, and the mean F-measure of the boundary (as DAVIS defines it).",
-    ]
-    for domain in domains:
-        lines += ["", *_domain_table(summary, domain)]
-    for mode in modes:
-        if summary["modes"][mode]["candidates"]:
-            lines += ["", *_candidate_table(summary["modes"][mode]["candidates"], mode)]
-    lines += [
+    for name, known in published.items():
+        if set(domains) & set(known):
+            cells = [f"{known[domain]:.1f}" if domain in known else "-" for domain in domains]
+            lines.append(f"| {name} | " + " | ".join([*cells, "-"]) + " |")
+    return lines
+
+
+def _difference_table(summary: dict[str, Any]) -> list[str]:
+    """Write the paired differences of the modes, if there are any."""
+    if not summary["differences"]:
+        return []
+    lines = ["", "| paired difference | points | 95% interval |", "|---|---|---|"]
+    for name, value in summary["differences"].items():
+        bounds = f"{100 * value['low']:+.1f} to {100 * value['high']:+.1f}"
+        lines.append(f"| {name} | {100 * value['value']:+.2f} | {bounds} |")
+    return lines
+
+
+def _absence_table(summary: dict[str, Any]) -> list[str]:
+    """Write IoU with background, what was made of absent objects, and the time."""
+    lines = [
         "",
         "Another figure, not to be compared with the above: IoU *with background* (mean of the pooled foreground and "
         "background IoU), absent objects, and time.",
@@ -236,15 +252,19 @@ def markdown(
         "| s per reference | errors |",
         "|---|---|---|---|---|---|---|",
     ]
-    for mode in modes:
-        f = summary["modes"][mode]
+    for mode, f in summary["modes"].items():
         absent = f["abstained_on_absent"]
         lines.append(
             f"| {mode} | {100 * f['mean_with_background']:.1f} | {absent['right']} of {absent['of']} "
             f"| {f['missed_though_shown']} | {f['seconds_per_target']:.2f} | {f['seconds_per_reference_set']:.2f} "
             f"| {f['errors']} |"
         )
-    lines += [
+    return lines
+
+
+def _score_table(summary: dict[str, Any]) -> list[str]:
+    """Write how well the scores tell the true IoU."""
+    lines = [
         "",
         "The score against the true IoU (0 where the object is absent): rank correlation, the area under the ROC curve "
         "for an IoU above 0.5 and for an absent object, and the expected calibration error.",
@@ -252,11 +272,11 @@ def markdown(
         "| mode | Spearman | AUROC IoU > 0.5 | AUROC absent | ECE |",
         "|---|---|---|---|---|",
     ]
-    for mode in modes:
-        if quality := summary["modes"][mode]["score"]:
+    for mode, figures in summary["modes"].items():
+        if quality := figures["score"]:
             cells = ["-" if value is None else f"{value:.2f}" for value in quality.values()]
             lines.append(f"| {mode} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _domain_table(summary: dict[str, Any], domain: str) -> list[str]:
