@@ -190,7 +190,7 @@ def fit(
     device = next(unet.parameters()).device
     generator = torch.Generator().manual_seed(seed + 1)
     optimizer = torch.optim.AdamW(bank.parameters(), lr=lr, weight_decay=weight_decay)
-    losses: list[list[float]] = []
+    losses: list[Tensor] = []  # read at the end: a step need not wait for the device
     with _frozen(unet), torch.enable_grad():
         for tensor in bank.parameters():
             tensor.requires_grad_(True)
@@ -202,10 +202,10 @@ def fit(
                 optimizer.zero_grad(set_to_none=True)
                 loss.sum().backward()
                 optimizer.step()
-                losses.append(loss.detach().tolist())
+                losses.append(loss.detach())
                 if progress:
                     progress(step + 1, steps)
-    return bank.detached(), [[step[image] for step in losses] for image in range(count)]
+    return bank.detached(), torch.stack(losses, dim=1).tolist() if losses else [[] for _ in range(count)]
 
 
 def check_losses(losses: Sequence[float]) -> None:
