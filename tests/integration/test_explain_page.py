@@ -76,10 +76,11 @@ def page(browser: Browser, report: Report) -> Iterator[Page]:
     assert troubles == []
 
 
-def seen(picture: Locator) -> np.ndarray:
-    """A picture as it is on the screen, float (h, w, 3)."""
+def seen(picture: Locator, size: tuple[int, int] | None = None) -> np.ndarray:
+    """A picture as it is on the screen, float (h, w, 3), or scaled to a size (w, h)."""
     picture.scroll_into_view_if_needed()
-    return np.asarray(Image.open(io.BytesIO(picture.screenshot())).convert("RGB"), dtype=float)
+    shown = Image.open(io.BytesIO(picture.screenshot())).convert("RGB")
+    return np.asarray(shown.resize(size, Image.Resampling.BOX) if size else shown, dtype=float)
 
 
 def strip(page: Page, title: str) -> Locator:
@@ -92,8 +93,11 @@ def test_every_picture_is_there(page: Page) -> None:
     assert all(size > 0 for size in sizes)
     for title in ("Pseudo video", "full: prompts", "full: tracked masks", "full: backward tracking"):
         assert strip(page, title).count() == FRAMES, title
-    # three fits, each drawn
+    # three fits, each drawn where the numbers are unfolded
     assert page.locator("svg.curve").count() == 3
+    assert not page.locator("svg.curve").first.is_visible()
+    for folded in page.locator("details > summary").all():
+        folded.click()
     for box in (line.bounding_box() for line in page.locator("svg.curve polyline").all()):
         assert box is not None
         assert box["width"] > 100
@@ -106,9 +110,10 @@ def test_every_picture_is_there(page: Page) -> None:
 
 def check_mask(page: Page, truth: np.ndarray) -> None:
     """The tracked mask of the last frame has its colour, and lies on the object."""
-    plain, tracked = (seen(strip(page, title).last) for title in ("Pseudo video", "full: tracked masks"))
-    height, width = plain.shape[:2]
+    tracked = seen(strip(page, "full: tracked masks").last)
+    height, width = tracked.shape[:2]
     assert height > 200  # shown large enough to tell
+    plain = seen(strip(page, "Pseudo video").last, (width, height))
     tinted = np.linalg.norm(tracked - plain, axis=-1) > 40
     truth = np.asarray(Image.fromarray(truth).resize((width, height), Image.Resampling.NEAREST))
     assert (tinted & truth).sum() / (tinted | truth).sum() > 0.6
