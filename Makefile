@@ -25,10 +25,11 @@ screenshots:  ## the documents' pictures of the demo, into docs/images (ARGS="--
 	@tools/setup.sh main label-studio browser
 	@$(PYTHON_BIN) -u -m tools.screenshots $(ARGS)
 
-# Two processes: once, after the component tests, a kd-tree of scipy in the unit tests ended a shared one by a signal.
+# Unit tests need nothing of the machine and share its cores; the others start servers and run alone. In one process with
+# them a kd-tree of scipy in the unit tests once ended it by a signal.
 test:  ## the whole test suite (ARGS="..." goes to pytest)
 	@tools/setup.sh main label-studio browser
-	@$(PYTHON_BIN) -m pytest tests/unit $(ARGS); unit=$$?; \
+	@$(PYTHON_BIN) -m pytest -n 2 tests/unit $(ARGS); unit=$$?; \
 	$(PYTHON_BIN) -m pytest tests/component tests/contract tests/integration $(ARGS); rest=$$?; \
 	for code in $$unit $$rest; do case $$code in 0) ;; 5) none=$$((none + 1)) ;; *) exit $$code ;; esac; done; \
 	[ "$${none:-0}" -lt 2 ] || { echo "no test was selected"; exit 5; }

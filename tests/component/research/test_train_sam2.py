@@ -19,6 +19,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+    torch.set_flush_denormal(False)  # the training turns it on for its process
 
 
 def options(out, steps: int, resume: bool) -> argparse.Namespace:
