@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage, stats
 
 from backend.labelstudio.masks import BoolMask
@@ -13,6 +14,8 @@ from backend.labelstudio.masks import BoolMask
 CRUMB = 0.01
 """Share of a mask below which a connected part of it is a crumb."""
 MANY_CRUMBS = 10
+LOOKED_AT = 1024
+"""Pixels of a picture's longer side from which on shapes and colours are looked at smaller: it takes seconds else."""
 SAMPLED = 2000
 """Pixels of the object and of its surroundings that are compared."""
 TELLS_APART = 0.56
@@ -28,29 +31,38 @@ def oddities(image: NDArray[np.uint8], masks: Mapping[str, BoolMask], cells: int
         masks: label -> bool (H, W), none empty.
         cells: how many cells the model has along either side of a picture; 0 if that is not known.
     """
-    return [f"The mask of {label!r} {odd}" for label, mask in masks.items() for odd in _odd(image, mask, cells)]
+    small = _shrunk(image)
+    return [f"The mask of {label!r} {odd}" for label, mask in masks.items() for odd in _odd(small, mask, cells)]
 
 
-def _odd(image: NDArray[np.uint8], mask: BoolMask, cells: int) -> list[str]:
+def _odd(small: NDArray[np.uint8], mask: BoolMask, cells: int) -> list[str]:
     found = []
+    shape = mask if mask.shape == small.shape[:2] else _shrunk(mask.astype(np.uint8) * 255) >= 128
     if cells and mask.mean() * cells**2 < 1:
         found.append(
             f"is tiny: {int(mask.sum())} pixels, less than one of the model's cells. Annotate a task where the object "
             "is larger, or crop the pictures."
         )
-    elif cells and _thickness(mask, cells) < 1:
+    elif cells and _thickness(shape, cells) < 1:
         found.append(
             "is thinner than one of the model's cells everywhere. Crop the pictures if the predictions miss such parts."
         )
     crumbs = _crumbs(mask)
     if crumbs >= MANY_CRUMBS:
         found.append(f"has {crumbs} crumbs beside its large parts. Erase them if they are slips of the brush.")
-    if not _stands_out(image, mask):
+    if not _stands_out(small, shape):
         found.append(
             "does not differ from its surroundings in colour or brightness. Check that it lies on the object, and "
             "covers all of it."
         )
     return found
+
+
+def _shrunk(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Scale a picture, uint8 (H, W) or (H, W, 3), down to at most `LOOKED_AT` pixels along its longer side."""
+    image = Image.fromarray(picture)
+    image.thumbnail((LOOKED_AT, LOOKED_AT), Image.Resampling.BOX)
+    return np.asarray(image)
 
 
 def _thickness(mask: BoolMask, cells: int) -> float:
@@ -71,8 +83,8 @@ def _stands_out(image: NDArray[np.uint8], mask: BoolMask) -> bool:
     """Whether a colour, the brightness or how rough they are tells a mask's pixels from those around it."""
     width = max(3, round(0.25 * float(np.sqrt(mask.sum()))))
     around = (ndimage.distance_transform_edt(~mask) <= width) & ~mask
-    if not around.any():
-        return True  # it is the whole picture
+    if not mask.any() or not around.any():
+        return True  # too thin to say, or the whole picture
     pixels = image.astype(np.float32)
     grey = pixels.mean(axis=2)
     roughness = ndimage.generic_gradient_magnitude(grey, ndimage.sobel)

@@ -44,6 +44,19 @@ def test_a_line_is_thinner_than_a_cell():
     assert "thinner" not in said(line, cells=64)
 
 
+def test_large_pictures_are_looked_at_alike():
+    side = 16 * SIZE
+    image = np.random.default_rng(0).normal(110, 30, (side, side, 3)).clip(0, 255).astype(np.uint8)
+    rows, columns = np.mgrid[:side, :side]
+    disc = np.hypot(rows - 960, columns - 800) < 400
+    image[disc] = (235, 140, 20)
+    bare, hair = np.zeros((2, side, side), bool)
+    bare[1440:1920, 1440:1920] = True
+    hair[1700, 100:1900] = True
+    found = oddities(image, {"disc": disc, "bare": bare, "hair": hair}, 16)
+    assert [(one.split("'")[1], one.split("' ")[1].split()[0]) for one in found] == [("bare", "does"), ("hair", "is")]
+
+
 def test_crumbs_are_counted():
     _, mask = scene()
     mask[100:120:2, 100:120:4] = True
