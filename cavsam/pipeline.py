@@ -247,7 +247,8 @@ class CavSam:
             scene = Scene.of(adapted, image, self.tracker, self.backbone)
         candidates: list[Candidate] = []
         for strategy in self.strategies:
-            if enough(self._scored(candidates, experience), strategy, self.recipe, experience):
+            known = self._scored(candidates, experience) if strategy.generates_frames else candidates
+            if enough(known, strategy, self.recipe, experience):
                 break
             begun = run.total()
             proposal = strategy.propose(scene, candidates, run)

@@ -248,9 +248,8 @@ class ProjectSync:
         if not _are_news(references, version, known):
             return
         self._store.annotations(self.project).set_references(version, references)
-        self._store.projects.set_warnings(
-            self.project, ODD_REFERENCES, []
-        )  # the first result says them of the new ones
+        # the first result says them of the new ones
+        self._store.projects.set_warnings(self.project, ODD_REFERENCES, [])
         if references is not None:
             log.info("Project %d: %s; version %s.", self.project, _described(references), version)
         elif known.reference_key is not None:

@@ -228,24 +228,25 @@ class Candidate:
         if not all(math.isfinite(value) for known in everything for value in known.values()):
             raise NumericalError("What speaks for a mask is not finite; try precision float32.")
         found = self.masks.flatten(1).any(dim=1).tolist()
+        own = [calibration.score(self.kind, known) if f else 0.0 for known, f in zip(self.cues, found, strict=True)]
+        corrected = [experience.score(self.kind, *one) for one in zip(own, self.cues, strict=True)]
 
-        def score(known: dict[str, float]) -> float:
-            return experience.score(self.kind, calibration.score(self.kind, known), known)
+        def instance(one: Instance, known: dict[str, float]) -> Instance:
+            cues = {**known, **one.cues}
+            return replace(one, score=experience.score(self.kind, calibration.score(self.kind, cues), cues))
 
-        instances = [
-            [replace(one, score=score({**known, **one.cues})) for one in objects]
-            for objects, known in zip(self.instances, self.cues, strict=False)
-        ]
-        presence = [
-            calibration.present(self.kind, known) if f else known.get("presence", 0.0)
-            for known, f in zip(self.cues, found, strict=True)
-        ]
         return replace(
             self,
-            scores=[score(known) if f else 0.0 for known, f in zip(self.cues, found, strict=True)],
-            presence=presence,
-            instances=instances,
-            own=[calibration.score(self.kind, known) if f else 0.0 for known, f in zip(self.cues, found, strict=True)],
+            scores=[score if f else 0.0 for score, f in zip(corrected, found, strict=True)],
+            presence=[
+                calibration.present(self.kind, known) if f else known.get("presence", 0.0)
+                for known, f in zip(self.cues, found, strict=True)
+            ],
+            instances=[
+                [instance(one, known) for one in objects]
+                for objects, known in zip(self.instances, self.cues, strict=False)
+            ],
+            own=own,
             taught=experience.corrects(self.kind),
             estimated=experience.corrects(self.kind) or calibration.knows(self.kind),
         )

@@ -81,8 +81,8 @@ def settled(candidates: Sequence[Candidate], recipe: Recipe) -> bool:
 def enough(candidates: Sequence[Candidate], following: Strategy, recipe: Recipe, experience: Experience) -> bool:
     """Tell whether no further candidate is worth its cost.
 
-    Generated frames are not if every label is trusted without them. In `auto` nothing is that comes after the last
-    candidate which experience found worth trying.
+    Generated frames, before which the candidates must be scored, are not if every label is trusted without them. In
+    `auto` nothing is that comes after the last candidate which experience found worth trying.
     """
     if recipe.mode == "auto" and experience.last and any(one.kind == experience.last for one in candidates):
         return True

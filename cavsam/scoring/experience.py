@@ -1,7 +1,7 @@
 """Experience: what measured targets of one project teach about scores and about which ways to a mask are worth trying.
 
 A calibration is fitted once per pair of models, on pictures that are not the user's. Experience corrects it with masks
-of the user's own targets whose truth became known. Free of torch; numpy is loaded to fit only.
+of the user's own targets whose truth became known. Free of torch.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 LEAST = 10
 """Measured targets from which on anything is learned."""
@@ -128,8 +127,6 @@ def learn(masks: Sequence[Measured]) -> Learned:
     Args:
         masks: of at least `LEAST` targets; fewer teach nothing.
     """
-    import numpy as np
-
     own = [one.own for one in masks]
     truth, weights = np.array([one.iou for one in masks]), _weights(masks)
 
@@ -173,8 +170,6 @@ class _Design:
 
     @classmethod
     def of(cls, masks: Sequence[Measured], with_cues: bool) -> _Design:
-        import numpy as np
-
         kinds = sorted({one.kind for one in masks})
         cues = sorted({name for one in masks for name in one.cues}) if with_cues else []
         values = np.array([[one.cues.get(name, np.nan) for name in cues] for one in masks]).reshape(
@@ -189,8 +184,6 @@ class _Design:
 
     def estimates(self, change: Floats) -> Floats:
         """Estimate the IoU of each mask, (N,), after a change (columns,)."""
-        import numpy as np
-
         return np.asarray(1 / (1 + np.exp(-(self.logits + self.table @ change))))
 
     def corrections(self, change: Floats) -> dict[str, Correction]:
@@ -211,8 +204,6 @@ class _Design:
             weights: of each mask, (N,).
             shrinkage: half of it times the sum of the squares of the change is added to the cross entropy.
         """
-        import numpy as np
-
         x: Floats = np.zeros(self.table.shape[1])
         penalty = np.full(self.table.shape[1], shrinkage)
 
@@ -236,8 +227,6 @@ class _Design:
 
 def _weights(masks: Sequence[Measured]) -> Floats:
     """Weigh the masks (N,) so that those of each target weigh 1 in all."""
-    import numpy as np
-
     counts: dict[int, int] = {}
     for one in masks:
         counts[one.target] = counts.get(one.target, 0) + 1

@@ -158,13 +158,9 @@ def diffusion_files(source: str, revision: str | None = None) -> list[Path]:
         source: see `ModelSources`.
         revision: of a hub id.
     """
-    path = Path(source)
-    if path.is_file():
-        return [path]
-    folder = path if path.is_dir() else None
-    if folder is None and is_hub_id(source):
-        config = in_hub_cache(source, "unet/config.json", revision)
-        folder = config.parent.parent if config else None
+    if Path(source).is_file():
+        return [Path(source)]
+    folder = _folder_of(source, "unet/config.json", revision)
     if folder is None:
         return []
     patterns = list(DIFFUSION_FILES)
@@ -183,15 +179,19 @@ def backbone_files(source: str, revision: str | None = None) -> list[Path]:
         source: folder or hub id.
         revision: of a hub id.
     """
-    path = Path(source)
-    folder = path if path.is_dir() else None
-    if folder is None and is_hub_id(source):
-        config = in_hub_cache(source, "config.json", revision)
-        folder = config.parent if config else None
+    folder = _folder_of(source, "config.json", revision)
     if folder is None or not (folder / "config.json").is_file():
         return []
     weights = next((file for name in BACKBONE_WEIGHTS if (file := folder / name).is_file()), None)
     return [folder / "config.json", weights] if weights else []
+
+
+def _folder_of(source: str, file: str, revision: str | None) -> Path | None:
+    """Find the folder of a source on this machine: a local one, or the snapshot in the hub's cache that has `file`."""
+    if Path(source).is_dir():
+        return Path(source)
+    found = in_hub_cache(source, file, revision) if is_hub_id(source) else None
+    return found.parents[file.count("/")] if found else None
 
 
 def in_hub_cache(hub_id: str, file: str, revision: str | None) -> Path | None:
