@@ -50,6 +50,15 @@ def project(label_studio: FakeLabelStudio) -> int:
     return number
 
 
+def thumbnails_of(service: Service, label_studio: FakeLabelStudio, project: int, tasks: list[int]) -> Thumbnails:
+    """Thumbnails with one seat, of a service that is not started and knows these tasks."""
+    service.store.projects.add(project, "x")
+    service.store.projects.describe(project, "", str(label_studio.projects[project]["label_config"]))
+    service.store.tasks(project).replace([Task(project, n, label_studio.tasks[n]["data"], False, "") for n in tasks])
+    folder = service.settings.data_dir / "thumbnails"
+    return Thumbnails(service.store, service.clients.of, service.drawing, folder, image_limit=10**6, waiting=1)
+
+
 def get(backend: RunningBackend, path: str, **query: Any) -> requests.Response:
     return requests.get(f"{backend.url}/{path}", params=query, timeout=30)
 
@@ -308,15 +317,7 @@ class TestThumbnails:
         ]
         service = Service(make_settings())
         try:
-            service.store.projects.add(project, "x")
-            service.store.projects.describe(project, "", str(label_studio.projects[project]["label_config"]))
-            service.store.tasks(project).replace(
-                [Task(project, n, label_studio.tasks[n]["data"], False, "") for n in tasks]
-            )
-            folder = service.settings.data_dir / "thumbnails"
-            thumbnails = Thumbnails(
-                service.store, service.clients.of, service.drawing, folder, image_limit=10**6, waiting=1
-            )
+            thumbnails = thumbnails_of(service, label_studio, project, tasks)
             thumbnails.image(project, tasks[0])
             assert service.drawing.is_running
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -341,15 +342,7 @@ class TestThumbnails:
             answered.wait(120)
 
         try:
-            service.store.projects.add(project, "x")
-            service.store.projects.describe(project, "", str(label_studio.projects[project]["label_config"]))
-            service.store.tasks(project).replace(
-                [Task(project, n, label_studio.tasks[n]["data"], False, "") for n in tasks]
-            )
-            folder = service.settings.data_dir / "thumbnails"
-            thumbnails = Thumbnails(
-                service.store, service.clients.of, service.drawing, folder, image_limit=10**6, waiting=1
-            )
+            thumbnails = thumbnails_of(service, label_studio, project, tasks)
             label_studio.failures.before_answer = hold
             made: list[bytes] = []
             maker = threading.Thread(target=lambda: made.append(thumbnails.image(project, tasks[0])))
