@@ -12,19 +12,14 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from backend.errors import UnusableRegion
 from backend.labelstudio.regions import Region
-from backend.learning.candidates import SIDE, KeptCandidate, Place, squared, unpack
+from backend.learning.candidates import SIDE, BoolMask, KeptCandidate, Place, squared, unpack
 
 UNCHANGED = 0.98
 """IoU from which on a mask counts as unchanged: an editor that writes it anew moves some pixels of its edge."""
 REDRAWN = 0.5
 """IoU below which a mask counts as redrawn rather than corrected: less than half is common to both."""
-
-BoolMask = NDArray[np.bool_]
 
 
 class Verdict(StrEnum):
