@@ -192,8 +192,8 @@ def load_diffusion(sources: ModelSources, device: torch.device, precision: Preci
     for name in ("vae", "unet", "text_encoder"):
         # the VAE is small, and its rounding would be seen in every frame
         lower = precision == "bfloat16-weights" and name != "vae"
-        kind = torch.bfloat16 if lower else torch.float32
-        parts[name] = parts[name].to(device, kind).eval().requires_grad_(False)
+        part = parts[name].bfloat16() if lower else parts[name].float()
+        parts[name] = part.to(device).eval().requires_grad_(False)
     return LatentDiffusion(
         parts["vae"],
         parts["unet"],
