@@ -9,7 +9,7 @@ Measured on two cores, pictures of 1024x1024, one thread per process:
     model idle: later clicks on it         median   0.05 s, most   0.09 s (15)
     model working on a target: first click on a picture   median   0.12 s, most   0.15 s (5)
     model working on a target: later clicks on it         median   0.07 s, most   0.10 s (15)
-    peak memory of the backend's processes: 65 MB, 644 MB, 703 MB (web, clicks, model)
+    peak memory of the backend's processes: 65 MB, 644 MB, 703 MB (from small to large)
 
 With `--size 3464 --pictures 2 --clicks 3`, 12 megapixels:
 
@@ -17,7 +17,7 @@ With `--size 3464 --pictures 2 --clicks 3`, 12 megapixels:
     model idle: later clicks on it         median   0.49 s, most   0.84 s (4)
     model working on a target: first click on a picture   median   0.82 s, most   0.91 s (2)
     model working on a target: later clicks on it         median   0.70 s, most   0.74 s (4)
-    peak memory of the backend's processes: 188 MB, 644 MB, 1032 MB (web, clicks, model)
+    peak memory of the backend's processes: 188 MB, 644 MB, 1032 MB (from small to large)
 """
 
 from __future__ import annotations
